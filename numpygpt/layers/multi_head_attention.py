@@ -1,0 +1,114 @@
+"""Causal multi-head attention (Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2).
+
+    x                       (B, T, D)      input
+    qkv                     (B, T, 3 D)    queries, keys and values side by side
+    queries, keys, values   (B, H, T, K)   split into heads, D = H K
+    context                 (B, H, T, K)   what each head read
+    context_vec             (B, T, D)      the heads merged
+    y                       (B, T, D)      output
+
+    (1)  qkv = x [Wq; Wk; Wv]ᵀ (+ bias)            one product where three share the operand x
+    (2)  split: feature h K + i of queries is feature i of head h's; the same for keys and values
+    (3)  context = attention(queries, keys, values)
+    (4)  merge: the inverse of the split
+    (5)  y = context_vec Woᵀ + bo
+
+Splitting and merging move no number; their gradients are each other. Decoding with a cache: `past` holds the keys and values of
+earlier positions, and `present(saved)` those of all positions so far.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from numpygpt import parameters as p
+from numpygpt.ops import attention, linear
+from numpygpt.shapes import Array, Bool, Inexact
+from numpygpt.watch import Watch, unwatched
+
+
+class KeysValues(NamedTuple):
+    """What later positions need of earlier ones."""
+
+    keys: Inexact[Array, "B H S K"]
+    values: Inexact[Array, "B H S K"]
+
+
+class Saved(NamedTuple):
+    qkv: linear.Saved
+    attention: attention.Saved
+    out_proj: linear.Saved
+
+
+def forward(
+    x: Inexact[Array, "B T D"],
+    parameters: p.MultiHeadAttention,
+    *,
+    n_heads: int,
+    keep: Bool[Array, "B {n_heads} T S"] | None = None,
+    drop_rate: float = 0.0,
+    past: KeysValues | None = None,
+    watch: Watch = unwatched,
+) -> tuple[Inexact[Array, "B T D"], Saved]:
+    *projections, out_proj = parameters
+    weight, bias = stacked_projections(projections)
+    qkv, projected = linear.forward(x, weight, bias)  # (1)
+    queries, keys, values = (split_heads(part, n_heads) for part in np.split(qkv, 3, axis=-1))  # (2)
+    watch("queries", queries)
+    watch("keys", keys)
+    watch("values", values)
+    if past is not None:
+        keys, values = (np.concatenate(pair, axis=2) for pair in zip(past, (keys, values), strict=True))
+    context, attended = attention.forward(  # (3)
+        queries, keys, values, keep=keep, drop_rate=drop_rate, watch=watch
+    )
+    context_vec = merge_heads(context)  # (4)
+    watch("context_vec", context_vec)
+    y, put_out = linear.forward(context_vec, *out_proj)  # (5)
+    watch("out_proj", y)
+    return y, Saved(projected, attended, put_out)
+
+
+def present(saved: Saved) -> KeysValues:
+    """The keys and values of every position up to now, to be the `past` of the next call."""
+    return KeysValues(saved.attention.keys, saved.attention.values)
+
+
+class Gradients(NamedTuple):
+    x: Inexact[Array, "B T D"]
+    parameters: p.MultiHeadAttention
+
+
+def backward(d_y: Inexact[Array, "B T D"], saved: Saved, *, watch: Watch = unwatched) -> Gradients:
+    """Of a forward without `past`."""
+    n_heads = saved.attention.queries.shape[1]
+    watch("d_out_proj", d_y)
+    d_context_vec, *d_out_proj = linear.backward(d_y, saved.out_proj)  # undoes (5)
+    watch("d_context_vec", d_context_vec)
+    d_context = split_heads(d_context_vec, n_heads)  # undoes (4)
+    d_heads = attention.backward(d_context, saved.attention, watch=watch)  # undoes (3)
+    watch("d_values", d_heads.values)
+    watch("d_keys", d_heads.keys)
+    watch("d_queries", d_heads.queries)
+    d_qkv = np.concatenate([merge_heads(d_part) for d_part in d_heads], axis=-1)  # undoes (2)
+    d_x, d_weight, d_bias = linear.backward(d_qkv, saved.qkv)  # undoes (1)
+    d_weights = np.split(d_weight, 3)
+    d_biases = [None] * 3 if d_bias is None else np.split(d_bias, 3)
+    d_projections = (p.Linear(*pair) for pair in zip(d_weights, d_biases, strict=True))
+    return Gradients(d_x, p.MultiHeadAttention(*d_projections, p.Linear(*d_out_proj)))
+
+
+def stacked_projections(projections: list[p.Linear]) -> tuple[Array, Array | None]:
+    """The weights and biases of queries, keys and values as one weight (3 D, D) and one bias (3 D)."""
+    weights, biases = zip(*projections, strict=True)
+    return p.stacked(*weights), None if biases[0] is None else p.stacked(*biases)
+
+
+def split_heads(x: Inexact[Array, "B T D"], n_heads: int) -> Inexact[Array, "B {n_heads} T K"]:
+    """A view: the features of head h are features h K to (h + 1) K of x."""
+    return x.reshape(*x.shape[:2], n_heads, -1).swapaxes(1, 2)
+
+
+def merge_heads(x: Inexact[Array, "B H T K"]) -> Inexact[Array, "B T D"]:
+    """The inverse of split_heads: heads back beside each other, a copy."""
+    return x.swapaxes(1, 2).reshape(len(x), x.shape[2], -1)

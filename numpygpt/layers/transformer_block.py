@@ -1,0 +1,106 @@
+"""The pre-norm transformer block of GPT-2 (Radford et al. 2019, section 2.3).
+
+    x   (B, T, D)   input
+    y   (B, T, D)   output
+
+    (1)  a = norm1(x)
+    (2)  b = attention(a)
+    (3)  r = x + dropout(b)                        the residual between the two halves
+    (4)  f = norm2(r)
+    (5)  g = feed_forward(f)
+    (6)  y = r + dropout(g)
+
+A value used twice gets the sum of the gradients of its uses: x in (1) and (3), r in (4) and (6).
+"""
+
+from typing import NamedTuple
+
+from numpygpt import parameters as p
+from numpygpt.layers import feed_forward, multi_head_attention
+from numpygpt.ops import dropout, layer_norm
+from numpygpt.ops.dropout import RandomSource, draw_keep_mask
+from numpygpt.shapes import Array, Bool, Inexact
+from numpygpt.watch import Watch, under, unwatched
+
+
+class DropoutMasks(NamedTuple):
+    """Which elements stay at the block's three sites; None where all do."""
+
+    attention: Bool[Array, "B H T T"] | None = None
+    after_attention: Bool[Array, "B T D"] | None = None
+    after_feed_forward: Bool[Array, "B T D"] | None = None
+
+
+def draw_masks(rng: RandomSource, shape: tuple[int, int, int], n_heads: int, drop_rate: float) -> DropoutMasks:
+    """Masks for x of this shape (B, T, D), drawn in the order in which the forward meets the sites."""
+    B, T, _ = shape
+    return DropoutMasks(
+        draw_keep_mask(rng, (B, n_heads, T, T), drop_rate),
+        draw_keep_mask(rng, shape, drop_rate),
+        draw_keep_mask(rng, shape, drop_rate),
+    )
+
+
+class Saved(NamedTuple):
+    norm1: layer_norm.Saved
+    att: multi_head_attention.Saved
+    drop_att: dropout.Saved
+    norm2: layer_norm.Saved
+    ff: feed_forward.Saved
+    drop_ff: dropout.Saved
+
+
+def forward(
+    x: Inexact[Array, "B T D"],
+    parameters: p.TransformerBlock,
+    *,
+    n_heads: int,
+    masks: DropoutMasks = DropoutMasks(),
+    drop_rate: float = 0.0,
+    past: multi_head_attention.KeysValues | None = None,
+    watch: Watch = unwatched,
+) -> tuple[Inexact[Array, "B T D"], Saved]:
+    a, norm1 = layer_norm.forward(x, *parameters.norm1)  # (1)
+    watch("norm1", a)
+    b, att = multi_head_attention.forward(  # (2)
+        a,
+        parameters.att,
+        n_heads=n_heads,
+        keep=masks.attention,
+        drop_rate=drop_rate,
+        past=past,
+        watch=under(watch, "att"),
+    )
+    dropped, drop_att = dropout.forward(b, masks.after_attention, drop_rate=drop_rate)
+    watch("drop_att", dropped)
+    r = x + dropped  # (3)
+    watch("residual", r)
+    f, norm2 = layer_norm.forward(r, *parameters.norm2)  # (4)
+    watch("norm2", f)
+    g, ff = feed_forward.forward(f, parameters.ff, watch=under(watch, "ff"))  # (5)
+    dropped, drop_ff = dropout.forward(g, masks.after_feed_forward, drop_rate=drop_rate)
+    watch("drop_ff", dropped)
+    y = r + dropped  # (6)
+    return y, Saved(norm1, att, drop_att, norm2, ff, drop_ff)
+
+
+class Gradients(NamedTuple):
+    x: Inexact[Array, "B T D"]
+    parameters: p.TransformerBlock
+
+
+def backward(d_y: Inexact[Array, "B T D"], saved: Saved, *, watch: Watch = unwatched) -> Gradients:
+    watch("d_drop_ff", d_y)
+    d_g = dropout.backward(d_y, saved.drop_ff).x  # undoes (6)
+    d_f, d_ff = feed_forward.backward(d_g, saved.ff, watch=under(watch, "ff"))  # undoes (5)
+    watch("d_norm2", d_f)
+    d_r, *d_norm2 = layer_norm.backward(d_f, saved.norm2)  # undoes (4)
+    d_r += d_y
+    watch("d_residual", d_r)
+    watch("d_drop_att", d_r)
+    d_b = dropout.backward(d_r, saved.drop_att).x  # undoes (3)
+    d_a, d_att = multi_head_attention.backward(d_b, saved.att, watch=under(watch, "att"))  # undoes (2)
+    watch("d_norm1", d_a)
+    d_x, *d_norm1 = layer_norm.backward(d_a, saved.norm1)  # undoes (1)
+    d_x += d_r
+    return Gradients(d_x, p.TransformerBlock(d_att, d_ff, p.LayerNorm(*d_norm1), p.LayerNorm(*d_norm2)))

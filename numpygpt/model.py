@@ -1,0 +1,296 @@
+"""GPTModel: the whole model, from token ids to logits and back to the gradient of every parameter.
+
+    in_idx   (B, T)      token ids, T <= C
+    x        (B, T, D)   the residual stream
+    logits   (B, T, V)   scores of each next token
+
+    (1)  x = dropout(tok_emb[in_idx] + pos_emb[0 .. T-1])
+    (2)  x = block(x), for each transformer block
+    (3)  z = final_norm(x)
+    (4)  logits = z W_outᵀ
+
+The sum in (1) gives its gradient to both terms; pos_emb is shared by the sequences of a batch, so its gradient is their sum.
+With tied weights W_out is tok_emb itself, used twice, and its gradient is the sum of both uses.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from numpygpt import parameters as p
+from numpygpt.config import GPTConfig
+from numpygpt.errors import InputError
+from numpygpt.layers import multi_head_attention, transformer_block
+from numpygpt.layers.multi_head_attention import KeysValues
+from numpygpt.ops import cross_entropy, dropout, embedding, layer_norm, linear
+from numpygpt.ops.dropout import RandomSource, draw_keep_mask
+from numpygpt.random import TorchGenerator
+from numpygpt.shapes import Array, Bool, Inexact, Integer
+from numpygpt.watch import Watch, under, unwatched
+
+DTYPES = (np.float32, np.float64, np.complex128)
+
+
+class DropoutMasks(NamedTuple):
+    """Which elements stay at every dropout site of the model."""
+
+    embedding: Bool[Array, "B T D"] | None
+    blocks: tuple[transformer_block.DropoutMasks, ...]
+
+
+class Saved(NamedTuple):
+    tok_emb: embedding.Saved
+    pos_emb: embedding.Saved
+    drop_emb: dropout.Saved
+    trf_blocks: list[transformer_block.Saved]
+    final_norm: layer_norm.Saved
+    out_head: linear.Saved
+
+
+class GPTModel:
+    """The book's GPT with PyTorch's parameter names, in NumPy.
+
+    cfg     a GPTConfig, or a dict with the book's seven keys
+    seed    an int, or a TorchGenerator to draw on from where it stands; the initial weights are those of
+            `torch.manual_seed(seed); GPTModel(cfg)` in PyTorch
+    dtype   float32 or float64 to compute in, or complex128 to differentiate by complex step
+
+    Raises InputError for an invalid configuration, seed or dtype.
+    """
+
+    config: GPTConfig
+    dtype: np.dtype
+    parameters: p.GPT
+
+    def __init__(
+        self,
+        cfg: GPTConfig | Mapping[str, Any],
+        seed: int | TorchGenerator = 123,
+        dtype: Any = np.float32,
+    ) -> None:
+        self._allocate(cfg, dtype)
+        p.initialize(self.parameters, seed if isinstance(seed, TorchGenerator) else TorchGenerator(seed))
+
+    @classmethod
+    def from_state_dict(
+        cls, cfg: GPTConfig | Mapping[str, Any], state_dict: Mapping[str, Array], dtype: Any = None
+    ) -> Self:
+        """A model with these weights, copied; nothing is drawn. `dtype` defaults to the weights' own."""
+        model = cls.__new__(cls)
+        model._allocate(cfg, next(iter(state_dict.values())).dtype if dtype is None else dtype)
+        model.load_state_dict(state_dict)
+        return model
+
+    def _allocate(self, cfg: GPTConfig | Mapping[str, Any], dtype: Any) -> None:
+        self.config = GPTConfig.of(cfg)
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype is {self.dtype}; expected float32, float64 or complex128")
+        self.parameters = p.allocate(self.config, self.dtype)
+
+    # Parameters
+
+    def state_dict(self) -> dict[str, Array]:
+        """{PyTorch name: array}, in PyTorch's order; the model's own arrays. Tied weights appear under both names."""
+        return dict(p.named(self.parameters))
+
+    def named_parameters(self) -> dict[str, Array]:
+        """The state dict with each array once: without `out_head.weight` where it is tied to `tok_emb.weight`."""
+        state_dict = self.state_dict()
+        if self.config.tie_weights:
+            del state_dict["out_head.weight"]
+        return state_dict
+
+    def num_parameters(self) -> int:
+        """How many numbers are trained; tied weights count once."""
+        return sum(array.size for array in self.named_parameters().values())
+
+    def load_state_dict(self, mapping: Mapping[str, Array]) -> None:
+        """Copy every array of `mapping` into the parameter of that name, in the model's dtype.
+
+        Strict: InputError lists the missing, unexpected and misshaped names, and then nothing is changed. The book's buffers
+        `trf_blocks.{i}.att.mask` are accepted and ignored; with tied weights `out_head.weight` may be absent, and where present
+        it must equal `tok_emb.weight`.
+        """
+        own = self.named_parameters()
+        given = {name: np.asarray(array) for name, array in mapping.items() if not name.endswith(".att.mask")}
+        if self.config.tie_weights and "tok_emb.weight" in given:
+            head = given.pop("out_head.weight", given["tok_emb.weight"])
+            if not np.array_equal(head, given["tok_emb.weight"]):
+                raise InputError(
+                    "out_head.weight differs from tok_emb.weight, but the configuration ties them: set tie_weights=False"
+                )
+        misshaped = [
+            f"{name} {given[name].shape}, expected {array.shape}"
+            for name, array in own.items()
+            if name in given and given[name].shape != array.shape
+        ]
+        faults = {
+            "missing": [name for name in own if name not in given],
+            "unexpected": [name for name in given if name not in own],
+            "misshaped": misshaped,
+        }
+        if any(faults.values()):
+            listed = "; ".join(f"{fault}: {', '.join(names)}" for fault, names in faults.items() if names)
+            raise InputError(f"the state dict does not fit the model: {listed}")
+        for name, array in own.items():
+            np.copyto(array, given[name], casting="same_kind")
+
+    # Inference
+
+    def __call__(self, in_idx: Any) -> Inexact[Array, "B T V"]:
+        """Logits (B, T, V) for token ids (B, T), without dropout."""
+        x, _ = self._without_saving(self._token_ids(in_idx), past=None)
+        return self._head(x)
+
+    def decode(
+        self, in_idx: Any, past: tuple[KeysValues, ...] | None = None
+    ) -> tuple[Inexact[Array, "B V"], tuple[KeysValues, ...]]:
+        """Logits of the last of these tokens, and the keys and values of all tokens so far.
+
+        in_idx   (B, T) token ids that follow those of `past`
+        past     what an earlier call returned; it is not changed
+        """
+        x, present = self._without_saving(self._token_ids(in_idx, past), past)
+        return self._head(x[:, -1:])[:, 0], present
+
+    def _without_saving(
+        self, in_idx: Array, past: tuple[KeysValues, ...] | None
+    ) -> tuple[Array, tuple[KeysValues, ...]]:
+        parameters = self.parameters
+        start = past[0].keys.shape[2] if past else 0
+        tokens, _ = embedding.forward(in_idx, *parameters.tok_emb)
+        x = tokens + parameters.pos_emb.weight[start : start + in_idx.shape[1]]
+        present = []
+        for block, block_past in zip(
+            parameters.trf_blocks, past or [None] * self.config.n_layers, strict=True
+        ):
+            x, saved = transformer_block.forward(x, block, n_heads=self.config.n_heads, past=block_past)
+            present.append(multi_head_attention.present(saved.att))
+        return x, tuple(present)
+
+    def _head(self, x: Inexact[Array, "B T D"]) -> Inexact[Array, "B T V"]:
+        normed, _ = layer_norm.forward(x, *self.parameters.final_norm)
+        return linear.forward(normed, *self.parameters.out_head)[0]
+
+    # Training
+
+    def loss_and_grads(
+        self, inputs: Any, targets: Any, *, rng: RandomSource | None = None, watch: Watch = unwatched
+    ) -> tuple[Any, dict[str, Array]]:
+        """The mean cross-entropy in nats, and the gradient of every parameter.
+
+        inputs, targets   (B, T) token ids; targets of cross_entropy.IGNORE_INDEX (-100) do not count
+        rng               draws the dropout masks (a TorchGenerator or numpy.random.Generator); None: no dropout
+        returns           the loss, and {PyTorch name: gradient} with the names of `named_parameters`. The gradients may be
+                          buffers of the model that the next call overwrites: use or copy them before it.
+
+        Raises InputError for ids outside the vocabulary, a sequence longer than context_length, or unequal shapes.
+        """
+        inputs, targets = self._token_ids(inputs), np.asarray(targets)
+        if targets.shape != inputs.shape or not np.issubdtype(targets.dtype, np.integer):
+            raise InputError(
+                f"targets are {targets.dtype} {targets.shape}; expected integers shaped as the inputs, {inputs.shape}"
+            )
+        masks = None if rng is None else self.draw_dropout_masks(rng, *inputs.shape)
+        logits, saved = self.forward(inputs, masks=masks, watch=watch)
+        loss, scored = cross_entropy.forward(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
+        watch("loss", loss)
+        d_logits = cross_entropy.backward(loss.dtype.type(1), scored).logits.reshape(logits.shape)
+        del logits, scored  # the largest arrays of the run, not needed by the backward
+        return loss, self.backward(d_logits, saved, watch=watch)
+
+    def draw_dropout_masks(self, rng: RandomSource, B: int, T: int) -> DropoutMasks:
+        """Masks for a batch (B, T), in the order in which PyTorch draws them during a forward."""
+        config = self.config
+        shape = (B, T, config.emb_dim)
+        return DropoutMasks(
+            draw_keep_mask(rng, shape, config.drop_rate),
+            tuple(
+                transformer_block.draw_masks(rng, shape, config.n_heads, config.drop_rate)
+                for _ in range(config.n_layers)
+            ),
+        )
+
+    def forward(
+        self, in_idx: Any, *, masks: DropoutMasks | None = None, watch: Watch = unwatched
+    ) -> tuple[Inexact[Array, "B T V"], Saved]:
+        """Logits and what `backward` needs; without masks there is no dropout."""
+        in_idx = self._token_ids(in_idx)
+        parameters, config = self.parameters, self.config
+        if masks is None:
+            masks = DropoutMasks(None, (transformer_block.DropoutMasks(),) * config.n_layers)
+        tokens, tok_emb = embedding.forward(in_idx, *parameters.tok_emb)
+        watch("tok_emb", tokens)
+        positions, pos_emb = embedding.forward(np.arange(in_idx.shape[1]), *parameters.pos_emb)
+        watch("pos_emb", positions)
+        x, drop_emb = dropout.forward(tokens + positions, masks.embedding, drop_rate=config.drop_rate)  # (1)
+        watch("drop_emb", x)
+        saved_blocks = []
+        for i, (block, block_masks) in enumerate(zip(parameters.trf_blocks, masks.blocks, strict=True)):
+            x, saved = transformer_block.forward(  # (2)
+                x,
+                block,
+                n_heads=config.n_heads,
+                masks=block_masks,
+                drop_rate=config.drop_rate,
+                watch=under(watch, f"trf_blocks.{i}"),
+            )
+            watch(f"trf_blocks.{i}", x)
+            saved_blocks.append(saved)
+        normed, final_norm = layer_norm.forward(x, *parameters.final_norm)  # (3)
+        watch("final_norm", normed)
+        logits, out_head = linear.forward(normed, *parameters.out_head)  # (4)
+        watch("logits", logits)
+        return logits, Saved(tok_emb, pos_emb, drop_emb, saved_blocks, final_norm, out_head)
+
+    def backward(
+        self, d_logits: Inexact[Array, "B T V"], saved: Saved, *, watch: Watch = unwatched
+    ) -> dict[str, Array]:
+        """{PyTorch name: gradient}, with the names of `named_parameters`."""
+        watch("d_logits", d_logits)
+        d_normed, *d_out_head = linear.backward(d_logits, saved.out_head)  # undoes (4)
+        watch("d_final_norm", d_normed)
+        d_x, *d_final_norm = layer_norm.backward(d_normed, saved.final_norm)  # undoes (3)
+        d_blocks: list[p.TransformerBlock] = []
+        for i, saved_block in reversed(list(enumerate(saved.trf_blocks))):
+            watch(f"d_trf_blocks.{i}", d_x)
+            d_x, d_block = transformer_block.backward(  # undoes (2)
+                d_x, saved_block, watch=under(watch, f"trf_blocks.{i}")
+            )
+            d_blocks.insert(0, d_block)
+        watch("d_drop_emb", d_x)
+        d_embedded = dropout.backward(d_x, saved.drop_emb).x  # undoes (1)
+        d_positions = d_embedded.sum(axis=0)
+        watch("d_pos_emb", d_positions)
+        d_pos_emb = embedding.backward(d_positions, saved.pos_emb)
+        watch("d_tok_emb", d_embedded)
+        d_tok_emb = embedding.backward(d_embedded, saved.tok_emb)
+        if self.config.tie_weights:
+            d_tok_emb.weight[...] += d_out_head[0]
+            d_out_head = [None, None]
+        gradients = p.GPT(
+            p.Embedding(*d_tok_emb),
+            p.Embedding(*d_pos_emb),
+            tuple(d_blocks),
+            p.LayerNorm(*d_final_norm),
+            p.Linear(*d_out_head),
+        )
+        return dict(p.named(gradients))
+
+    def _token_ids(
+        self, in_idx: Any, past: tuple[KeysValues, ...] | None = None
+    ) -> Integer[Array, "B T"]:
+        in_idx = np.asarray(in_idx)
+        if in_idx.ndim != 2 or not np.issubdtype(in_idx.dtype, np.integer) or not in_idx.size:
+            raise InputError(
+                f"token ids are {in_idx.dtype} {in_idx.shape}; expected integers of shape (batch, tokens), at least one of each"
+            )
+        end = in_idx.shape[1] + (past[0].keys.shape[2] if past else 0)
+        if end > self.config.context_length:
+            raise InputError(
+                f"a sequence of {end} tokens is longer than context_length {self.config.context_length}: "
+                f"give the model the last {self.config.context_length} tokens, or make it with a longer context"
+            )
+        return in_idx

@@ -1,0 +1,95 @@
+"""Causal scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1), for all heads at once.
+
+    queries        (B, H, T, K)   q
+    keys           (B, H, S, K)   k        S = T; with a cache of earlier keys S > T, and the queries are the last T positions
+    values         (B, H, S, K)   v
+    attn_scores    (B, H, T, S)   s
+    attn_weights   (B, H, T, S)   w
+    context        (B, H, T, K)   z
+
+Forward, for each sequence and head:
+
+    (1)  s = q kᵀ / sqrt(K)                        each query against each key
+    (2)  s[t, j] = -inf where j is later than t    nothing is read from the future
+    (3)  w = softmax(s)
+    (4)  u = dropout(w)
+    (5)  z = u v
+
+Derivation, from dL = <d_z, dz>:
+
+    dz = du v + u dv                               d_u = d_z vᵀ,  d_v = uᵀ d_z
+    d_w, d_s as dropout and softmax give them; where s is -inf, w is 0 and with it d_s = w (...) is 0,
+    so (2) needs no line of its own
+    ds = (dq kᵀ + q dkᵀ) / sqrt(K)                 d_q = d_s k / sqrt(K),  d_k = d_sᵀ q / sqrt(K)
+
+Saved: q, k, v; the weights within softmax's own record; the weights after dropout, u.
+Traps: the scale is sqrt(K), the width of a head, not sqrt(D); a large negative number for -inf leaks at extreme scores; the
+mask comes after the scale, for -inf times a complex scale is NaN.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from numpygpt.ops import dropout, softmax
+from numpygpt.shapes import Array, Bool, Inexact
+from numpygpt.watch import Watch, unwatched
+
+
+class Saved(NamedTuple):
+    queries: Inexact[Array, "B H T K"]
+    keys: Inexact[Array, "B H S K"]
+    values: Inexact[Array, "B H S K"]
+    softmax: softmax.Saved
+    dropout: dropout.Saved
+    dropped_weights: Inexact[Array, "B H T S"]
+
+
+def forward(
+    queries: Inexact[Array, "B H T K"],
+    keys: Inexact[Array, "B H S K"],
+    values: Inexact[Array, "B H S K"],
+    *,
+    keep: Bool[Array, "B H T S"] | None = None,
+    drop_rate: float = 0.0,
+    watch: Watch = unwatched,
+) -> tuple[Inexact[Array, "B H T K"], Saved]:
+    attn_scores = queries @ keys.mT
+    attn_scores *= 1 / math.sqrt(queries.shape[-1])  # (1)
+    np.copyto(attn_scores, -np.inf, where=later(*attn_scores.shape[-2:]))  # (2)
+    watch("attn_scores", attn_scores)
+    attn_weights, softmaxed = softmax.forward(attn_scores)  # (3)
+    watch("attn_weights", attn_weights)
+    dropped_weights, dropped = dropout.forward(attn_weights, keep, drop_rate=drop_rate)  # (4)
+    watch("dropout", dropped_weights)
+    context = dropped_weights @ values  # (5)
+    return context, Saved(queries, keys, values, softmaxed, dropped, dropped_weights)
+
+
+class Gradients(NamedTuple):
+    queries: Inexact[Array, "B H T K"]
+    keys: Inexact[Array, "B H S K"]
+    values: Inexact[Array, "B H S K"]
+
+
+def backward(
+    d_context: Inexact[Array, "B H T K"], saved: Saved, *, watch: Watch = unwatched
+) -> Gradients:
+    d_dropped_weights = d_context @ saved.values.mT  # undoes (5)
+    d_values = saved.dropped_weights.mT @ d_context
+    watch("d_dropout", d_dropped_weights)
+    d_attn_weights = dropout.backward(d_dropped_weights, saved.dropout).x  # undoes (4)
+    watch("d_attn_weights", d_attn_weights)
+    d_attn_scores = softmax.backward(d_attn_weights, saved.softmax).x  # undoes (3) and (2)
+    watch("d_attn_scores", d_attn_scores)
+    d_attn_scores = d_attn_scores * (1 / math.sqrt(saved.queries.shape[-1]))
+    d_queries = d_attn_scores @ saved.keys  # undoes (1)
+    d_keys = d_attn_scores.mT @ saved.queries
+    return Gradients(d_queries, d_keys, d_values)
+
+
+def later(queries: int, keys: int) -> Bool[Array, "T S"]:
+    """Where a key's position is later than the query's, the queries being the last of the keys' positions."""
+    position = np.arange(keys)
+    return position > position[keys - queries :, None]

@@ -1,0 +1,24 @@
+"""The letters of every shape in this package, and the array annotations made of them.
+
+    B  batch                    sequences side by side
+    T  tokens                   positions in a sequence, T <= C
+    S  source tokens            positions that can be attended to: S = T, or past + T when decoding with a cache
+    C  context_length           the longest sequence the model has a position for
+    D  emb_dim                  width of the residual stream
+    H  n_heads                  attention heads
+    K  head_dim                 D / H
+    F  hidden width             4 D, inside the feed-forward network
+    V  vocab_size               number of token ids
+    N  rows                     any number of leading axes taken as one
+
+An annotation such as `Inexact[Array, "B T D"]` is jaxtyping's: an array of floating or complex numbers with these axes,
+where equal letters in one signature mean equal sizes. `...` stands for any leading axes, `*rows` for leading axes that
+recur in the same signature. They cost nothing at run time; the test suite has every one of them checked at each call.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Inexact, Integer
+
+Array = np.ndarray
+
+__all__ = ["Array", "Bool", "Inexact", "Integer"]

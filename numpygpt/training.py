@@ -1,0 +1,150 @@
+"""The book's training functions (chapter 5), and the step they share with `numpygpt train`."""
+
+import math
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from numpygpt.data import DataLoader
+from numpygpt.errors import InputError
+from numpygpt.generation import generate_text_simple
+from numpygpt.model import GPTModel
+from numpygpt.ops import cross_entropy
+from numpygpt.ops.dropout import RandomSource
+from numpygpt.optim import AdamW, clip_grad_norm
+from numpygpt.random import TorchGenerator
+from numpygpt.shapes import Array
+from numpygpt.tokenizer import Encoding, text_to_token_ids, token_ids_to_text
+
+Batch = tuple[Array, Array]
+
+
+def calc_loss_batch(input_batch: Array, target_batch: Array, model: GPTModel) -> float:
+    """The mean cross-entropy of one batch (B, T), in nats a token, without dropout."""
+    logits = model(input_batch)
+    loss, _ = cross_entropy.forward(logits.reshape(-1, logits.shape[-1]), np.asarray(target_batch).reshape(-1))
+    return float(loss)
+
+
+def calc_loss_loader(data_loader: DataLoader, model: GPTModel, num_batches: int | None = None) -> float:
+    """The mean of `calc_loss_batch` over the loader's first `num_batches` batches, or over all; NaN when there is none."""
+    n_batches = len(data_loader) if num_batches is None else min(num_batches, len(data_loader))
+    if n_batches == 0:
+        return math.nan
+    return sum(calc_loss_batch(*batch, model) for batch in islice(data_loader, n_batches)) / n_batches
+
+
+def evaluate_model(
+    model: GPTModel, train_loader: DataLoader, val_loader: DataLoader, eval_iter: int
+) -> tuple[float, float]:
+    """The training and validation loss over `eval_iter` batches each, without dropout."""
+    return calc_loss_loader(train_loader, model, eval_iter), calc_loss_loader(val_loader, model, eval_iter)
+
+
+def sample_text(model: GPTModel, tokenizer: Encoding, start_context: str, max_new_tokens: int = 50) -> str:
+    """`start_context` and the likeliest tokens after it, on one line."""
+    token_ids = generate_text_simple(
+        model,
+        text_to_token_ids(start_context, tokenizer),
+        max_new_tokens=max_new_tokens,
+        context_size=model.config.context_length,
+    )
+    return token_ids_to_text(token_ids, tokenizer).replace("\n", " ")
+
+
+def generate_and_print_sample(model: GPTModel, tokenizer: Encoding, start_context: str) -> None:
+    """Print `start_context` and the 50 likeliest tokens after it on one line."""
+    print(sample_text(model, tokenizer, start_context))
+
+
+def loss_and_grads_of(
+    model: GPTModel, micro_batches: Sequence[Batch], *, rng: RandomSource | None = None
+) -> tuple[float, dict[str, Array]]:
+    """Loss and gradients of several micro-batches as of one batch of them all, holding the activations of one at a time.
+
+    Each micro-batch counts by its number of targets, so that a target weighs the same wherever it stands; a plain mean of the
+    micro-batches' means would not do that. With one micro-batch this is `model.loss_and_grads`.
+    """
+    counts = [np.count_nonzero(np.asarray(targets) != cross_entropy.IGNORE_INDEX) for _, targets in micro_batches]
+    total_loss = 0.0
+    total: dict[str, Array] = {}
+    for (inputs, targets), count in zip(micro_batches, counts, strict=True):
+        loss, grads = model.loss_and_grads(inputs, targets, rng=rng)
+        share = count / max(1, sum(counts))
+        total_loss += share * float(loss)
+        if len(micro_batches) == 1:
+            return total_loss, grads
+        for name, gradient in grads.items():
+            if name in total:
+                total[name] += share * gradient
+            else:
+                total[name] = share * gradient
+    return total_loss, total
+
+
+def training_step(
+    model: GPTModel,
+    optimizer: AdamW,
+    micro_batches: Sequence[Batch],
+    *,
+    rng: RandomSource | None = None,
+    max_norm: float | None = None,
+) -> float:
+    """One step of the optimizer on the micro-batches' common gradient, clipped to max_norm if given; returns their loss.
+
+    Raises InputError, with the weights unchanged, when the loss is not finite.
+    """
+    loss, grads = loss_and_grads_of(model, micro_batches, rng=rng)
+    if not math.isfinite(loss):
+        raise InputError(
+            f"the loss is {loss} at optimizer step {optimizer.steps + 1}; the weights are those before that step: "
+            f"lower the learning rate (now {optimizer.lr:g}) or clip the gradients"
+        )
+    if max_norm is not None:
+        clip_grad_norm(grads, max_norm)
+    optimizer.step(grads)
+    return loss
+
+
+def train_model_simple(
+    model: GPTModel,
+    train_loader: DataLoader,
+    val_loader: DataLoader,
+    optimizer: AdamW,
+    num_epochs: int,
+    eval_freq: int,
+    eval_iter: int,
+    start_context: str,
+    tokenizer: Encoding,
+    *,
+    rng: RandomSource | None = None,
+) -> tuple[list[float], list[float], list[int]]:
+    """Train for `num_epochs` passes, with a line of losses every `eval_freq` steps and a sample after each epoch.
+
+    rng   draws the dropout masks where the model's drop_rate is not 0; None: a new one from fresh entropy. Given the generator
+          that also orders the loaders' batches, the run goes through the same draws as the book's in PyTorch.
+
+    Returns train_losses, val_losses and track_tokens_seen, an entry for each printed line.
+    """
+    rng = TorchGenerator() if rng is None else rng
+    train_losses: list[float] = []
+    val_losses: list[float] = []
+    track_tokens_seen: list[int] = []
+    tokens_seen, global_step = 0, -1
+    for epoch in range(num_epochs):
+        for input_batch, target_batch in train_loader:
+            training_step(model, optimizer, [(input_batch, target_batch)], rng=rng)
+            tokens_seen += input_batch.size
+            global_step += 1
+            if global_step % eval_freq == 0:
+                train_loss, val_loss = evaluate_model(model, train_loader, val_loader, eval_iter)
+                train_losses.append(train_loss)
+                val_losses.append(val_loss)
+                track_tokens_seen.append(tokens_seen)
+                print(
+                    f"Ep {epoch + 1} (Step {global_step:06d}): Train loss {train_loss:.3f}, Val loss {val_loss:.3f}"
+                )
+        generate_and_print_sample(model, tokenizer, start_context)
+    return train_losses, val_losses, track_tokens_seen

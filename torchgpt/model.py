@@ -1,0 +1,242 @@
+"""The GPT of "Build a Large Language Model (From Scratch)", chapter 4, as PyTorch modules: NumPy's twin.
+
+Class and attribute names are the book's, so the state dict has the book's names in the book's order, and the
+modules are created in its order, so that `torch.manual_seed(123); GPTModel(cfg)` holds the book's weights.
+Letters as in `numpygpt.shapes`: B batch, T tokens, D emb_dim, H heads, K head_dim, F = 4 D, V vocab_size.
+
+Differences from the book's listings, each for a reason:
+
+- the causal mask is made for the T tokens at hand, so the state dict holds parameters only; the buffers
+  `att.mask` of the book's own `.pth` files are ignored;
+- attention scores are scaled before they are masked, so that `attn_scores` is the same tensor as NumPy's;
+- GELU's constant sqrt(2/pi) is float64 for a float64 input: the book's, always float32, caps its accuracy;
+- `attention="sdpa"` attends in PyTorch's fused kernel, and `tie_weights` shares the embedding with the head;
+- every forward takes a watch, which is told each named activation (`numpygpt.watch`).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+
+from numpygpt.config import GPTConfig
+from numpygpt.errors import InputError
+from numpygpt.watch import Watch, under, unwatched
+
+Attention = Literal["math", "sdpa"]
+ATTENTION_KINDS = ("math", "sdpa")
+
+
+class LayerNorm(nn.Module):
+    """Normalize the last axis to mean 0 and (biased) variance 1, then scale and shift (Ba et al. 2016)."""
+
+    def __init__(self, emb_dim: int):
+        super().__init__()
+        self.eps = 1e-5
+        self.scale = nn.Parameter(torch.ones(emb_dim))
+        self.shift = nn.Parameter(torch.zeros(emb_dim))
+
+    def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+        mean = x.mean(dim=-1, keepdim=True)
+        variance = x.var(dim=-1, keepdim=True, unbiased=False)
+        normalized = (x - mean) / torch.sqrt(variance + self.eps)
+        return self.scale * normalized + self.shift
+
+
+class GELU(nn.Module):
+    """GELU's tanh form, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016)."""
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        at_least_float32 = torch.promote_types(x.dtype, torch.float32)
+        root = torch.sqrt(torch.tensor(2 / math.pi, dtype=at_least_float32))
+        return 0.5 * x * (1 + torch.tanh(root * (x + 0.044715 * x**3)))
+
+
+class FeedForward(nn.Module):
+    """Linear(D, F), GELU, Linear(F, D) at every position by itself."""
+
+    def __init__(self, cfg: GPTConfig):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(cfg.emb_dim, 4 * cfg.emb_dim),
+            GELU(),
+            nn.Linear(4 * cfg.emb_dim, cfg.emb_dim),
+        )
+
+    def forward(self, x: Float[Tensor, "B T D"], watch: Watch = unwatched) -> Float[Tensor, "B T D"]:
+        for index, layer in enumerate(self.layers):
+            x = layer(x)
+            watch(f"layers.{index}", x)
+        return x
+
+
+class MultiHeadAttention(nn.Module):
+    """Causal self-attention in H heads (Vaswani et al. 2017, section 3.2).
+
+    attention="math" is the book's explicit product; "sdpa" is `F.scaled_dot_product_attention`, whose kernel
+    keeps the (B, H, T, T) tensors to itself, so that a watch is not told attn_scores, attn_weights and
+    dropout.
+    """
+
+    def __init__(self, cfg: GPTConfig, attention: Attention = "math"):
+        super().__init__()
+        self.num_heads = cfg.n_heads
+        self.attention = attention
+        self.W_query = nn.Linear(cfg.emb_dim, cfg.emb_dim, bias=cfg.qkv_bias)
+        self.W_key = nn.Linear(cfg.emb_dim, cfg.emb_dim, bias=cfg.qkv_bias)
+        self.W_value = nn.Linear(cfg.emb_dim, cfg.emb_dim, bias=cfg.qkv_bias)
+        self.out_proj = nn.Linear(cfg.emb_dim, cfg.emb_dim)
+        self.dropout = nn.Dropout(cfg.drop_rate)
+
+    def forward(self, x: Float[Tensor, "B T D"], watch: Watch = unwatched) -> Float[Tensor, "B T D"]:
+        queries = self._split_heads(self.W_query(x))
+        keys = self._split_heads(self.W_key(x))
+        values = self._split_heads(self.W_value(x))
+        watch("queries", queries)
+        watch("keys", keys)
+        watch("values", values)
+        if self.attention == "sdpa":
+            context = self._attend_fused(queries, keys, values)
+        else:
+            context = self._attend(queries, keys, values, watch)
+        context_vec = context.transpose(1, 2).flatten(2)  # heads merged
+        watch("context_vec", context_vec)
+        output = self.out_proj(context_vec)
+        watch("out_proj", output)
+        return output
+
+    def _split_heads(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B H T K"]:
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+    def _attend(
+        self,
+        queries: Float[Tensor, "B H T K"],
+        keys: Float[Tensor, "B H T K"],
+        values: Float[Tensor, "B H T K"],
+        watch: Watch,
+    ) -> Float[Tensor, "B H T K"]:
+        n_tokens, head_dim = queries.shape[-2:]
+        future = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=queries.device).triu(diagonal=1)
+        attn_scores = (queries @ keys.transpose(2, 3) / math.sqrt(head_dim)).masked_fill(future, -math.inf)
+        watch("attn_scores", attn_scores)
+        attn_weights = torch.softmax(attn_scores, dim=-1)
+        watch("attn_weights", attn_weights)
+        dropped_weights = self.dropout(attn_weights)
+        watch("dropout", dropped_weights)
+        return dropped_weights @ values
+
+    def _attend_fused(
+        self,
+        queries: Float[Tensor, "B H T K"],
+        keys: Float[Tensor, "B H T K"],
+        values: Float[Tensor, "B H T K"],
+    ) -> Float[Tensor, "B H T K"]:
+        drop_rate = self.dropout.p if self.training else 0.0
+        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, dropout_p=drop_rate)
+
+
+class TransformerBlock(nn.Module):
+    """Attention, then feed-forward, each behind a norm and beside a shortcut (Radford et al. 2019)."""
+
+    def __init__(self, cfg: GPTConfig, attention: Attention = "math"):
+        super().__init__()
+        self.att = MultiHeadAttention(cfg, attention)
+        self.ff = FeedForward(cfg)
+        self.norm1 = LayerNorm(cfg.emb_dim)
+        self.norm2 = LayerNorm(cfg.emb_dim)
+        self.drop_shortcut = nn.Dropout(cfg.drop_rate)
+
+    def forward(self, x: Float[Tensor, "B T D"], watch: Watch = unwatched) -> Float[Tensor, "B T D"]:
+        norm1 = self.norm1(x)
+        watch("norm1", norm1)
+        drop_att = self.drop_shortcut(self.att(norm1, under(watch, "att")))
+        watch("drop_att", drop_att)
+        residual = x + drop_att
+        watch("residual", residual)
+        norm2 = self.norm2(residual)
+        watch("norm2", norm2)
+        drop_ff = self.drop_shortcut(self.ff(norm2, under(watch, "ff")))
+        watch("drop_ff", drop_ff)
+        return residual + drop_ff
+
+
+class GPTModel(nn.Module):
+    """The book's GPT: token ids (B, T), T <= context_length, to logits (B, T, V).
+
+    cfg        a GPTConfig, or a dict with the book's seven keys (and, optionally, tie_weights)
+    attention  "math", the book's explicit product, or "sdpa", PyTorch's fused kernel
+
+    With tie_weights, `tok_emb.weight` is `out_head.weight`, one Parameter, and starts as the head draws it:
+    with an embedding's N(0, 1) the first logits would be far too large. Both are drawn, so a seed leaves the
+    generator in the same state, tied or not.
+
+    Raises InputError for an unusable configuration, an unknown kind of attention, and too many tokens.
+    """
+
+    def __init__(self, cfg: GPTConfig | Mapping[str, Any], attention: Attention = "math"):
+        super().__init__()
+        if attention not in ATTENTION_KINDS:
+            raise InputError(f"attention is {attention!r}; expected one of {ATTENTION_KINDS}")
+        self.config = GPTConfig.of(cfg)
+        self.tok_emb = nn.Embedding(self.config.vocab_size, self.config.emb_dim)
+        self.pos_emb = nn.Embedding(self.config.context_length, self.config.emb_dim)
+        self.drop_emb = nn.Dropout(self.config.drop_rate)
+        self.trf_blocks = nn.Sequential(
+            *(TransformerBlock(self.config, attention) for _ in range(self.config.n_layers))
+        )
+        self.final_norm = LayerNorm(self.config.emb_dim)
+        self.out_head = nn.Linear(self.config.emb_dim, self.config.vocab_size, bias=False)
+        self._tie()
+
+    def forward(self, in_idx: Integer[Tensor, "B T"], watch: Watch = unwatched) -> Float[Tensor, "B T V"]:
+        """The logits; `watch(name, tensor)` is told each activation in order of computation."""
+        n_tokens = in_idx.shape[1]
+        if n_tokens > self.config.context_length:
+            raise InputError(
+                f"the input has {n_tokens} tokens, more than context_length {self.config.context_length}: "
+                f"crop it, for example to in_idx[:, -{self.config.context_length}:]"
+            )
+        tok_emb = self.tok_emb(in_idx)
+        watch("tok_emb", tok_emb)
+        pos_emb = self.pos_emb(torch.arange(n_tokens, device=in_idx.device))
+        watch("pos_emb", pos_emb)
+        x = self.drop_emb(tok_emb + pos_emb)
+        watch("drop_emb", x)
+        for index, block in enumerate(self.trf_blocks):
+            x = block(x, under(watch, f"trf_blocks.{index}"))
+            watch(f"trf_blocks.{index}", x)
+        x = self.final_norm(x)
+        watch("final_norm", x)
+        logits = self.out_head(x)
+        watch("logits", logits)
+        return logits
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As `nn.Module.load_state_dict`; the `trf_blocks.{i}.att.mask` of the book's files are ignored.
+
+        A tied model also loads a state dict without `out_head.weight`, and stays tied with `assign=True`.
+
+        Raises InputError when a tied model is given a head that differs from the embedding.
+        """
+        tensors = {name: tensor for name, tensor in state_dict.items() if not name.endswith(".att.mask")}
+        if self.config.tie_weights and "tok_emb.weight" in tensors:
+            embedding = tensors["tok_emb.weight"]
+            if not torch.equal(tensors.setdefault("out_head.weight", embedding), embedding):
+                raise InputError(
+                    "out_head.weight differs from tok_emb.weight, but this model ties them: "
+                    "load it into a model with tie_weights=False"
+                )
+        result = super().load_state_dict(tensors, strict, assign)
+        self._tie()
+        return result
+
+    def _tie(self) -> None:
+        """Make the embedding's Parameter the head's, if the configuration says so."""
+        if self.config.tie_weights:
+            self.tok_emb.weight = self.out_head.weight

@@ -1,0 +1,157 @@
+"""The book's data loader and training functions on tensors (chapters 2 and 5).
+
+They draw from PyTorch's default generator exactly as the book's listings do, so that a seed gives the book's
+batches, masks and losses.
+"""
+
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from numpygpt.data import GPTDatasetV1
+from numpygpt.plots import plot_losses
+from numpygpt.tokenizer import get_tokenizer
+from torchgpt.generation import generate_text_simple, text_to_token_ids, token_ids_to_text
+from torchgpt.model import GPTModel
+
+__all__ = [
+    "calc_loss_batch",
+    "calc_loss_loader",
+    "create_dataloader_v1",
+    "evaluate_model",
+    "generate_and_print_sample",
+    "plot_losses",
+    "train_model_simple",
+]
+
+
+def create_dataloader_v1(
+    txt: str,
+    batch_size: int = 4,
+    max_length: int = 256,
+    stride: int = 128,
+    shuffle: bool = True,
+    drop_last: bool = True,
+    num_workers: int = 0,
+    *,
+    tokenizer: Any = None,
+) -> DataLoader:
+    """The book's loader: batches (inputs, targets), both (batch_size, max_length) int64, of windows of `txt`.
+
+    A window starts every `stride` tokens; its targets are the window one token later. `tokenizer` defaults to
+    GPT-2's. Raises InputError as `numpygpt.data.GPTDatasetV1`, which cuts the windows.
+    """
+    windows = GPTDatasetV1(txt, tokenizer or get_tokenizer("gpt2"), max_length, stride)
+    return DataLoader(
+        TensorDataset(torch.tensor(windows.input_ids), torch.tensor(windows.target_ids)),
+        batch_size=batch_size,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        num_workers=num_workers,
+    )
+
+
+def calc_loss_batch(
+    input_batch: Integer[Tensor, "B T"],
+    target_batch: Integer[Tensor, "B T"],
+    model: nn.Module,
+    device: torch.device | str,
+) -> Float[Tensor, ""]:
+    """The mean cross-entropy, in nats a token, of the model's logits for one batch."""
+    logits = model(input_batch.to(device))
+    return F.cross_entropy(logits.flatten(0, 1), target_batch.to(device).flatten())
+
+
+def calc_loss_loader(
+    data_loader: DataLoader, model: nn.Module, device: torch.device | str, num_batches: int | None = None
+) -> float:
+    """The mean of `calc_loss_batch` over the first `num_batches` batches, or over all; NaN for no batch."""
+    n_batches = len(data_loader) if num_batches is None else min(num_batches, len(data_loader))
+    if n_batches == 0:
+        return float("nan")
+    batches = islice(data_loader, n_batches)
+    losses = [calc_loss_batch(inputs, targets, model, device).item() for inputs, targets in batches]
+    return sum(losses) / n_batches
+
+
+def evaluate_model(
+    model: nn.Module,
+    train_loader: DataLoader,
+    val_loader: DataLoader,
+    device: torch.device | str,
+    eval_iter: int,
+) -> tuple[float, float]:
+    """The training and validation loss over `eval_iter` batches each, without dropout.
+
+    Leaves the model in training mode.
+    """
+    model.eval()
+    with torch.no_grad():
+        train_loss = calc_loss_loader(train_loader, model, device, num_batches=eval_iter)
+        val_loss = calc_loss_loader(val_loader, model, device, num_batches=eval_iter)
+    model.train()
+    return train_loss, val_loss
+
+
+def generate_and_print_sample(
+    model: GPTModel, tokenizer: Any, device: torch.device | str, start_context: str
+) -> None:
+    """Print `start_context` and the 50 likeliest tokens after it on one line.
+
+    Leaves the model in training mode.
+    """
+    model.eval()
+    token_ids = generate_text_simple(
+        model,
+        text_to_token_ids(start_context, tokenizer).to(device),
+        max_new_tokens=50,
+        context_size=model.pos_emb.weight.shape[0],
+    )
+    print(token_ids_to_text(token_ids, tokenizer).replace("\n", " "))
+    model.train()
+
+
+def train_model_simple(
+    model: GPTModel,
+    train_loader: DataLoader,
+    val_loader: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device | str,
+    num_epochs: int,
+    eval_freq: int,
+    eval_iter: int,
+    start_context: str,
+    tokenizer: Any,
+) -> tuple[list[float], list[float], list[int]]:
+    """Train for `num_epochs` passes; print the losses every `eval_freq` steps and a sample after each pass.
+
+    Returns train_losses, val_losses and track_tokens_seen, an entry for each printed line.
+    """
+    train_losses: list[float] = []
+    val_losses: list[float] = []
+    track_tokens_seen: list[int] = []
+    tokens_seen, global_step = 0, -1
+    for epoch in range(num_epochs):
+        model.train()
+        for input_batch, target_batch in train_loader:
+            optimizer.zero_grad()
+            calc_loss_batch(input_batch, target_batch, model, device).backward()
+            optimizer.step()
+            tokens_seen += input_batch.numel()
+            global_step += 1
+            if global_step % eval_freq == 0:
+                train_loss, val_loss = evaluate_model(model, train_loader, val_loader, device, eval_iter)
+                train_losses.append(train_loss)
+                val_losses.append(val_loss)
+                track_tokens_seen.append(tokens_seen)
+                print(
+                    f"Ep {epoch + 1} (Step {global_step:06d}): "
+                    f"Train loss {train_loss:.3f}, Val loss {val_loss:.3f}"
+                )
+        generate_and_print_sample(model, tokenizer, device, start_context)
+    return train_losses, val_losses, track_tokens_seen
