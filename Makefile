@@ -17,6 +17,9 @@ TORCH_INDEX := $(if $(TORCH_BUILD),--no-deps --index-url https://download.pytorc
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 VECLIB_MAXIMUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
+SOURCES := $(filter-out %/__init__.py %/__main__.py,$(wildcard numpygpt/*.py numpygpt/*/*.py torchgpt/*.py))
+MODULES := numpygpt torchgpt $(subst /,.,$(SOURCES:.py=))
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
@@ -51,7 +54,7 @@ parity-long: $(VENV)/.test ## the parity tests marked long_run, on 10,000 random
 	$(PYTEST) --hypothesis-profile long -m long_run
 
 docs: $(VENV)/.docs ## the docstrings as pages, in build/docs
-	$(BIN)/pdoc --output-directory build/docs numpygpt torchgpt
+	$(BIN)/python -m pdoc --output-directory build/docs $(MODULES)
 
 clean: ## remove the environment and all caches; runs/ stays
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

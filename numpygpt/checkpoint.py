@@ -93,9 +93,7 @@ def _moments_and_numbers(optimizer: AdamW | None) -> tuple[dict[str, Array], dic
         return {}, None
     state = optimizer.state_dict()
     numbers = {key: value for key, value in state.items() if not isinstance(value, Mapping)}
-    moments = {
-        f"{key}.{name}": array for key in state if key not in numbers for name, array in state[key].items()
-    }
+    moments = {f"{key}.{name}": array for key in state if key not in numbers for name, array in state[key].items()}
     return moments, numbers
 
 
@@ -109,9 +107,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> "Checkpoint":
     if file.is_dir():
         file = file / FILE_NAME
     if not file.exists():
-        raise InputError(
-            f"there is no checkpoint {file}; expected a folder that holds a {FILE_NAME}, or such a file"
-        )
+        raise InputError(f"there is no checkpoint {file}; expected a folder that holds a {FILE_NAME}, or such a file")
     tensors = _TensorFile(file)
     contents = tensors.contents
     return Checkpoint(

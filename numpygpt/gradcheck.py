@@ -1,17 +1,18 @@
 """Gradient checks by complex step: for every operation, and for a small whole model.
 
-The derivative of an analytic function L along an element x is Im L(x + i h) / h with an error of order h² (Squire & Trapp 1998,
-"Using complex variables to estimate derivatives of real functions", SIAM Review 40). Nothing is subtracted, so h = 1e-30 loses
-no digit, and the reference is exact to a few roundings: about 1e-14. A wrong constant in the seventh digit shows as plainly as a
-missing term.
+The derivative of an analytic function L along an element x is Im L(x + i h) / h with an error of order h² (Squire &
+Trapp 1998, "Using complex variables to estimate derivatives of real functions", SIAM Review 40). Nothing is subtracted,
+so h = 1e-30 loses no digit, and the reference is exact to a few roundings: about 1e-14. A wrong constant in the seventh
+digit shows as plainly as a missing term.
 
-Every check differentiates L = <d_output, output> with a random cotangent d_output. A cotangent of ones would hide errors: the
-rows of a softmax's or a normalization's gradient sum to zero, and so does everything multiplied with them.
+Every check differentiates L = <d_output, output> with a random cotangent d_output. A cotangent of ones would hide
+errors: the rows of a softmax's or a normalization's gradient sum to zero, and so does everything multiplied with them.
 """
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,8 +34,8 @@ class Verdict(NamedTuple):
     """How far one gradient is from complex step's.
 
     error    ‖ours - reference‖ / ‖reference‖, Euclidean norms over the whole tensor; NaN never passes
-    passed   error <= THRESHOLD; None where there is no verdict, because the reference is zero but for rounding and any multiple
-             of it would pass
+    passed   error <= THRESHOLD; None where there is no verdict, because the reference is zero but for rounding and any
+             multiple of it would pass
     """
 
     case: str
@@ -63,7 +64,8 @@ def judge(case: str, ours: Mapping[str, Array], references: Mapping[str, Array])
     zero = ROUNDING * max((np.linalg.norm(reference) for reference in references.values()), default=0.0)
     verdicts = []
     for name, reference in references.items():
-        error, passed = float("inf"), False
+        error = float("inf")
+        passed: bool | None = False
         if name in ours and ours[name].shape == reference.shape:
             difference, norm = np.linalg.norm(ours[name] - reference), np.linalg.norm(reference)
             if norm <= zero:
@@ -141,7 +143,7 @@ def check_model(config: GPTConfig, rng: np.random.Generator) -> list[Verdict]:
 
 
 def _complex_with(target: Array, stepped: Array, tree: Any) -> Any:
-    """The tree in complex numbers, with `target` (that very array) replaced by `stepped`; ids and masks stay as they are."""
+    """The tree in complex numbers, `target` (that very array) replaced by `stepped`; ids and masks stay as they are."""
 
     def convert(array: Array) -> Array:
         if array is target:
@@ -157,10 +159,7 @@ def _named(fields: Mapping[str, Any]) -> Iterator[tuple[str, Array]]:
 
 
 def _references(scalar: Callable[[Array, Array], Any], targets: Mapping[str, Array]) -> dict[str, Array]:
-    return {
-        name: complex_step(lambda stepped, target=target: scalar(target, stepped), target)
-        for name, target in targets.items()
-    }
+    return {name: complex_step(partial(scalar, target), target) for name, target in targets.items()}
 
 
 SMALL_MODEL = GPTConfig(

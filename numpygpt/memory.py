@@ -22,10 +22,11 @@ def parameter_table(config: GPTConfig) -> list[Row]:
     feed_forward = 4 * D * D + 4 * D + 4 * D * D + D
     norms = 2 * 2 * D
     block = attention + feed_forward + norms
+    parts = f"attention {attention:,}, feed-forward {feed_forward:,}, norms {norms:,}"
     return [
         Row("tok_emb", f"({V}, {D})", V * D),
-        Row("pos_emb", f"({C}, {D})", C * D),
-        Row("trf_blocks", f"{L} x {block:,}: attention {attention:,}, feed-forward {feed_forward:,}, norms {norms:,}", L * block),
+        Row("pos_emb", f"({C}, {D})", C * D) if config.position == "learned" else Row("pos_emb", "fixed sinusoids", 0),
+        Row("trf_blocks", f"{L} x {block:,}: {parts}", L * block),
         Row("final_norm", f"scale and shift ({D})", 2 * D),
         Row("out_head", "tied to tok_emb" if config.tie_weights else f"({V}, {D})", 0 if config.tie_weights else V * D),
     ]

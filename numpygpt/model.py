@@ -9,12 +9,13 @@
     (3)  z = final_norm(x)
     (4)  logits = z W_outᵀ
 
-The sum in (1) gives its gradient to both terms; pos_emb is shared by the sequences of a batch, so its gradient is their sum.
+The sum in (1) gives its gradient to both terms; pos_emb is shared by the sequences of a batch, so its gradient is their
+sum. Sinusoidal positions are constants and have no gradient.
 With tied weights W_out is tok_emb itself, used twice, and its gradient is the sum of both uses.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from numpygpt.config import GPTConfig
 from numpygpt.errors import InputError
 from numpygpt.layers import multi_head_attention, transformer_block
 from numpygpt.layers.multi_head_attention import KeysValues
-from numpygpt.ops import cross_entropy, dropout, embedding, layer_norm, linear
+from numpygpt.ops import cross_entropy, dropout, embedding, layer_norm, linear, sinusoidal_positions
 from numpygpt.ops.dropout import RandomSource, draw_keep_mask
 from numpygpt.random import TorchGenerator
 from numpygpt.shapes import Array, Bool, Inexact, Integer
@@ -40,6 +41,8 @@ class DropoutMasks(NamedTuple):
 
 
 class Saved(NamedTuple):
+    """What the backward needs of a forward, part by part."""
+
     tok_emb: embedding.Saved
     pos_emb: embedding.Saved
     drop_emb: dropout.Saved
@@ -75,7 +78,7 @@ class GPTModel:
     @classmethod
     def from_state_dict(
         cls, cfg: GPTConfig | Mapping[str, Any], state_dict: Mapping[str, Array], dtype: Any = None
-    ) -> Self:
+    ) -> "GPTModel":
         """A model with these weights, copied; nothing is drawn. `dtype` defaults to the weights' own."""
         model = cls.__new__(cls)
         model._allocate(cfg, next(iter(state_dict.values())).dtype if dtype is None else dtype)
@@ -88,6 +91,13 @@ class GPTModel:
         if self.dtype not in DTYPES:
             raise InputError(f"dtype is {self.dtype}; expected float32, float64 or complex128")
         self.parameters = p.allocate(self.config, self.dtype)
+        if self.config.position == "sinusoidal":
+            self._sinusoids = sinusoidal_positions.table(self.config.context_length, self.config.emb_dim, self.dtype)
+
+    @property
+    def _pos_emb(self) -> p.Embedding:
+        """The table of positions (C, D): learned, or fixed."""
+        return self.parameters.pos_emb or p.Embedding(self._sinusoids)
 
     # Parameters
 
@@ -109,9 +119,9 @@ class GPTModel:
     def load_state_dict(self, mapping: Mapping[str, Array]) -> None:
         """Copy every array of `mapping` into the parameter of that name, in the model's dtype.
 
-        Strict: InputError lists the missing, unexpected and misshaped names, and then nothing is changed. The book's buffers
-        `trf_blocks.{i}.att.mask` are accepted and ignored; with tied weights `out_head.weight` may be absent, and where present
-        it must equal `tok_emb.weight`.
+        Strict: InputError lists the missing, unexpected and misshaped names, and then nothing is changed. The book's
+        buffers `trf_blocks.{i}.att.mask` are accepted and ignored; with tied weights `out_head.weight` may be absent,
+        and where present it must equal `tok_emb.weight`.
         """
         own = self.named_parameters()
         given = {name: np.asarray(array) for name, array in mapping.items() if not name.endswith(".att.mask")}
@@ -119,7 +129,8 @@ class GPTModel:
             head = given.pop("out_head.weight", given["tok_emb.weight"])
             if not np.array_equal(head, given["tok_emb.weight"]):
                 raise InputError(
-                    "out_head.weight differs from tok_emb.weight, but the configuration ties them: set tie_weights=False"
+                    "out_head.weight differs from tok_emb.weight, but the configuration ties them: "
+                    "set tie_weights=False"
                 )
         misshaped = [
             f"{name} {given[name].shape}, expected {array.shape}"
@@ -161,7 +172,7 @@ class GPTModel:
         parameters = self.parameters
         start = past[0].keys.shape[2] if past else 0
         tokens, _ = embedding.forward(in_idx, *parameters.tok_emb)
-        x = tokens + parameters.pos_emb.weight[start : start + in_idx.shape[1]]
+        x = tokens + self._pos_emb.weight[start : start + in_idx.shape[1]]
         present = []
         for block, block_past in zip(
             parameters.trf_blocks, past or [None] * self.config.n_layers, strict=True
@@ -183,8 +194,8 @@ class GPTModel:
 
         inputs, targets   (B, T) token ids; targets of cross_entropy.IGNORE_INDEX (-100) do not count
         rng               draws the dropout masks (a TorchGenerator or numpy.random.Generator); None: no dropout
-        returns           the loss, and {PyTorch name: gradient} with the names of `named_parameters`. The gradients may be
-                          buffers of the model that the next call overwrites: use or copy them before it.
+        returns           the loss, and {PyTorch name: gradient} with the names of `named_parameters`. The gradients may
+                          be buffers of the model that the next call overwrites: use or copy them before it.
 
         Raises InputError for ids outside the vocabulary, a sequence longer than context_length, or unequal shapes.
         """
@@ -220,10 +231,10 @@ class GPTModel:
         in_idx = self._token_ids(in_idx)
         parameters, config = self.parameters, self.config
         if masks is None:
-            masks = DropoutMasks(None, (transformer_block.DropoutMasks(),) * config.n_layers)
+            masks = DropoutMasks(None, (transformer_block.NO_MASKS,) * config.n_layers)
         tokens, tok_emb = embedding.forward(in_idx, *parameters.tok_emb)
         watch("tok_emb", tokens)
-        positions, pos_emb = embedding.forward(np.arange(in_idx.shape[1]), *parameters.pos_emb)
+        positions, pos_emb = embedding.forward(np.arange(in_idx.shape[1]), *self._pos_emb)
         watch("pos_emb", positions)
         x, drop_emb = dropout.forward(tokens + positions, masks.embedding, drop_rate=config.drop_rate)  # (1)
         watch("drop_emb", x)
@@ -250,7 +261,7 @@ class GPTModel:
     ) -> dict[str, Array]:
         """{PyTorch name: gradient}, with the names of `named_parameters`."""
         watch("d_logits", d_logits)
-        d_normed, *d_out_head = linear.backward(d_logits, saved.out_head)  # undoes (4)
+        d_normed, d_out_head, _ = linear.backward(d_logits, saved.out_head)  # undoes (4)
         watch("d_final_norm", d_normed)
         d_x, *d_final_norm = layer_norm.backward(d_normed, saved.final_norm)  # undoes (3)
         d_blocks: list[p.TransformerBlock] = []
@@ -262,22 +273,24 @@ class GPTModel:
             d_blocks.insert(0, d_block)
         watch("d_drop_emb", d_x)
         d_embedded = dropout.backward(d_x, saved.drop_emb).x  # undoes (1)
-        d_positions = d_embedded.sum(axis=0)
-        watch("d_pos_emb", d_positions)
-        d_pos_emb = embedding.backward(d_positions, saved.pos_emb)
+        d_pos_emb: p.Embedding | tuple[()] = ()
+        if self.config.position == "learned":
+            d_positions = d_embedded.sum(axis=0)
+            watch("d_pos_emb", d_positions)
+            d_pos_emb = p.Embedding(*embedding.backward(d_positions, saved.pos_emb))
         watch("d_tok_emb", d_embedded)
         d_tok_emb = embedding.backward(d_embedded, saved.tok_emb)
-        if self.config.tie_weights:
-            d_tok_emb.weight[...] += d_out_head[0]
-            d_out_head = [None, None]
-        gradients = p.GPT(
+        tree = p.GPT(
             p.Embedding(*d_tok_emb),
-            p.Embedding(*d_pos_emb),
+            d_pos_emb,
             tuple(d_blocks),
             p.LayerNorm(*d_final_norm),
-            p.Linear(*d_out_head),
+            p.Linear(d_out_head),
         )
-        return dict(p.named(gradients))
+        gradients = dict(p.named(tree))
+        if self.config.tie_weights:
+            gradients["tok_emb.weight"] += gradients.pop("out_head.weight")
+        return gradients
 
     def _token_ids(
         self, in_idx: Any, past: tuple[KeysValues, ...] | None = None
@@ -285,7 +298,8 @@ class GPTModel:
         in_idx = np.asarray(in_idx)
         if in_idx.ndim != 2 or not np.issubdtype(in_idx.dtype, np.integer) or not in_idx.size:
             raise InputError(
-                f"token ids are {in_idx.dtype} {in_idx.shape}; expected integers of shape (batch, tokens), at least one of each"
+                f"token ids are {in_idx.dtype} {in_idx.shape}; "
+                f"expected integers of shape (batch, tokens), at least one of each"
             )
         end = in_idx.shape[1] + (past[0].keys.shape[2] if past else 0)
         if end > self.config.context_length:

@@ -13,18 +13,20 @@ from numpygpt.shapes import Array
 
 
 class AdamW:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2), as torch.optim.AdamW does it.
+    """Adam with decoupled weight decay, as torch.optim.AdamW does it.
 
-    For every parameter p with gradient g, at step t = 1, 2, ...:
+    Loshchilov & Hutter 2019 (arXiv:1711.05101, algorithm 2). For every parameter p with gradient g, at step
+    t = 1, 2, ...:
 
         (1)  p <- p - lr weight_decay p               the decay is not part of the gradient
         (2)  m <- beta1 m + (1 - beta1) g             running mean of the gradient
         (3)  v <- beta2 v + (1 - beta2) g²            running mean of its square
         (4)  p <- p - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 
-    The divisions by 1 - beta^t undo the pull of m and v towards their start at zero. eps is added after the correction of v.
+    The divisions by 1 - beta^t undo the pull of m and v towards their start at zero. eps is added after the correction
+    of v.
 
-    model          a GPTModel, or a {name: float array} of what is to be trained; its arrays are changed in place by `step`
+    model          a GPTModel, or a {name: float array} of what is to be trained; `step` changes its arrays in place
     lr             learning rate; may be set between steps (`optimizer.lr = ...`)
     betas          (beta1, beta2), each in [0, 1)
     eps            keeps (4) from dividing by zero
@@ -149,8 +151,8 @@ def constant(step: int, *, peak_lr: float) -> float:
 def warmup_cosine(step: int, *, peak_lr: float, warmup_steps: int, total_steps: int, min_lr: float = 0.0) -> float:
     """Learning rate of step 0, 1, ...: linear up to peak_lr over warmup_steps, then a half cosine down to min_lr.
 
-    Goyal et al. 2017 (arXiv:1706.02677, section 2.2) for the warm-up; Loshchilov & Hutter 2017 (arXiv:1608.03983, equation 5)
-    for the cosine. The first step has peak_lr / warmup_steps; from total_steps on it is min_lr.
+    Goyal et al. 2017 (arXiv:1706.02677, section 2.2) for the warm-up; Loshchilov & Hutter 2017 (arXiv:1608.03983,
+    equation 5) for the cosine. The first step has peak_lr / warmup_steps; from total_steps on it is min_lr.
     """
     if step < warmup_steps:
         return peak_lr * (step + 1) / warmup_steps

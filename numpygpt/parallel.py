@@ -1,17 +1,18 @@
 """A function over blocks of rows, on all cores.
 
 Element-wise work on a large array is bound by memory: each NumPy operation reads and writes the whole array. Done on a
-block of rows that fits in a core's cache, a chain of operations touches memory once; done on several blocks at a time, it
-uses every core, because NumPy releases the interpreter's lock while it computes.
+block of rows that fits in a core's cache, a chain of operations touches memory once; done on several blocks at a time,
+it uses every core, because NumPy releases the interpreter's lock while it computes.
 
-The blocks depend on the arrays' sizes alone, never on the number of threads, so the result is the same bit for bit on any
-machine, also where partial sums of the blocks are added up.
+The blocks depend on the arrays' sizes alone, never on the number of threads, so the result is the same bit for bit on
+any machine, also where partial sums of the blocks are added up.
 """
 
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from numpygpt.shapes import Array
@@ -21,7 +22,7 @@ BLOCK_BYTES = 128 * 1024
 
 
 def number_of_threads() -> int:
-    """Threads for element-wise work: OMP_NUM_THREADS, which also bounds the matrix products, or every core we may use."""
+    """Threads for element-wise work: OMP_NUM_THREADS, which also bounds matrix products, or every core we may use."""
     limit = os.environ.get("OMP_NUM_THREADS", "")
     if limit.isdigit() and int(limit) > 0:
         return int(limit)
@@ -30,7 +31,7 @@ def number_of_threads() -> int:
 
 @cache
 def _workers(threads: int, process_id: int) -> ThreadPoolExecutor:
-    """The threads, started on first use; a forked child (another process id) has none of its parent's and starts its own."""
+    """The threads, started on first use; a forked child (another process id) has none of its parent's: it starts new."""
     return ThreadPoolExecutor(threads, thread_name_prefix="numpygpt-rows")
 
 
@@ -45,7 +46,7 @@ def over_rows(function: Callable[..., Any], *arrays: Array) -> list[Any]:
     if blocks == 1:
         return [function(*arrays)]
     starts = [rows * block // blocks for block in range(blocks + 1)]
-    slices = [slice(*ends) for ends in zip(starts, starts[1:], strict=False)]
+    slices = [slice(*ends) for ends in pairwise(starts)]
     threads = number_of_threads()
     run = map if threads == 1 else _workers(threads, os.getpid()).map
     return list(run(lambda rows: function(*(array[rows] for array in arrays)), slices))

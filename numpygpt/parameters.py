@@ -1,7 +1,8 @@
 """The parameters of a GPT: a tree with the shape of the model, whose paths are PyTorch's parameter names.
 
-A node is a NamedTuple with a field a child, or a tuple where PyTorch numbers its children (`trf_blocks.0`, `ff.layers.2`), so
-`named(tree)` yields the names, the shapes and the order of PyTorch's state dict. Gradients come back in the same tree.
+A node is a NamedTuple with a field a child, or a tuple where PyTorch numbers its children (`trf_blocks.0`,
+`ff.layers.2`), so `named(tree)` yields the names, the shapes and the order of PyTorch's state dict. Gradients come back
+in the same tree.
 """
 
 import math
@@ -16,24 +17,34 @@ from numpygpt.shapes import Array, Inexact
 
 
 class Embedding(NamedTuple):
+    """A table with a row for each id: V tokens, or C positions."""
+
     weight: Inexact[Array, "V D"]
 
 
 class Linear(NamedTuple):
+    """A matrix from D features to F, out x in as PyTorch keeps it, and a bias where there is one."""
+
     weight: Inexact[Array, "F D"]
     bias: Inexact[Array, "F"] | None = None
 
 
 class LayerNorm(NamedTuple):
+    """What each normalized feature is multiplied by, and what is then added."""
+
     scale: Inexact[Array, "D"]
     shift: Inexact[Array, "D"]
 
 
 class FeedForward(NamedTuple):
-    layers: tuple[Linear, tuple[()], Linear]  # the middle one is GELU, which has no parameters
+    """Linear from D to 4 D, GELU, Linear from 4 D to D."""
+
+    layers: tuple[Linear, tuple[()], Linear]  # GELU has no parameters
 
 
 class MultiHeadAttention(NamedTuple):
+    """Four linears from D to D; the rows of the first three are the heads', K rows each, one head after the other."""
+
     W_query: Linear
     W_key: Linear
     W_value: Linear
@@ -41,6 +52,8 @@ class MultiHeadAttention(NamedTuple):
 
 
 class TransformerBlock(NamedTuple):
+    """In PyTorch's order, which is not that of the computation: norm1 comes before att and norm2 before ff."""
+
     att: MultiHeadAttention
     ff: FeedForward
     norm1: LayerNorm
@@ -48,8 +61,10 @@ class TransformerBlock(NamedTuple):
 
 
 class GPT(NamedTuple):
+    """The whole model; with tied weights out_head.weight is tok_emb.weight, the same array."""
+
     tok_emb: Embedding
-    pos_emb: Embedding
+    pos_emb: Embedding | tuple[()]  # sinusoidal positions have no parameters
     trf_blocks: tuple[TransformerBlock, ...]
     final_norm: LayerNorm
     out_head: Linear
@@ -77,8 +92,8 @@ def mapped(function: Callable[[Array], Any], tree: Any) -> Any:
 def stacked(*arrays: Array) -> Array:
     """The arrays one below the other: a view where they already lie so in memory, otherwise a copy.
 
-    One product with queries', keys' and values' weights together is worth having only if stacking them costs nothing, so
-    `allocate` lays the three in one array.
+    One product with queries', keys' and values' weights together is worth having only if stacking them costs nothing,
+    so `allocate` lays the three in one array.
     """
     base = arrays[0].base
     rows = np.cumsum([0, *(len(array) for array in arrays)])
@@ -123,7 +138,7 @@ def allocate(config: GPTConfig, dtype: Any) -> GPT:
     tok_emb = empty(V, D)
     return GPT(
         tok_emb=Embedding(tok_emb),
-        pos_emb=Embedding(empty(config.context_length, D)),
+        pos_emb=Embedding(empty(config.context_length, D)) if config.position == "learned" else (),
         trf_blocks=tuple(block() for _ in range(config.n_layers)),
         final_norm=layer_norm(),
         out_head=Linear(tok_emb if config.tie_weights else empty(V, D)),
@@ -133,8 +148,9 @@ def allocate(config: GPTConfig, dtype: Any) -> GPT:
 def initialize(tree: Any, generator: TorchGenerator) -> None:
     """Fill the tree as PyTorch's constructors would with this generator, in their order.
 
-    Embedding: N(0, 1). Linear: weight and bias uniform in ±1/sqrt(inputs) (torch.nn.Linear.reset_parameters). LayerNorm: ones
-    and zeros. The numbers are drawn in float32, so that a float64 model holds the same weights as the float32 one.
+    Embedding: N(0, 1). Linear: weight and bias uniform in ±1/sqrt(inputs) (torch.nn.Linear.reset_parameters).
+    LayerNorm: ones and zeros. The numbers are drawn in float32, so that a float64 model holds the same weights as the
+    float32 one.
     """
     match tree:
         case Embedding(weight):

@@ -13,7 +13,8 @@ promised never to change (NEP 19).
 What is exact. Where PyTorch runs its vector kernels (x86-64 with AVX2 or AVX-512), every draw equals
 PyTorch's bit for bit, the state afterwards included. Three facts behind that:
 
-  - PyTorch is compiled there with fused multiply-adds: a * b + c is rounded once. So is `_multiply_add`.
+  - PyTorch is compiled there with fused multiply-adds: a * b + c is rounded once. `_multiply_add` and, where
+    that is enough, `_fused` do the same.
   - Its float32 normals come from the polynomials of the Cephes library, vectorized in
     aten/src/ATen/native/cpu/avx_mathfun.h. `_log` and `_sine_and_cosine` round where those do. They are
     made of +, * and square roots, so their bits are the same on every machine; those of np.log and np.cos
@@ -125,7 +126,11 @@ class TorchGenerator:
         span = float(dtype.type(high) - dtype.type(low))
 
         def draw(count: int) -> Array:
-            numbers = _multiply_add(self._unit_uniform(count, dtype), span, low)
+            x = self._unit_uniform(count, dtype)
+            if low == -high:  # then x span + low = (x - 1/2) span, where the difference is exact
+                x -= 0.5
+                return _multiply_add(x, span, 0.0)
+            numbers = _multiply_add(x, span, low)
             np.copyto(numbers, low, where=numbers == high)
             return numbers
 
@@ -190,8 +195,6 @@ class TorchGenerator:
 
     def _normals_one_by_one(self, count: int) -> Array:
         """Standard normals in float64 (normal_distribution in aten/src/ATen/core/DistributionsHelper.h)."""
-        if count == 0:
-            return np.empty(0)
         waiting = [] if self._cached_normal is None else [self._cached_normal]
         u1, u2 = self.random(((count - len(waiting) + 1) // 2, 2)).T
         radius = np.sqrt(-2 * _from_c_library(math.log1p, -u2))
@@ -247,7 +250,6 @@ class TorchGenerator:
     def _multinomial_with_replacement(self, probabilities: Array, num_samples: int) -> Array:
         cumulative = np.cumsum(probabilities, axis=-1)
         cumulative /= cumulative[..., -1:]
-        cumulative[..., -1] = 1
         uniforms = self.random((*probabilities.shape[:-1], num_samples))
         indices = np.empty(uniforms.shape, np.int64)
         for row in np.ndindex(uniforms.shape[:-1]):
@@ -400,36 +402,69 @@ def _fill(flat: Array, draw: Callable[[int], Array]) -> None:
 # Arithmetic that rounds as PyTorch's does
 
 
-def _multiply_add(x: Array, factor: Any, term: Any) -> Array:
-    """Round x * factor + term once, as a fused multiply-add does; x is float32 or float64, and given up."""
-    if x.dtype == np.float64:
-        return _multiply_add_float64(x, factor, term)
-    exact = x.astype(np.float64)
-    exact *= factor  # the product of two numbers of 24 bits fits in float64's 53
+def _multiply_add(x: Array, factor: float, term: float) -> Array:
+    """Round x * factor + term once, as a fused multiply-add does; x is float32 or float64, and given up.
+
+    A sum rounded to odd keeps what a second rounding, to fewer bits, needs (Boldo and Melquiond 2008, IEEE
+    Trans. Comput. 57:4). As long as nothing underflows.
+    """
+    if term == 0:
+        x *= factor
+        x += 0  # no negative zeros
+        return x
+    if x.dtype == np.float32:
+        x[...] = _sum_rounded_to_odd(_exact_product(x, factor), term)
+        return x
+    product, product_error = _product_and_error(x, factor)
+    rest, rest_error = _sum_and_error(product_error, term)
+    total, total_error = _sum_and_error(product, rest)
+    return total + _sum_rounded_to_odd(total_error, rest_error)
+
+
+def _fused(x: Array, factor: Array, term: Array) -> Array:
+    """Round x * factor + term to float32 from float64; x is float32, and overwritten.
+
+    That is twice, but for no uniform of the 2^24 does it show in a normal (compared with PyTorch, each one).
+    """
+    exact = _exact_product(x, factor)
     exact += term
     x[...] = exact
     return x
 
 
-def _multiply_add_float64(x: Array, factor: float, term: float) -> Array:
-    """By Dekker's product and Knuth's sum, which yield their errors too (Ogita et al. 2005, SISC 26:6)."""
-    product = x * factor
-    (x_high, x_low), (factor_high, factor_low) = _halves(x), _halves(factor)
-    product_error = x_high * factor_high - product
-    product_error += x_high * factor_low
-    product_error += x_low * factor_high
-    product_error += x_low * factor_low
-    total = product + term
-    term_in_total = total - product
-    total_error = (product - (total - term_in_total)) + (term - term_in_total)
-    return total + (total_error + product_error)
+def _exact_product(x: Array, factor: Any) -> Array:
+    """Of two float32 numbers, 24 bits each, in float64, which has room for 53."""
+    product = x.astype(np.float64)
+    product *= factor
+    return product
+
+
+def _product_and_error(x: Array, y: float) -> tuple[Array, Array]:
+    """The rounded product in float64, and what the rounding lost (Dekker 1971, Numer. Math. 18:3)."""
+    product = x * y
+    (x_high, x_low), (y_high, y_low) = _halves(x), _halves(y)
+    return product, (x_high * y_high - product + x_high * y_low + x_low * y_high) + x_low * y_low
 
 
 def _halves(x: Any) -> tuple[Any, Any]:
-    """Two numbers of 26 bits, whose products are exact, with the sum x (Veltkamp)."""
+    """Two numbers of 26 bits, whose products are exact, with the sum x (Veltkamp; in the same paper)."""
     scaled = (2.0**27 + 1) * x
     high = scaled - (scaled - x)
     return high, x - high
+
+
+def _sum_and_error(x: Array, y: Any) -> tuple[Array, Array]:
+    """The rounded sum, and what the rounding lost (Knuth, The Art of Computer Programming 2, 4.2.2)."""
+    total = x + y
+    y_in_total = total - x
+    return total, (x - (total - y_in_total)) + (y - y_in_total)
+
+
+def _sum_rounded_to_odd(x: Array, y: Any) -> Array:
+    """Of the two float64 neighbors of an inexact sum, the one whose last bit is 1."""
+    total, error = _sum_and_error(x, y)
+    wrong = (error != 0) & (total.view(np.int64) & 1 == 0)
+    return np.nextafter(total, np.copysign(np.inf, error), out=total, where=wrong)
 
 
 def _from_c_library(function: Callable[[float], float], x: Array) -> Array:
@@ -486,7 +521,7 @@ def _log(x: Array) -> Array:
     square = f * f
     tail = _polynomial(LOG_POLYNOMIAL, f)
     tail *= f
-    tail = _multiply_add(tail, square, e * LN_2[1])
+    tail = _fused(tail, square, e * LN_2[1])
     tail -= square / 2
     tail += f
     tail += e * LN_2[0]
@@ -504,14 +539,14 @@ def _sine_and_cosine(theta: Array) -> tuple[Array, Array]:
     multiple = octant.astype(np.float32)
     x = theta - multiple * QUARTER_PI[0]
     x -= multiple * QUARTER_PI[1]
-    x = _multiply_add(multiple, -QUARTER_PI[2], x)
+    x = _fused(multiple, -QUARTER_PI[2], x)
     square = x * x
     sine = _polynomial(SINE_POLYNOMIAL, square)
     sine *= square
-    sine = _multiply_add(sine, x, x)
+    sine = _fused(sine, x, x)
     cosine = _polynomial(COSINE_POLYNOMIAL, square)
     cosine *= square
-    cosine = _multiply_add(cosine, square, square / -2)
+    cosine = _fused(cosine, square, square / -2)
     cosine += 1
     return _turned(sine, cosine, octant >> 1)
 
@@ -530,7 +565,7 @@ def _turned(sine: Array, cosine: Array, quarters: Array) -> tuple[Array, Array]:
 
 
 def _polynomial(coefficients: Array, x: Array) -> Array:
-    """Horner's rule in fused multiply-adds, in float32, where x is widened only once."""
+    """Horner's rule, rounding as `_fused` does, but with one widening of x and one piece of memory for all."""
     wide_x = x.astype(np.float64)
     exact = np.empty_like(wide_x)
     y = np.full_like(x, coefficients[0])

@@ -1,22 +1,24 @@
 """A training run: what `numpygpt train` starts, saves, and resumes bit for bit.
 
 Everything that the next step depends on is in one place and in every checkpoint: the weights, the optimizer, the random
-generator, the position in the text, and the options. So a run that was stopped and resumed is the run that never stopped.
+generator, the position in the text, and the options. So a run that was stopped and resumed is the run that never
+stopped.
 """
 
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from numpygpt.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
 from numpygpt.config import GPTConfig
-from numpygpt.data import DataLoader, GPTDatasetV1, python_reference_text, read_text, split_text
+from numpygpt.data import Batches, DataLoader, GPTDatasetV1, python_reference_text, read_text, split_text
 from numpygpt.errors import InputError
 from numpygpt.model import GPTModel
 from numpygpt.optim import AdamW, constant, warmup_cosine
@@ -80,6 +82,8 @@ class Options:
         for name in ("lr", "min_lr", "warmup_steps", "clip", "weight_decay", "sample_every", "save_every"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        if self.sample_every and not self.sample_prompt:
+            raise InputError("sample_prompt is empty; expected text for the samples to continue, or sample_every 0")
         if self.schedule not in SCHEDULES:
             raise InputError(f"schedule is {self.schedule!r}; expected one of: {', '.join(SCHEDULES)}")
         if self.dtype not in ("float32", "float64"):
@@ -121,6 +125,10 @@ class TrainingRun:
     history       the evaluations so far
     """
 
+    model: GPTModel
+    optimizer: AdamW
+    _batches: Batches
+
     def __init__(self, options: Options, config: GPTConfig, directory: Path, rng: TorchGenerator) -> None:
         self.options, self.config, self.directory, self.rng = options, config, directory, rng
         self.tokenizer = get_tokenizer(options.tokenizer, options.vocab)
@@ -131,22 +139,19 @@ class TrainingRun:
             )
         text = options.read_text()
         self.text_sha256 = sha256(text.encode()).hexdigest()
-        self.train_loader, self.val_loader = (
-            DataLoader(
-                GPTDatasetV1(part, self.tokenizer, config.context_length, stride=config.context_length),
-                options.batch_size,
-                shuffle=shuffle,
-                drop_last=shuffle,
-                rng=rng,
-            )
-            for part, shuffle in zip(split_text(text, TRAIN_SHARE), (True, False), strict=True)
-        )
+        training_text, validation_text = split_text(text, TRAIN_SHARE)
+        self.train_loader = self._loader("training", training_text, shuffle=True)
+        self.val_loader = self._loader("validation", validation_text, shuffle=False)
         self.step = self.tokens_seen = 0
         self.history: list[Evaluation] = []
 
     @classmethod
-    def start(cls, options: Options, config: GPTConfig, directory: Path, *, overwrite: bool = False) -> Self:
-        """A new run. InputError where the directory already holds a checkpoint, unless it may be overwritten."""
+    def start(cls, options: Options, config: GPTConfig, directory: Path, *, overwrite: bool = False) -> "TrainingRun":
+        """A new run.
+
+        InputError where the directory already holds a checkpoint, unless it may be overwritten, and where none could be
+        written: better before the training than after it.
+        """
         if (directory / FILE_NAME).exists() and not overwrite:
             raise InputError(
                 f"{directory} already holds a checkpoint; continue it with --resume {directory}, "
@@ -156,21 +161,30 @@ class TrainingRun:
         run.model = GPTModel(config, seed=run.rng, dtype=options.dtype)
         run.optimizer = AdamW(run.model, lr=options.lr, weight_decay=options.weight_decay)
         run._batches = iter(run.train_loader)
+        _make_writable(directory)
         return run
 
     @classmethod
-    def resume(cls, directory: Path, **changes: Any) -> Self:
+    def resume(cls, directory: Path, **changes: Any) -> "TrainingRun":
         """The run whose checkpoint is in `directory`, at the step of that checkpoint.
 
         changes   options to replace, e.g. `steps` to train for longer
 
-        InputError where there is no checkpoint of a run, or the text is not the one that the run learns from.
+        InputError where there is no checkpoint of a run, where the text is not the one that the run learns from, and
+        for fewer steps than it has done.
         """
         checkpoint = load_checkpoint(directory)
         state = checkpoint.training
         if not {"options", "text_sha256", "step", "tokens_seen", "position", "history"} <= state.keys():
-            raise InputError(f"the checkpoint {checkpoint.path} holds a model but no training run; start one with --out")
+            raise InputError(
+                f"the checkpoint {checkpoint.path} holds a model but no training run; start one with --out"
+            )
         options = Options(**{**state["options"], "text": tuple(state["options"]["text"]), **changes})
+        if options.steps < state["step"]:
+            raise InputError(
+                f"steps is {options.steps}, but the run in {directory} has done {state['step']}; "
+                f"expected at least as many"
+            )
         run = cls(options, checkpoint.config, checkpoint.path.parent, TorchGenerator(options.seed))
         if run.text_sha256 != state["text_sha256"]:
             source = ", ".join(options.text) or "the language reference of this Python"
@@ -198,7 +212,10 @@ class TrainingRun:
         return self.step >= self.options.steps
 
     def train_step(self) -> float:
-        """One optimizer step; returns its loss. InputError, with the weights unchanged, for a loss that is not finite."""
+        """One optimizer step; returns its loss.
+
+        Raises InputError, with the weights unchanged, for a loss that is not finite.
+        """
         options = self.options
         self.optimizer.lr = options.learning_rate(self.step)
         loss = training_step(
@@ -246,15 +263,38 @@ class TrainingRun:
     def plot(self) -> Path:
         """Draw the loss curves so far into losses.png beside the checkpoint; returns its path."""
         path = self.directory / "losses.png"
-        columns = ("epochs_seen", "tokens_seen", "train_loss", "val_loss")
-        plot_losses(*([getattr(entry, column) for entry in self.history] for column in columns), path=path)
+        plot_losses(
+            [entry.epochs_seen for entry in self.history],
+            [entry.tokens_seen for entry in self.history],
+            [entry.train_loss for entry in self.history],
+            [entry.val_loss for entry in self.history],
+            path,
+        )
         return path
+
+    def _loader(self, name: str, text: str, *, shuffle: bool) -> DataLoader:
+        """Batches of one part of the text, its windows side by side; a shuffled epoch has full batches only."""
+        length = self.config.context_length
+        try:
+            dataset = GPTDatasetV1(text, self.tokenizer, length, stride=length)
+            return DataLoader(dataset, self.options.batch_size, shuffle=shuffle, drop_last=shuffle, rng=self.rng)
+        except InputError as error:
+            raise InputError(f"the {name} part of the text is too short: {error}") from error
 
     def _next_batch(self) -> tuple[np.ndarray, np.ndarray]:
         for batch in self._batches:
             return batch
         self._batches = iter(self.train_loader)
         return next(self._batches)
+
+
+def _make_writable(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to the folder {directory}: {error.strerror}; choose another") from error
 
 
 class StopRequest:
@@ -265,14 +305,14 @@ class StopRequest:
 
 @contextmanager
 def stop_between_steps() -> Iterator[StopRequest]:
-    """Within it, the first Ctrl-C (or SIGTERM) only sets `requested`: no step is cut in half. A second one interrupts."""
+    """Within it, the first Ctrl-C (or SIGTERM) only sets `requested`: no step is cut in half. A second interrupts."""
     request = StopRequest()
 
     def ask(number: int, frame: Any) -> None:
         request.requested = True
         signal.signal(number, previous[number])
 
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in previous:
         signal.signal(number, ask)
     try:

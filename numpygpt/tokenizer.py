@@ -68,9 +68,7 @@ def token_ids_to_text(token_ids: Array | Sequence[int], tokenizer: Encoding) -> 
     """
     ids = np.asarray(token_ids)
     if ids.ndim not in (1, 2) or (ids.ndim == 2 and len(ids) != 1):
-        raise InputError(
-            f"token ids have shape {ids.shape}; expected one sequence, (T,) or (1,T): decode row by row"
-        )
+        raise InputError(f"token ids have shape {ids.shape}; expected one sequence, (T,) or (1,T): decode row by row")
     if ids.size == 0:
         return ""
     if not np.issubdtype(ids.dtype, np.integer):

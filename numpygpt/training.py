@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
@@ -29,11 +28,17 @@ def calc_loss_batch(input_batch: Array, target_batch: Array, model: GPTModel) ->
 
 
 def calc_loss_loader(data_loader: DataLoader, model: GPTModel, num_batches: int | None = None) -> float:
-    """The mean of `calc_loss_batch` over the loader's first `num_batches` batches, or over all; NaN when there is none."""
+    """The mean of `calc_loss_batch` over the loader's first `num_batches` batches, or over all; NaN for no batch."""
     n_batches = len(data_loader) if num_batches is None else min(num_batches, len(data_loader))
     if n_batches == 0:
         return math.nan
     return sum(calc_loss_batch(*batch, model) for batch in islice(data_loader, n_batches)) / n_batches
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), for a loss in nats a token: among how many equally likely tokens one would be as unsure."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(loss))
 
 
 def evaluate_model(
@@ -62,10 +67,10 @@ def generate_and_print_sample(model: GPTModel, tokenizer: Encoding, start_contex
 def loss_and_grads_of(
     model: GPTModel, micro_batches: Sequence[Batch], *, rng: RandomSource | None = None
 ) -> tuple[float, dict[str, Array]]:
-    """Loss and gradients of several micro-batches as of one batch of them all, holding the activations of one at a time.
+    """Loss and gradients of several micro-batches as of one batch of them all, with the activations of one at a time.
 
-    Each micro-batch counts by its number of targets, so that a target weighs the same wherever it stands; a plain mean of the
-    micro-batches' means would not do that. With one micro-batch this is `model.loss_and_grads`.
+    Each micro-batch counts by its number of targets, so that a target weighs the same wherever it stands; a plain mean
+    of the micro-batches' means would not do that. With one micro-batch this is `model.loss_and_grads`.
     """
     counts = [np.count_nonzero(np.asarray(targets) != cross_entropy.IGNORE_INDEX) for _, targets in micro_batches]
     total_loss = 0.0
@@ -92,7 +97,7 @@ def training_step(
     rng: RandomSource | None = None,
     max_norm: float | None = None,
 ) -> float:
-    """One step of the optimizer on the micro-batches' common gradient, clipped to max_norm if given; returns their loss.
+    """One step of the optimizer on the micro-batches' common gradient, clipped to max_norm if given; returns the loss.
 
     Raises InputError, with the weights unchanged, when the loss is not finite.
     """
@@ -106,6 +111,11 @@ def training_step(
         clip_grad_norm(grads, max_norm)
     optimizer.step(grads)
     return loss
+
+
+def loss_line(epoch: int, global_step: int, train_loss: float, val_loss: float) -> str:
+    """The book's line of losses after step `global_step` in epoch `epoch`, both counted from 0."""
+    return f"Ep {epoch + 1} (Step {global_step:06d}): Train loss {train_loss:.3f}, Val loss {val_loss:.3f}"
 
 
 def train_model_simple(
@@ -123,8 +133,8 @@ def train_model_simple(
 ) -> tuple[list[float], list[float], list[int]]:
     """Train for `num_epochs` passes, with a line of losses every `eval_freq` steps and a sample after each epoch.
 
-    rng   draws the dropout masks where the model's drop_rate is not 0; None: a new one from fresh entropy. Given the generator
-          that also orders the loaders' batches, the run goes through the same draws as the book's in PyTorch.
+    rng   draws the dropout masks where the model's drop_rate is not 0; None: a new one from fresh entropy. Given the
+          generator that also orders the loaders' batches, the run goes through the same draws as the book's in PyTorch.
 
     Returns train_losses, val_losses and track_tokens_seen, an entry for each printed line.
     """
@@ -143,8 +153,6 @@ def train_model_simple(
                 train_losses.append(train_loss)
                 val_losses.append(val_loss)
                 track_tokens_seen.append(tokens_seen)
-                print(
-                    f"Ep {epoch + 1} (Step {global_step:06d}): Train loss {train_loss:.3f}, Val loss {val_loss:.3f}"
-                )
+                print(loss_line(epoch, global_step, train_loss, val_loss))
         generate_and_print_sample(model, tokenizer, start_context)
     return train_losses, val_losses, track_tokens_seen

@@ -1,22 +1,23 @@
 """Watching the intermediates of a run: one mechanism behind traces, parity reports, attention maps and memory tables.
 
-A *watch* is any function `watch(name, array)`. Every forward and backward tells it each named intermediate in the order of
-computation: an activation `x` in the forward, its gradient `d_x` in the backward. The arrays are the computation's own, so
-a watch looks, and copies what it wants to keep. Names are the paths of the PyTorch modules that output the tensor:
-
+A *watch* is any function `watch(name, array)`. Every forward and backward tells it each named intermediate in the order
+of computation: an activation `x` in the forward, its gradient `d_x` in the backward. The arrays are the computation's
+own, so a watch looks, and copies what it wants to keep. Names are the paths of the PyTorch modules that output the
+tensor:
     activations = {}
     model.forward(in_idx, watch=activations.__setitem__)
     activations["trf_blocks.0.att.attn_weights"]                         # (B, H, T, T)
+
+PyTorch's twin tells a watch of its own tensors in the same way, under the same names.
 """
 
 from collections.abc import Callable
+from typing import Any
 
-from numpygpt.shapes import Array
-
-Watch = Callable[[str, Array], None]
+Watch = Callable[[str, Any], None]
 
 
-def unwatched(name: str, array: Array) -> None:
+def unwatched(name: str, array: Any) -> None:
     """The watch that does not look: the default everywhere."""
 
 
@@ -25,7 +26,7 @@ def under(watch: Watch, prefix: str) -> Watch:
     if watch is unwatched:
         return unwatched
 
-    def watch_part(name: str, array: Array) -> None:
+    def watch_part(name: str, array: Any) -> None:
         if name.startswith("d_"):
             watch(f"d_{prefix}.{name.removeprefix('d_')}", array)
         else:

@@ -1,4 +1,4 @@
-"""The whole suite: shape annotations are checked at each call, and hypothesis is deterministic unless told otherwise."""
+"""The whole suite: shape annotations are checked at each call; hypothesis is deterministic unless told otherwise."""
 
 from jaxtyping import install_import_hook
 
@@ -6,7 +6,8 @@ install_import_hook(["numpygpt", "torchgpt"], "beartype.beartype")  # before any
 
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-# "suite" is what `make test` and CI run: deterministic. "quick" is for the inner loop; "long" searches at random, for a person.
+# "suite" is what `make test` and CI run: deterministic. "quick" is for the inner loop; "long" searches at random, for a
+# person.
 settings.register_profile("suite", derandomize=True, deadline=None, max_examples=25, database=None)
 settings.register_profile("quick", settings.get_profile("suite"), max_examples=5)
 settings.register_profile(

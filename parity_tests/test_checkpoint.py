@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,9 @@ CONFIG = GPTConfig(vocab_size=11, context_length=5, emb_dim=6, n_heads=2, n_laye
 TRAINING = {"step": 7, "seed": 123, "losses": [2.5, 1 / 3, float("nan")], "name": 'élan "\\\n', "none": None}
 
 
-def trained(config=CONFIG, dtype=np.float32, steps=2):
-    """A model, its optimizer and their generator after a few steps on random ids."""
+@cache
+def trained(config=CONFIG, dtype=np.float32, steps=1):
+    """A model, its optimizer and their generator after a few steps on random ids; shared, so only to be read."""
     rng = TorchGenerator(5)
     model = GPTModel(config, seed=rng, dtype=dtype)
     optimizer = AdamW(model, lr=0.01, betas=(0.8, 0.9), eps=1e-7, weight_decay=0.3)
@@ -162,7 +164,7 @@ def test_an_open_checkpoint_stays_whole_when_it_is_replaced(tmp_path):
 TOKENIZER = get_tokenizer("bytes")
 TEXT = "A cat may look at a king, and a king may look away."
 RESUME_CONFIG = GPTConfig(
-    vocab_size=256, context_length=7, emb_dim=6, n_heads=3, n_layers=2, drop_rate=0.1, qkv_bias=False
+    vocab_size=256, context_length=7, emb_dim=6, n_heads=3, n_layers=1, drop_rate=0.1, qkv_bias=False
 )
 
 
@@ -188,13 +190,20 @@ def train(model, optimizer, loader, rng, batches, steps):
     return losses, batches
 
 
-@pytest.mark.parametrize("stop", [0, 1, 5, 6, 8, 13])
-def test_a_resumed_run_is_bit_identical(tmp_path, stop):
-    """Stops before the first step, within an epoch (five shuffled batches), between two; dropout is on."""
-    steps = 14
-    model, optimizer, loader, rng = new_run()
-    whole, _ = train(model, optimizer, loader, rng, iter(loader), steps)
+STEPS = 8
 
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    """The losses, the model and the generator of a whole run."""
+    model, optimizer, loader, rng = new_run()
+    losses, _ = train(model, optimizer, loader, rng, iter(loader), STEPS)
+    return losses, model, rng
+
+
+@pytest.mark.parametrize("stop", [0, 2, 5, 7])
+def test_a_resumed_run_is_bit_identical(tmp_path, uninterrupted, stop):
+    """Stops before the first step, within an epoch (five shuffled batches), between two; dropout is on."""
     first_model, first_optimizer, first_loader, first_rng = new_run()
     before, batches = train(first_model, first_optimizer, first_loader, first_rng, iter(first_loader), stop)
     save_checkpoint(
@@ -212,8 +221,9 @@ def test_a_resumed_run_is_bit_identical(tmp_path, stop):
     resumed_rng = TorchGenerator.from_torch_state(checkpoint.random_states()["training"])
     resumed_loader = create_loader(resumed_rng)
     rest = resumed_loader.resume(checkpoint.training["position"])
-    after, _ = train(resumed_model, resumed_optimizer, resumed_loader, resumed_rng, rest, steps - stop)
+    after, _ = train(resumed_model, resumed_optimizer, resumed_loader, resumed_rng, rest, STEPS - stop)
 
+    whole, model, rng = uninterrupted
     assert before + after == whole
     assert_same_arrays(resumed_model.state_dict(), model.state_dict())
     assert np.array_equal(resumed_rng.to_torch_state(), rng.to_torch_state())

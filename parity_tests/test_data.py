@@ -110,9 +110,7 @@ def test_batches_and_draws_are_those_of_torch(seed, windows, batch_size, shuffle
     rng = TorchGenerator(seed)
     loader = DataLoader(dataset, batch_size, shuffle=shuffle, drop_last=drop_last, rng=rng)
     torch.manual_seed(seed)
-    torch_loader = torch.utils.data.DataLoader(
-        TorchDataset(dataset), batch_size, shuffle=shuffle, drop_last=drop_last
-    )
+    torch_loader = torch.utils.data.DataLoader(TorchDataset(dataset), batch_size, shuffle=shuffle, drop_last=drop_last)
     assert len(loader) == len(torch_loader)
     for taken in batches_taken:
         ours = as_lists(batch for _, batch in zip(range(taken), loader, strict=False))

@@ -20,7 +20,8 @@ SEEDS = st.integers(-(2**63), 2**64 - 1)
 SIZES = st.integers(0, 600) | st.lists(st.integers(0, 9), max_size=3).map(tuple)
 LARGE_SIZES = st.integers(1, 100_000)
 DTYPES = st.sampled_from(list(TORCH_DTYPES))
-REALS = st.floats(-1e3, 1e3)
+#: Not so small that a product of two underflows.
+REALS = st.floats(-1e3, 1e3).map(lambda number: number if abs(number) > 1e-200 else 0.0)
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
 
@@ -73,7 +74,11 @@ def arguments_of_each_method(sizes: st.SearchStrategy) -> dict[str, st.SearchStr
     def with_bounds(bounds: list, **others: Any) -> dict[str, Any]:
         return {"low": bounds[0], "high": bounds[1], **others}
 
-    whole_bounds = increasing_pairs(st.integers(-(10**6), 10**6) | INT64, unique=True)
+    whole_bounds = increasing_pairs(INT64, unique=True) | st.builds(
+        lambda low, span: [low, low + span],
+        st.integers(-(10**6), 10**6),
+        st.sampled_from([1, 2, 50257, 2**28 - 1, 2**28, 2**28 + 1, 2**32, 2**62]),
+    )
     return {
         "random": st.fixed_dictionaries({"size": sizes}),
         "uniform": st.builds(with_bounds, increasing_pairs(REALS, unique=False), size=sizes, dtype=DTYPES),
@@ -82,7 +87,7 @@ def arguments_of_each_method(sizes: st.SearchStrategy) -> dict[str, st.SearchStr
             {
                 "size": sizes,
                 "mean": st.just(0.0) | REALS,
-                "std": st.just(1.0) | st.floats(0, 1e3),
+                "std": st.just(1.0) | REALS.map(abs),
                 "dtype": DTYPES,
                 "contiguous": st.booleans(),
             }
@@ -152,6 +157,13 @@ def test_large_draws(method, seed, data):
     assert_same_state(ours, theirs)
 
 
+@pytest.mark.parametrize("dtype", TORCH_DTYPES)
+def test_many_normals(dtype):
+    """Enough of them for roundings that seldom differ to show."""
+    arguments = {"size": 150_001, "mean": 0.0, "std": 1.0, "dtype": dtype, "contiguous": True}
+    assert_same_draw(*generators(10), "normal", arguments)
+
+
 @pytest.mark.parametrize("method", ["random", "exponential", "bernoulli"])
 def test_an_int_is_a_size_of_one_axis(method):
     arguments = {"p": 0.5} if method == "bernoulli" else {}
@@ -180,6 +192,16 @@ def test_a_uniform_rounded_up_to_its_upper_bound_becomes_the_lower_bound():
     assert ours.uniform(1000, 1e8, 1e8 + 16).max() < 1e8 + 16
 
 
+def generators_about_to_draw(words: np.ndarray) -> tuple[TorchGenerator, torch.Generator]:
+    """Ours and PyTorch's, whose next 32-bit draws are these."""
+    key = np.zeros(624, np.uint32)
+    key[1 : 1 + len(words)] = untempered(words)
+    ours, theirs = TorchGenerator(0), torch.Generator()
+    ours.set_state(GeneratorState(0, key, 1, None))
+    theirs.set_state(torch.from_numpy(ours.to_torch_state()))
+    return ours, theirs
+
+
 def untempered(words: np.ndarray) -> np.ndarray:
     """The words of the key from which the engine makes these outputs: each of its four steps undone."""
     words = words ^ (words >> np.uint32(18))
@@ -198,13 +220,16 @@ def test_normals_from_uniforms_at_the_edges(choice, dtype):
     """Zero, the largest, and those around eighths of the circle or of the logarithm's range."""
     edges = np.add.outer(np.arange(9) * 2**21, np.arange(-3, 4)).ravel() % 2**24
     words = np.random.default_rng(choice).choice(edges.astype(np.uint32), 608)
-    key = np.zeros(624, np.uint32)
-    key[1:609] = untempered(words)
-    ours, theirs = TorchGenerator(0), torch.Generator()
-    ours.set_state(GeneratorState(0, key, 1, None))
-    theirs.set_state(torch.from_numpy(ours.to_torch_state()))
-    arguments = {"mean": 0.0, "std": 1.0, "dtype": dtype, "contiguous": True}
-    assert_same_draw(ours, theirs, "normal", {"size": 608 if dtype is np.float32 else 304, **arguments})
+    size = 608 if dtype is np.float32 else 304
+    arguments = {"size": size, "mean": 0.0, "std": 1.0, "dtype": dtype, "contiguous": True}
+    assert_same_draw(*generators_about_to_draw(words), "normal", arguments)
+
+
+@pytest.mark.parametrize("p", [0.0, 5e-324, 2.0**-54, 2.0**-53])
+@pytest.mark.parametrize("low_word", [0, 1])
+def test_bernoulli_at_the_smallest_probabilities_and_uniforms(p, low_word):
+    both = generators_about_to_draw(np.array([0, low_word], np.uint32))
+    assert_same_draw(*both, "bernoulli", {"p": p, "size": 1})
 
 
 def test_what_is_not_contiguous_is_filled_in_the_order_of_its_memory():
@@ -245,6 +270,17 @@ def test_a_state_goes_over_to_torch_and_back(seed, before, after):
     assert_same_draw(back, theirs, *after)
     getattr(ours, after[0])(**after[1])
     np.testing.assert_array_equal(ours.to_torch_state(), back.to_torch_state())
+
+
+def test_a_normal_that_waits_goes_with_the_state():
+    ours, theirs = generators(11)
+    arguments = {"size": 3, "mean": 0.0, "std": 1.0, "dtype": np.float64, "contiguous": True}
+    assert_same_draw(ours, theirs, "normal", arguments)
+    copy = TorchGenerator(0)
+    copy.set_state(ours.get_state())
+    for generator in (ours, copy, TorchGenerator.from_torch_state(theirs.get_state())):
+        torch_copy = torch.Generator().set_state(theirs.get_state())
+        assert_same_draw(generator, torch_copy, "normal", arguments)
 
 
 def test_the_state_of_an_unused_torch_generator():

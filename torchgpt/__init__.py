@@ -13,9 +13,7 @@
 try:
     import torch  # noqa: F401
 except ModuleNotFoundError as error:
-    raise ImportError(
-        "torchgpt needs PyTorch, which is not installed: pip install 'numpygpt[torch]'"
-    ) from error
+    raise ImportError("torchgpt needs PyTorch, which is not installed: pip install 'numpygpt[torch]'") from error
 
 from numpygpt.config import GPT_CONFIG_124M, GPTConfig
 from torchgpt.bridge import dropout_masks, to_numpy, to_torch

@@ -18,12 +18,12 @@ from numpygpt.model import DropoutMasks
 from numpygpt.model import GPTModel as NumpyGPTModel
 from numpygpt.parameters import allocate, named
 from numpygpt.shapes import Array
-from torchgpt.model import Attention, GPTModel
+from torchgpt.model import GPTModel, SinusoidalPositions
 
 DTYPES = ("float32", "float64")
 
 
-def to_torch(numpy_model: NumpyGPTModel, *, copy: bool = False, attention: Attention = "math") -> GPTModel:
+def to_torch(numpy_model: NumpyGPTModel, *, copy: bool = False, attention: str = "math") -> GPTModel:
     """The PyTorch twin of a NumPy model, on the CPU, in evaluation mode: NumPy's drops nothing unasked.
 
     Without `copy` the parameters are the NumPy arrays' own memory (a read-only array is copied). Nothing is
@@ -53,10 +53,8 @@ def to_numpy(torch_model: nn.Module, *, copy: bool = False) -> NumpyGPTModel:
     Raises InputError for a model whose parameters have other names (missing and unexpected ones are listed),
     and for parameters that are not all float32 or all float64.
     """
-    tensors = {
-        name: tensor for name, tensor in torch_model.state_dict().items() if not name.endswith(".att.mask")
-    }
-    _check_names(list(tensors), type(torch_model).__name__)
+    tensors = {name: tensor for name, tensor in torch_model.state_dict().items() if not name.endswith(".att.mask")}
+    _check_names(list(tensors), torch_model)
     _check_dtypes({name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()})
     arrays = {name: tensor.numpy(force=True) for name, tensor in tensors.items()}
     numpy_model = NumpyGPTModel.from_state_dict(_config_of(torch_model), arrays)
@@ -134,24 +132,25 @@ def _check_dtypes(dtypes: Mapping[str, str]) -> None:
             raise InputError(f"{name} is {dtype}; expected {expected}: convert the whole model first")
 
 
-def _check_names(names: list[str], kind: str) -> None:
+def _check_names(names: list[str], torch_model: nn.Module) -> None:
     """Raise InputError unless these are the parameter names of a GPT with as many blocks as they mention."""
     blocks = {name.split(".")[1] for name in names if name.startswith("trf_blocks.")}
     smallest = GPTConfig(
         vocab_size=1,
         context_length=1,
-        emb_dim=1,
+        emb_dim=2,
         n_heads=1,
         n_layers=max(1, len(blocks)),
         drop_rate=0.0,
         qkv_bias=any(name.endswith(".att.W_query.bias") for name in names),
+        position=_position_of(torch_model),
     )
     expected = [name for name, _ in named(allocate(smallest, np.float32))]
     missing = [name for name in expected if name not in names]
     unexpected = [name for name in names if name not in expected]
     if missing or unexpected:
         raise InputError(
-            f"the parameters of this {kind} are not a GPTModel's: "
+            f"the parameters of this {type(torch_model).__name__} are not a GPTModel's: "
             f"missing: {', '.join(missing) or 'none'}; unexpected: {', '.join(unexpected) or 'none'}; "
             f"rename them first"
         )
@@ -169,4 +168,9 @@ def _config_of(torch_model: Any) -> GPTConfig:
         drop_rate=torch_model.drop_emb.p,
         qkv_bias=attention.W_query.bias is not None,
         tie_weights=torch_model.out_head.weight is torch_model.tok_emb.weight,
+        position=_position_of(torch_model),
     )
+
+
+def _position_of(torch_model: nn.Module) -> str:
+    return "sinusoidal" if isinstance(getattr(torch_model, "pos_emb", None), SinusoidalPositions) else "learned"

@@ -100,9 +100,7 @@ def _largest(logits: Float[Tensor, "B V"], k: int) -> Bool[Tensor, "B V"]:
     return above | (tied & (tied.cumsum(dim=-1) <= places_left))
 
 
-def softmax_with_temperature(
-    logits: Float[Tensor, "*rows V"], temperature: float
-) -> Float[Tensor, "*rows V"]:
+def softmax_with_temperature(logits: Float[Tensor, "*rows V"], temperature: float) -> Float[Tensor, "*rows V"]:
     """softmax(logits / temperature) over the last axis: below 1 sharper, above 1 flatter.
 
     Raises InputError for a temperature that is not above 0.

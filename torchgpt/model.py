@@ -11,12 +11,13 @@ Differences from the book's listings, each for a reason:
 - attention scores are scaled before they are masked, so that `attn_scores` is the same tensor as NumPy's;
 - GELU's constant sqrt(2/pi) is float64 for a float64 input: the book's, always float32, caps its accuracy;
 - `attention="sdpa"` attends in PyTorch's fused kernel, and `tie_weights` shares the embedding with the head;
+- `position="sinusoidal"` puts fixed sines and cosines in the place of learned positions;
 - every forward takes a watch, which is told each named activation (`numpygpt.watch`).
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,6 @@ from numpygpt.config import GPTConfig
 from numpygpt.errors import InputError
 from numpygpt.watch import Watch, under, unwatched
 
-Attention = Literal["math", "sdpa"]
 ATTENTION_KINDS = ("math", "sdpa")
 
 
@@ -45,6 +45,23 @@ class LayerNorm(nn.Module):
         variance = x.var(dim=-1, keepdim=True, unbiased=False)
         normalized = (x - mean) / torch.sqrt(variance + self.eps)
         return self.scale * normalized + self.shift
+
+
+class SinusoidalPositions(nn.Module):
+    """Sines and cosines in place of a learned `nn.Embedding` of positions (Vaswani et al. 2017, section 3.5).
+
+    Feature 2i of position t is sin(t / 10000^(2i / D)), feature 2i + 1 the cosine. No parameter and no buffer: computed
+    in float64 where they are needed, so that a model of any dtype gets them rounded once.
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int):
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+
+    def forward(self, positions: Integer[Tensor, "T"]) -> Float[Tensor, "T D"]:
+        pairs = torch.arange(0, self.embedding_dim, 2, dtype=torch.float64, device=positions.device)
+        angles = positions[:, None] * 10_000 ** (-pairs / self.embedding_dim)
+        return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
 
 
 class GELU(nn.Module):
@@ -82,7 +99,7 @@ class MultiHeadAttention(nn.Module):
     dropout.
     """
 
-    def __init__(self, cfg: GPTConfig, attention: Attention = "math"):
+    def __init__(self, cfg: GPTConfig, attention: str = "math"):
         super().__init__()
         self.num_heads = cfg.n_heads
         self.attention = attention
@@ -142,7 +159,7 @@ class MultiHeadAttention(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention, then feed-forward, each behind a norm and beside a shortcut (Radford et al. 2019)."""
 
-    def __init__(self, cfg: GPTConfig, attention: Attention = "math"):
+    def __init__(self, cfg: GPTConfig, attention: str = "math"):
         super().__init__()
         self.att = MultiHeadAttention(cfg, attention)
         self.ff = FeedForward(cfg)
@@ -167,7 +184,7 @@ class TransformerBlock(nn.Module):
 class GPTModel(nn.Module):
     """The book's GPT: token ids (B, T), T <= context_length, to logits (B, T, V).
 
-    cfg        a GPTConfig, or a dict with the book's seven keys (and, optionally, tie_weights)
+    cfg        a GPTConfig, or a dict with the book's seven keys (and, optionally, tie_weights and position)
     attention  "math", the book's explicit product, or "sdpa", PyTorch's fused kernel
 
     With tie_weights, `tok_emb.weight` is `out_head.weight`, one Parameter, and starts as the head draws it:
@@ -177,13 +194,17 @@ class GPTModel(nn.Module):
     Raises InputError for an unusable configuration, an unknown kind of attention, and too many tokens.
     """
 
-    def __init__(self, cfg: GPTConfig | Mapping[str, Any], attention: Attention = "math"):
+    def __init__(self, cfg: GPTConfig | Mapping[str, Any], attention: str = "math"):
         super().__init__()
         if attention not in ATTENTION_KINDS:
             raise InputError(f"attention is {attention!r}; expected one of {ATTENTION_KINDS}")
         self.config = GPTConfig.of(cfg)
         self.tok_emb = nn.Embedding(self.config.vocab_size, self.config.emb_dim)
-        self.pos_emb = nn.Embedding(self.config.context_length, self.config.emb_dim)
+        self.pos_emb: nn.Embedding | SinusoidalPositions
+        if self.config.position == "learned":
+            self.pos_emb = nn.Embedding(self.config.context_length, self.config.emb_dim)
+        else:
+            self.pos_emb = SinusoidalPositions(self.config.context_length, self.config.emb_dim)
         self.drop_emb = nn.Dropout(self.config.drop_rate)
         self.trf_blocks = nn.Sequential(
             *(TransformerBlock(self.config, attention) for _ in range(self.config.n_layers))
@@ -202,7 +223,7 @@ class GPTModel(nn.Module):
             )
         tok_emb = self.tok_emb(in_idx)
         watch("tok_emb", tok_emb)
-        pos_emb = self.pos_emb(torch.arange(n_tokens, device=in_idx.device))
+        pos_emb = self.pos_emb(torch.arange(n_tokens, device=in_idx.device)).to(tok_emb.dtype)
         watch("pos_emb", pos_emb)
         x = self.drop_emb(tok_emb + pos_emb)
         watch("drop_emb", x)
@@ -215,9 +236,7 @@ class GPTModel(nn.Module):
         watch("logits", logits)
         return logits
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As `nn.Module.load_state_dict`; the `trf_blocks.{i}.att.mask` of the book's files are ignored.
 
         A tied model also loads a state dict without `out_head.weight`, and stays tied with `assign=True`.

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from numpygpt.data import GPTDatasetV1
 from numpygpt.plots import plot_losses
 from numpygpt.tokenizer import get_tokenizer
+from numpygpt.training import loss_line
 from torchgpt.generation import generate_text_simple, text_to_token_ids, token_ids_to_text
 from torchgpt.model import GPTModel
 
@@ -98,10 +99,10 @@ def evaluate_model(
     return train_loss, val_loss
 
 
-def generate_and_print_sample(
-    model: GPTModel, tokenizer: Any, device: torch.device | str, start_context: str
-) -> None:
-    """Print `start_context` and the 50 likeliest tokens after it on one line.
+def sample_text(
+    model: GPTModel, tokenizer: Any, device: torch.device | str, start_context: str, max_new_tokens: int = 50
+) -> str:
+    """`start_context` and the likeliest tokens after it, on one line.
 
     Leaves the model in training mode.
     """
@@ -109,11 +110,34 @@ def generate_and_print_sample(
     token_ids = generate_text_simple(
         model,
         text_to_token_ids(start_context, tokenizer).to(device),
-        max_new_tokens=50,
-        context_size=model.pos_emb.weight.shape[0],
+        max_new_tokens=max_new_tokens,
+        context_size=model.pos_emb.num_embeddings,
     )
-    print(token_ids_to_text(token_ids, tokenizer).replace("\n", " "))
     model.train()
+    return token_ids_to_text(token_ids, tokenizer).replace("\n", " ")
+
+
+def generate_and_print_sample(model: GPTModel, tokenizer: Any, device: torch.device | str, start_context: str) -> None:
+    """Print `start_context` and the 50 likeliest tokens after it on one line.
+
+    Leaves the model in training mode.
+    """
+    print(sample_text(model, tokenizer, device, start_context))
+
+
+def training_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    input_batch: Integer[Tensor, "B T"],
+    target_batch: Integer[Tensor, "B T"],
+    device: torch.device | str,
+) -> Float[Tensor, ""]:
+    """One step of the optimizer on a batch; returns its loss."""
+    optimizer.zero_grad()
+    loss = calc_loss_batch(input_batch, target_batch, model, device)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
 
 
 def train_model_simple(
@@ -139,9 +163,7 @@ def train_model_simple(
     for epoch in range(num_epochs):
         model.train()
         for input_batch, target_batch in train_loader:
-            optimizer.zero_grad()
-            calc_loss_batch(input_batch, target_batch, model, device).backward()
-            optimizer.step()
+            training_step(model, optimizer, input_batch, target_batch, device)
             tokens_seen += input_batch.numel()
             global_step += 1
             if global_step % eval_freq == 0:
@@ -149,9 +171,6 @@ def train_model_simple(
                 train_losses.append(train_loss)
                 val_losses.append(val_loss)
                 track_tokens_seen.append(tokens_seen)
-                print(
-                    f"Ep {epoch + 1} (Step {global_step:06d}): "
-                    f"Train loss {train_loss:.3f}, Val loss {val_loss:.3f}"
-                )
+                print(loss_line(epoch, global_step, train_loss, val_loss))
         generate_and_print_sample(model, tokenizer, device, start_context)
     return train_losses, val_losses, track_tokens_seen

@@ -43,9 +43,9 @@ class Gradients(NamedTuple):
 
 def backward(d_y: Inexact[Array, "*rows D"], saved: Saved, *, watch: Watch = unwatched) -> Gradients:
     watch("d_layers.2", d_y)
-    d_activated, *d_contract = linear.backward(d_y, saved.contract)  # undoes (3)
+    d_activated, d_weight2, d_bias2 = linear.backward(d_y, saved.contract)  # undoes (3)
     watch("d_layers.1", d_activated)
     d_hidden = gelu.backward(d_activated, saved.gelu).x  # undoes (2)
     watch("d_layers.0", d_hidden)
-    d_x, *d_expand = linear.backward(d_hidden, saved.expand)  # undoes (1)
-    return Gradients(d_x, p.FeedForward((p.Linear(*d_expand), (), p.Linear(*d_contract))))
+    d_x, d_weight0, d_bias0 = linear.backward(d_hidden, saved.expand)  # undoes (1)
+    return Gradients(d_x, p.FeedForward((p.Linear(d_weight0, d_bias0), (), p.Linear(d_weight2, d_bias2))))

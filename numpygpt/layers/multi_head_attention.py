@@ -13,8 +13,8 @@
     (4)  merge: the inverse of the split
     (5)  y = context_vec Woᵀ + bo
 
-Splitting and merging move no number; their gradients are each other. Decoding with a cache: `past` holds the keys and values of
-earlier positions, and `present(saved)` those of all positions so far.
+Splitting and merging move no number; their gradients are each other. Decoding with a cache: `past` holds the keys and
+values of earlier positions, and `present(saved)` those of all positions so far.
 """
 
 from typing import NamedTuple
@@ -83,7 +83,7 @@ def backward(d_y: Inexact[Array, "B T D"], saved: Saved, *, watch: Watch = unwat
     """Of a forward without `past`."""
     n_heads = saved.attention.queries.shape[1]
     watch("d_out_proj", d_y)
-    d_context_vec, *d_out_proj = linear.backward(d_y, saved.out_proj)  # undoes (5)
+    d_context_vec, d_out_weight, d_out_bias = linear.backward(d_y, saved.out_proj)  # undoes (5)
     watch("d_context_vec", d_context_vec)
     d_context = split_heads(d_context_vec, n_heads)  # undoes (4)
     d_heads = attention.backward(d_context, saved.attention, watch=watch)  # undoes (3)
@@ -94,8 +94,8 @@ def backward(d_y: Inexact[Array, "B T D"], saved: Saved, *, watch: Watch = unwat
     d_x, d_weight, d_bias = linear.backward(d_qkv, saved.qkv)  # undoes (1)
     d_weights = np.split(d_weight, 3)
     d_biases = [None] * 3 if d_bias is None else np.split(d_bias, 3)
-    d_projections = (p.Linear(*pair) for pair in zip(d_weights, d_biases, strict=True))
-    return Gradients(d_x, p.MultiHeadAttention(*d_projections, p.Linear(*d_out_proj)))
+    d_query, d_key, d_value = (p.Linear(*pair) for pair in zip(d_weights, d_biases, strict=True))
+    return Gradients(d_x, p.MultiHeadAttention(d_query, d_key, d_value, p.Linear(d_out_weight, d_out_bias)))
 
 
 def stacked_projections(projections: list[p.Linear]) -> tuple[Array, Array | None]:

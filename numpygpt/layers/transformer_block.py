@@ -31,6 +31,9 @@ class DropoutMasks(NamedTuple):
     after_feed_forward: Bool[Array, "B T D"] | None = None
 
 
+NO_MASKS = DropoutMasks()
+
+
 def draw_masks(rng: RandomSource, shape: tuple[int, int, int], n_heads: int, drop_rate: float) -> DropoutMasks:
     """Masks for x of this shape (B, T, D), drawn in the order in which the forward meets the sites."""
     B, T, _ = shape
@@ -55,7 +58,7 @@ def forward(
     parameters: p.TransformerBlock,
     *,
     n_heads: int,
-    masks: DropoutMasks = DropoutMasks(),
+    masks: DropoutMasks = NO_MASKS,
     drop_rate: float = 0.0,
     past: multi_head_attention.KeysValues | None = None,
     watch: Watch = unwatched,

@@ -1,8 +1,8 @@
 """Causal scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1), for all heads at once.
 
     queries        (B, H, T, K)   q
-    keys           (B, H, S, K)   k        S = T; with a cache of earlier keys S > T, and the queries are the last T positions
-    values         (B, H, S, K)   v
+    keys           (B, H, S, K)   k        S = T; with a cache of earlier keys S > T,
+    values         (B, H, S, K)   v        and the queries are the last T positions
     attn_scores    (B, H, T, S)   s
     attn_weights   (B, H, T, S)   w
     context        (B, H, T, K)   z
@@ -23,8 +23,8 @@ Derivation, from dL = <d_z, dz>:
     ds = (dq kᵀ + q dkᵀ) / sqrt(K)                 d_q = d_s k / sqrt(K),  d_k = d_sᵀ q / sqrt(K)
 
 Saved: q, k, v; the weights within softmax's own record; the weights after dropout, u.
-Traps: the scale is sqrt(K), the width of a head, not sqrt(D); a large negative number for -inf leaks at extreme scores; the
-mask comes after the scale, for -inf times a complex scale is NaN.
+Traps: the scale is sqrt(K), the width of a head, not sqrt(D); a large negative number for -inf leaks at extreme scores;
+the mask comes after the scale, for -inf times a complex scale is NaN.
 """
 
 import math

@@ -17,8 +17,8 @@ Derivation, for a counted row; softmax's log derivative gives dz = sum(p dx) wit
 
 Each row of d_x sums to 0, for adding a constant to a row's logits changes nothing.
 
-Saved: the logits, z and the targets; the probabilities are formed again in the backward, block by block, because a second
-array of N x V (103 MB for two sequences of 256 GPT-2 tokens) would be the largest in the run.
+Saved: the logits, z and the targets; the probabilities are formed again in the backward, block by block, because a
+second array of N x V (103 MB for two sequences of 256 GPT-2 tokens) would be the largest in the run.
 Traps: a mean over all rows where some are ignored; 0/0 where all are: the sum over no target is 0, with gradient 0
 (PyTorch gives NaN), so that a micro-batch of padding adds nothing.
 """
@@ -47,7 +47,10 @@ def forward(
     *,
     ignore_index: int = IGNORE_INDEX,
 ) -> tuple[Any, Saved]:
-    """The loss is a NumPy scalar of the logits' dtype. InputError for a target outside [0, V) that is not ignore_index."""
+    """The loss is a NumPy scalar of the logits' dtype.
+
+    Raises InputError for a target outside [0, V) that is not ignore_index.
+    """
     log_normalizer = np.empty((len(logits), 1), logits.dtype)
 
     def block(logits: Array, log_normalizer: Array) -> None:

@@ -13,13 +13,13 @@ Derivation, from dL = <d_y, dy> with dy = dx m / (1 - p):
     d_x = d_y m / (1 - p)
 
 Saved: the mask and the rate.
-The mask comes in as an argument, drawn by `draw_keep_mask`: so the operation has no randomness of its own, a second backward
-sees the same mask, and PyTorch can be given the same one.
+The mask comes in as an argument, drawn by `draw_keep_mask`: so the operation has no randomness of its own, a second
+backward sees the same mask, and PyTorch can be given the same one.
 Traps: scaling by p for 1 - p; one mask used at two sites; a mask left alive in evaluation.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from numpygpt.parallel import over_rows
 from numpygpt.shapes import Array, Bool, Inexact
 
 
+@runtime_checkable
 class RandomSource(Protocol):
     """What draws uniforms: `numpygpt.random.TorchGenerator`, `numpy.random.Generator`, or anything with this method."""
 

@@ -46,7 +46,7 @@ class Gradients(NamedTuple):
 def backward(d_y: Inexact[Array, "... D"], saved: Saved) -> Gradients:
     d_weight = np.zeros(saved.weight_shape, d_y.dtype)
     if saved.ids.size:
-        order = np.argsort(saved.ids, axis=None, kind="stable")  # undoes (1): equal ids side by side, and their rows summed
+        order = np.argsort(saved.ids, axis=None, kind="stable")  # undoes (1): equal ids side by side, their rows summed
         present, first = np.unique(saved.ids.reshape(-1)[order], return_index=True)
         d_rows = d_y.reshape(-1, saved.weight_shape[1])
         d_weight[present] = np.add.reduceat(d_rows[order], first, axis=0)

@@ -16,7 +16,8 @@ Forward, for each row, with mean(.) over its D features:
 
 Derivation, from dL = <d_y, dy>:
 
-    dy = g dz + z dg + db                          d_g = the sum of d_y z over rows, d_b = the sum of d_y over rows, d_z = d_y g
+    dy = g dz + z dg + db                          d_z = d_y g
+                                                   d_g = the sum of d_y z over rows, d_b = the sum of d_y over rows
     dz = r dc + c dr
     dr = -1/2 (mean(c²) + eps)^(-3/2) 2 mean(c dc) = -r³ mean(c dc) = -r² mean(z dc)
     c dr = -r z mean(z dc)                         since c r = z
@@ -24,7 +25,8 @@ Derivation, from dL = <d_y, dy>:
     dc = dx - mean(dx)                             <a, dx - mean(dx)> = <a - mean(a), dx>, and mean(z) = 0, so
     d_x = r (d_z - mean(d_z) - z mean(d_z z))
 
-Each row of d_x is orthogonal to 1, for shifting x changes nothing; and, but for eps, to z, for scaling c changes nothing.
+Each row of d_x is orthogonal to 1, for shifting x changes nothing; and, but for eps, to z, for scaling c changes
+nothing.
 
 Saved: z, r and g; x itself is not needed again.
 Traps: the unbiased variance (D - 1); eps outside the root; E[x²] - E[x]², which cancels where the mean is large.

@@ -1,0 +1,434 @@
+"""What must hold for the whole model, each as a function that raises AssertionError where it does not.
+
+The planted bugs are run against these, on one fixed small model with distinct sizes, so that a miss is a fault of the
+checks and not of a draw. The rest of the suite draws the same things at random.
+"""
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+import torchgpt
+from numpygpt import gradcheck
+from numpygpt.config import GPTConfig
+from numpygpt.data import DataLoader, GPTDatasetV1
+from numpygpt.generation import generate, keep_top_k
+from numpygpt.layers import transformer_block
+from numpygpt.model import GPTModel
+from numpygpt.ops import attention, cross_entropy, layer_norm
+from numpygpt.optim import AdamW, clip_grad_norm
+from numpygpt.random import TorchGenerator
+from numpygpt.shapes import Array
+from numpygpt.tokenizer import get_tokenizer
+from numpygpt.training import loss_and_grads_of
+from parity_tests.tolerances import FLOAT64_NORMWISE
+from torchgpt.bridge import dropout_masks, to_torch
+
+CONFIG = GPTConfig(vocab_size=11, context_length=8, emb_dim=12, n_heads=3, n_layers=2, drop_rate=0.25, qkv_bias=True)
+TIED = GPTConfig(**{**CONFIG.to_dict(), "tie_weights": True})
+B, T = 2, 6
+GRADIENT = "d_"
+INPUTS = np.array([[3, 1, 3, 10, 0, 3], [7, 7, 2, 5, 9, 1]])
+TARGETS = np.array([[1, 3, 10, 0, 3, 8], [7, 2, -100, 9, 1, 4]])
+
+
+@cache
+def weights(config: GPTConfig) -> dict[str, Array]:
+    """Asymmetric random weights of ordinary size; scale and shift are neither 1 nor 0."""
+    rng = np.random.default_rng(1)
+    return {
+        name: rng.standard_normal(array.shape) / 2
+        for name, array in GPTModel(config, dtype=np.float64).named_parameters().items()
+    }
+
+
+def model_of(config: GPTConfig = CONFIG, dtype: Any = np.float64) -> GPTModel:
+    return GPTModel.from_state_dict(config, weights(config), dtype)
+
+
+@cache
+def masks(config: GPTConfig) -> Any:
+    return GPTModel(config).draw_dropout_masks(np.random.default_rng(2), B, T)
+
+
+def training_step(model: GPTModel) -> dict[str, Array]:
+    """Activations, loss, their gradients as the backward yields them, then the parameters' gradients, last to first."""
+    seen: dict[str, Array] = {}
+
+    def watch(name: str, array: Array) -> None:
+        seen[name] = np.array(array)
+
+    logits, saved = model.forward(INPUTS, masks=masks(model.config), watch=watch)
+    loss, scored = cross_entropy.forward(logits.reshape(B * T, -1), TARGETS.reshape(-1))
+    watch("loss", loss)
+    d_logits = cross_entropy.backward(loss.dtype.type(1), scored).logits.reshape(logits.shape)
+    gradients = model.backward(d_logits, saved, watch=watch)
+    seen |= {f"{GRADIENT}{name}": gradients[name] for name in reversed(gradients)}
+    return seen
+
+
+@cache
+def reference(config: GPTConfig) -> dict[str, Array]:
+    """The same from PyTorch in float64. Made before a bug is planted."""
+    model = to_torch(model_of(config), copy=True)
+    model.train()
+    seen: dict[str, torch.Tensor] = {}
+
+    def watch(name: str, tensor: torch.Tensor) -> None:
+        if tensor.requires_grad:
+            tensor.retain_grad()
+        seen[name] = tensor
+
+    inputs, targets = torch.from_numpy(INPUTS), torch.from_numpy(TARGETS)
+    with dropout_masks(model, masks(config)):
+        logits = model(inputs, watch=watch)
+    seen["loss"] = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    seen["loss"].backward()
+    activations = {name: tensor.detach().numpy() for name, tensor in seen.items()}
+    gradients = {f"{GRADIENT}{name}": tensor.grad.numpy() for name, tensor in seen.items() if tensor.retains_grad}
+    parameters = {f"{GRADIENT}{name}": parameter.grad.numpy() for name, parameter in model.named_parameters()}
+    return activations | gradients | parameters
+
+
+def differs(ours: Array, expected: Array) -> bool:
+    """Another shape or dtype, NaN or infinity at other places, or more than FLOAT64_NORMWISE apart where finite."""
+    ours, expected = np.asarray(ours), np.asarray(expected)
+    if ours.shape != expected.shape or ours.dtype != expected.dtype:
+        return True
+    finite = np.isfinite(expected)
+    if not np.array_equal(ours[~finite], expected[~finite]):
+        return True
+    difference = np.linalg.norm(ours[finite] - expected[finite])
+    return not difference <= FLOAT64_NORMWISE * np.linalg.norm(expected[finite])
+
+
+def agree(ours: Array, expected: Array, what: str) -> None:
+    assert not differs(ours, expected), what
+
+
+def _zero_by_theory(name: str) -> bool:
+    return name.endswith("W_key.bias")  # adding a constant to a query's scores changes no weight
+
+
+def forward() -> None:
+    for config in (CONFIG, TIED):
+        expected = reference(config)
+        seen = training_step(model_of(config))
+        for name in expected:
+            if not name.startswith(GRADIENT):
+                agree(seen[name], expected[name], name)
+
+
+def gradients() -> None:
+    for config in (CONFIG, TIED):
+        expected = reference(config)
+        seen = training_step(model_of(config))
+        names = [name for name in expected if name.startswith(GRADIENT) and not _zero_by_theory(name)]
+        assert set(names) <= set(seen)
+        assert model_of(config).named_parameters().keys() == weights(config).keys()
+        for name in names:
+            agree(seen[name], expected[name], name)
+
+
+def complex_step() -> None:
+    """The derivative along random directions of all parameters at once: one complex forward a direction."""
+    rng = np.random.default_rng(3)
+    for config in (CONFIG, TIED):
+        model = model_of(config)
+        logits, saved = model.forward(INPUTS, masks=masks(config))
+        d_logits = rng.standard_normal(logits.shape)
+        ours = model.backward(d_logits, saved)
+        for _ in range(3):
+            directions = {name: rng.standard_normal(array.shape) for name, array in weights(config).items()}
+            stepped = GPTModel.from_state_dict(
+                config,
+                {name: array + 1j * gradcheck.STEP * directions[name] for name, array in weights(config).items()},
+                np.complex128,
+            )
+            expected = (d_logits * stepped.forward(INPUTS, masks=masks(config))[0]).sum().imag / gradcheck.STEP
+            products = [(directions[name] * ours[name]).sum() for name in directions]
+            error = np.abs(sum(products) - expected) / np.linalg.norm(products)
+            assert error <= gradcheck.THRESHOLD, error
+
+
+def causality() -> None:
+    for size in (1, 300):  # with weights 300 times as large, scores are near 1e5 and beyond
+        model = model_of()
+        for block in model.parameters.trf_blocks:
+            block.att.W_query.weight[...] *= size
+            block.att.W_key.weight[...] *= size
+        changed = INPUTS.copy()
+        changed[:, 3:] = (changed[:, 3:] + 5) % CONFIG.vocab_size
+        for run in (model, lambda ids, model=model: model.forward(ids, masks=masks(CONFIG))[0]):
+            assert np.array_equal(run(INPUTS)[:, :3], run(changed)[:, :3])
+            assert not np.array_equal(run(INPUTS)[:, 3:], run(changed)[:, 3:])
+    queries, keys, values = np.random.default_rng(4).standard_normal((3, B, 3, T, 4))
+    with_nan = keys.copy()
+    with_nan[:, :, 4:] = np.nan
+    expected, _ = attention.forward(queries, keys, values)
+    ours, _ = attention.forward(queries, with_nan, values)
+    assert np.array_equal(ours[:, :, :4], expected[:, :, :4])
+
+
+def cache_equals_full() -> None:
+    model = model_of()
+    full = model(INPUTS)
+    logits, past = model.decode(INPUTS[:, :2])
+    agree(logits, full[:, 1], "prefill")
+    for t in range(2, T):
+        logits, past = model.decode(INPUTS[:, t : t + 1], past)
+        agree(logits, full[:, t], f"token {t}")
+    for row in range(B):
+        agree(model(INPUTS[row : row + 1])[0], full[row], f"row {row} alone")
+    other = generate(model, INPUTS[:, :3], 2, CONFIG.context_length)
+    assert np.array_equal(generate(model, INPUTS[:, :2], 2, CONFIG.context_length), _greedy(model, INPUTS[:, :2], 2))
+    assert np.array_equal(generate(model, INPUTS[:, :3], 2, CONFIG.context_length), other)
+
+
+def _greedy(model: GPTModel, idx: Array, new_tokens: int) -> Array:
+    """Without a cache."""
+    for _ in range(new_tokens):
+        logits = model.forward(idx[:, -model.config.context_length :])[0]
+        idx = np.concatenate([idx, logits[:, -1].argmax(-1)[:, np.newaxis]], axis=1)
+    return idx
+
+
+def evaluation() -> None:
+    model = model_of()
+    before, _ = model.loss_and_grads(INPUTS, TARGETS, rng=np.random.default_rng(5))
+    without, _ = model.forward(INPUTS)
+    agree(model(INPUTS), without, "evaluation has no dropout")
+    assert np.array_equal(model(INPUTS), model(INPUTS))
+    after, _ = model.loss_and_grads(INPUTS, TARGETS, rng=np.random.default_rng(5))
+    assert before == after
+    assert before != model.loss_and_grads(INPUTS, TARGETS)[0]
+
+
+def optimizer() -> None:
+    for sizes in (1.0, 1e-8):  # gradients of ordinary size, and near eps
+        for config in (CONFIG, TIED):
+            _optimizer_steps(config, sizes)
+    rng = np.random.default_rng(6)
+    grads = {"a": rng.standard_normal((3, 4)), "b": 5 * rng.standard_normal(7)}
+    tensors = [torch.nn.Parameter(torch.zeros(g.shape, dtype=torch.float64)) for g in grads.values()]
+    for tensor, gradient in zip(tensors, grads.values(), strict=True):
+        tensor.grad = torch.from_numpy(gradient.copy())
+    expected = torch.nn.utils.clip_grad_norm_(tensors, 2.0).item()
+    assert math.isclose(clip_grad_norm(grads, 2.0), expected, rel_tol=FLOAT64_NORMWISE)
+    for (name, gradient), tensor in zip(grads.items(), tensors, strict=True):
+        agree(gradient, tensor.grad.numpy(), f"clipped {name}")
+
+
+def _optimizer_steps(config: GPTConfig, sizes: float) -> None:
+    options = {"lr": 1e-2, "weight_decay": 0.3}
+    ours = model_of(config)
+    adamw = AdamW(ours, **options)
+    theirs = [torch.nn.Parameter(torch.from_numpy(array.copy())) for array in weights(config).values()]
+    torch_adamw = torch.optim.AdamW(theirs, **options)
+    for _ in range(4):
+        batches = [(INPUTS[:1], TARGETS[:1]), (INPUTS[1:], TARGETS[1:])]
+        _, grads = loss_and_grads_of(ours, batches)
+        _, expected = model_of_state(config, theirs).loss_and_grads(INPUTS, TARGETS)
+        for parameter, name in zip(theirs, weights(config), strict=True):
+            parameter.grad = torch.from_numpy(expected[name] * sizes)
+        torch_adamw.step()
+        adamw.step({name: gradient * sizes for name, gradient in grads.items()})
+        for parameter, (name, array) in zip(theirs, ours.named_parameters().items(), strict=True):
+            if not _zero_by_theory(name):
+                agree(adamw.exp_avg[name], torch_adamw.state[parameter]["exp_avg"].numpy(), f"exp_avg {name}")
+                agree(adamw.exp_avg_sq[name], torch_adamw.state[parameter]["exp_avg_sq"].numpy(), f"exp_avg_sq {name}")
+                agree(array, parameter.detach().numpy(), name)
+            parameter.data = torch.from_numpy(array.copy())
+
+
+def model_of_state(config: GPTConfig, parameters: list[torch.nn.Parameter]) -> GPTModel:
+    return GPTModel.from_state_dict(
+        config,
+        {name: parameter.detach().numpy() for name, parameter in zip(weights(config), parameters, strict=True)},
+    )
+
+
+def micro_batches() -> None:
+    model = model_of()
+    expected_loss, expected = model.loss_and_grads(INPUTS, TARGETS)
+    expected = {name: gradient.copy() for name, gradient in expected.items()}
+    ignored = (INPUTS[:1], np.full((1, T), cross_entropy.IGNORE_INDEX))
+    loss, grads = loss_and_grads_of(model, [(INPUTS[:1], TARGETS[:1]), ignored, (INPUTS[1:], TARGETS[1:])])
+    assert math.isclose(loss, expected_loss, rel_tol=FLOAT64_NORMWISE)
+    for name, gradient in expected.items():
+        if not _zero_by_theory(name):
+            agree(grads[name], gradient, name)
+
+
+def purity() -> None:
+    model = model_of()
+    before = {name: array.copy() for name, array in model.state_dict().items()}
+    logits, saved = model.forward(INPUTS, masks=masks(CONFIG))
+    d_logits = np.random.default_rng(7).standard_normal(logits.shape)
+    d_before = d_logits.copy()
+    first = {name: gradient.copy() for name, gradient in model.backward(d_logits, saved).items()}
+    second = model.backward(d_logits, saved)
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    model(INPUTS)
+    assert model.config == CONFIG
+    assert np.array_equal(d_logits, d_before)
+    assert all(np.array_equal(array, before[name]) for name, array in model.state_dict().items())
+    x = np.random.default_rng(8).standard_normal((B, T, CONFIG.emb_dim))
+    x_before = x.copy()
+    transformer_block.forward(x, model.parameters.trf_blocks[0], n_heads=CONFIG.n_heads)
+    assert np.array_equal(x, x_before)
+
+
+def extremes() -> None:
+    x = (2000 + np.random.default_rng(9).standard_normal((5, 64))).astype(np.float32)
+    scale, shift = np.ones(64, np.float32), np.zeros(64, np.float32)
+    truth, _ = layer_norm.forward(*(array.astype(np.float64) for array in (x, scale, shift)))
+    ours, _ = layer_norm.forward(x, scale, shift)
+    pytorch = torch.nn.functional.layer_norm(torch.from_numpy(x), (64,)).numpy()
+    assert np.linalg.norm(ours - truth) <= 4 * np.linalg.norm(pytorch - truth)
+    model = model_of()
+    loss, grads = model.loss_and_grads(INPUTS, np.full_like(TARGETS, cross_entropy.IGNORE_INDEX))
+    assert loss == 0
+    assert not any(gradient.any() for gradient in grads.values())
+    for block in model.parameters.trf_blocks:
+        block.att.W_query.weight[...] *= 1e5
+    assert np.isfinite(model(INPUTS)).all()
+
+
+def dtypes() -> None:
+    for dtype in (np.float32, np.float64, np.complex128):
+        model = model_of(dtype=dtype)
+        seen = training_step(model)
+        assert {array.dtype for array in seen.values()} == {np.dtype(dtype)}
+        for name, array in model.named_parameters().items():
+            assert seen[f"{GRADIENT}{name}"].shape == array.shape
+    for shape in ((5,), (2, 5), (2, 3, 4, 5)):
+        x = np.random.default_rng(10).standard_normal(shape)
+        y, saved = layer_norm.forward(x, np.ones(5), np.zeros(5))
+        assert y.shape == shape
+        assert [gradient.shape for gradient in layer_norm.backward(y, saved)] == [shape, (5,), (5,)]
+
+
+def weights_round_trip() -> None:
+    for config in (CONFIG, TIED):
+        model = model_of(config)
+        for name, array in weights(config).items():
+            assert np.array_equal(model.state_dict()[name], array), name
+    tied = model_of(TIED).state_dict()
+    assert tied["out_head.weight"] is tied["tok_emb.weight"]
+
+
+def sampling() -> None:
+    model = model_of()
+    greedy = _greedy(model, INPUTS[:, :3], 4)
+    assert np.array_equal(generate(model, INPUTS[:, :3], 4, CONFIG.context_length, temperature=0.0), greedy)
+    logits = np.array([[1.0, 3.0, 3.0, 3.0, 2.0], [5.0, 5.0, 5.0, 5.0, 5.0]])
+    assert np.isfinite(keep_top_k(logits, 2)).sum(axis=-1).tolist() == [2, 2]
+    eos = int(greedy[0, 4])
+    assert eos not in greedy[1, 3:], "the prompts must stop at different times"
+    stopped = generate(model, INPUTS[:, :3], 4, CONFIG.context_length, eos_id=eos)
+    assert np.array_equal(stopped[1], greedy[1])
+    assert (stopped[0, 4:] == eos).all()
+
+
+def data() -> None:
+    dataset = GPTDatasetV1("abcdefghij", get_tokenizer("bytes"), max_length=4, stride=2)
+    text = np.frombuffer(b"abcdefghij", np.uint8)
+    for window, (inputs, targets) in enumerate(zip(dataset.input_ids, dataset.target_ids, strict=True)):
+        assert np.array_equal(inputs, text[2 * window : 2 * window + 4])
+        assert np.array_equal(targets, text[2 * window + 1 : 2 * window + 5])
+
+
+def closed_form() -> None:
+    """Adam's first step is -lr g / (|g| + eps); decay alone is a factor; clipping is one factor for all."""
+    lr, weight_decay, eps = 1e-2, 0.3, 1e-8
+    gradient = np.array([1e-9, -1e-8, 3e-8, 1.0, -5.0, 0.0])
+    start = np.array([1.0, -2.0, 3.0, -4.0, 5.0, -6.0])
+    parameter = start.copy()
+    AdamW({"p": parameter}, lr=lr, weight_decay=weight_decay, eps=eps).step({"p": gradient})
+    agree(parameter, start * (1 - lr * weight_decay) - lr * gradient / (np.abs(gradient) + eps), "first step")
+    grads = {"a": np.array([3.0, 0.0]), "b": np.array([[4.0]])}
+    clip_grad_norm(grads, 1.0)
+    agree(np.array([*grads["a"], *grads["b"][0]]), np.array([3.0, 0.0, 4.0]) / (5 + 1e-6), "clipped")
+    for config in (CONFIG, TIED):
+        trained = AdamW(model_of(config)).parameters
+        assert len({array.ctypes.data for array in trained.values()}) == len(trained), "a weight under two names"
+
+
+def invariance() -> None:
+    """Whole numbers, a power of two of them, a shift that is a power of two: mean and deviations are exact."""
+    x = np.random.default_rng(12).integers(-50, 50, (3, 64)).astype(np.float64)
+    scale, shift = np.random.default_rng(13).standard_normal((2, 64))
+    expected, _ = layer_norm.forward(x, scale, shift)
+    ours, _ = layer_norm.forward(x + 2.0**21, scale, shift)
+    assert np.array_equal(ours, expected)
+
+
+def decoding() -> None:
+    numpy_model = sharp_model()
+    torch_model = reference_model()
+    greedy = torchgpt.generate(torch_model, torch.from_numpy(INPUTS[:, :2]), 3, CONFIG.context_length)
+    eos_id = int(greedy[0, 3])
+    for options in ({"temperature": 0.7}, {"temperature": 2.0, "top_k": 4}, {"eos_id": eos_id}):
+        torch.manual_seed(14)
+        expected = torchgpt.generate(torch_model, torch.from_numpy(INPUTS[:, :2]), 7, CONFIG.context_length, **options)
+        ours = generate(
+            numpy_model, INPUTS[:, :2], 7, CONFIG.context_length, rng=TorchGenerator(14), **options
+        )
+        assert np.array_equal(ours, expected.numpy())
+    level = model_of()
+    level.parameters.out_head.weight[...] = 0  # every logit ties
+    ids = generate(level, INPUTS[:, :2], 5, CONFIG.context_length, temperature=1.0, top_k=2, rng=TorchGenerator(15))
+    assert ids[:, 2:].max() <= 1
+
+
+def sharp_model() -> GPTModel:
+    """Attention weights far from uniform, so that decoding depends on them."""
+    model = model_of()
+    for block in model.parameters.trf_blocks:
+        block.att.W_query.weight[...] *= 10
+    return model
+
+
+@cache
+def reference_model() -> torchgpt.GPTModel:
+    return to_torch(sharp_model(), copy=True).eval()
+
+
+def loader() -> None:
+    text = "".join(chr(ord("a") + i % 26) for i in range(60))
+    ids = torch.tensor(list(text.encode()))
+    windows = torch.utils.data.TensorDataset(ids[:-1].unfold(0, 4, 3), ids[1:].unfold(0, 4, 3))
+    torch.manual_seed(16)
+    expected = list(torch.utils.data.DataLoader(windows, batch_size=5, shuffle=True, drop_last=True))
+    batches = DataLoader(
+        GPTDatasetV1(text, get_tokenizer("bytes"), 4, 3), 5, shuffle=True, drop_last=True, rng=TorchGenerator(16)
+    )
+    for ours, theirs in zip(batches, expected, strict=True):
+        assert np.array_equal(ours[0], theirs[0].numpy())
+        assert np.array_equal(ours[1], theirs[1].numpy())
+
+
+PROPERTIES = {
+    "forward": forward,
+    "gradients": gradients,
+    "complex_step": complex_step,
+    "causality": causality,
+    "cache": cache_equals_full,
+    "evaluation": evaluation,
+    "optimizer": optimizer,
+    "closed_form": closed_form,
+    "micro_batches": micro_batches,
+    "purity": purity,
+    "invariance": invariance,
+    "extremes": extremes,
+    "dtypes": dtypes,
+    "weights": weights_round_trip,
+    "sampling": sampling,
+    "decoding": decoding,
+    "data": data,
+    "loader": loader,
+}

@@ -1,0 +1,240 @@
+"""The gradient check itself: it passes what is right, finds what is wrong, and refuses a verdict on nothing."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from numpygpt import gradcheck
+from numpygpt import parameters as p
+from numpygpt.gradcheck import ROUNDING, THRESHOLD, Case, Verdict, check, complex_step, judge
+from numpygpt.layers import feed_forward
+from numpygpt.ops import cross_entropy, gelu, layer_norm, linear, softmax
+from parity_tests.command import python, run
+
+
+def rng():
+    return np.random.default_rng(7)
+
+
+X, Y = rng().standard_normal((2, 2, 3))
+CASES = [
+    Case("linear", linear, {"x": X, "weight": rng().standard_normal((4, 3)), "bias": np.arange(4.0)}),
+    Case("layer_norm", layer_norm, {"x": X, "scale": Y[0], "shift": Y[1]}, {"eps": 0.5}),
+    Case("gelu", gelu, {"x": X}),
+    Case("softmax", softmax, {"x": X}),
+    Case("cross_entropy", cross_entropy, {"logits": X, "targets": np.array([2, 0])}),
+]
+MODELS = {f"model, {what}{tied}" for what in ("logits", "loss") for tied in ("", ", tied")}
+
+
+def with_backward(case, wrong):
+    """The case with `wrong(gradients)` in place of the gradients of its backward."""
+    operation = SimpleNamespace(
+        forward=case.operation.forward,
+        backward=lambda d_output, saved: wrong(case.operation.backward(d_output, saved)),
+    )
+    return case._replace(operation=operation)
+
+
+# Every case
+
+
+def test_every_gradient_of_the_project_is_right():
+    """The command as a person runs it: every operation, every layer and the small model, untied and tied."""
+    done = python("-m", "numpygpt", "gradcheck")
+    assert done.stderr == ""
+    assert done.returncode == 0
+    assert re.search(r"^\d+ right, \d+ zero, 0 wrong$", done.stdout, re.MULTILINE)
+    checked = {line[:32].rstrip() for line in done.stdout.splitlines()}
+    assert {case.name for case in gradcheck.cases(rng())} | MODELS <= checked
+    zeros = [line for line in done.stdout.splitlines() if "zero, as it should be" in line]
+    assert zeros
+    assert all(".W_key.bias" in line for line in zeros), "every other gradient must get a verdict"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_right_backward_passes_for_every_argument(case):
+    verdicts = check(case, rng())
+    differentiated = [f"d_{name}" for name, array in case.arguments.items() if array.dtype == np.float64]
+    assert [verdict.gradient for verdict in verdicts] == differentiated
+    assert all(verdict.passed is True for verdict in verdicts)
+
+
+# Wrong backwards
+
+
+@pytest.mark.parametrize(
+    ("case", "field"),
+    [
+        pytest.param(case, field, id=f"{case.name}-{field}")
+        for case in CASES
+        for field in case.operation.Gradients._fields
+    ],
+)
+def test_an_error_just_above_the_threshold_is_found_and_one_just_below_is_not(case, field):
+    for factor, passes in ((1 + 10 * THRESHOLD, False), (1 + THRESHOLD / 10, True)):
+        scaled = with_backward(
+            case, lambda g, factor=factor: g._replace(**{field: getattr(g, field) * factor})
+        )
+        verdicts = {verdict.gradient: verdict.passed for verdict in check(scaled, rng())}
+        assert verdicts.pop(f"d_{field}") is passes
+        assert all(verdicts.values()), "the other gradients are right"
+
+
+WITHOUT_THE_RESIDUAL = """
+import sys
+from numpygpt import cli, gradcheck
+from numpygpt.config import GPTConfig
+from numpygpt.layers import transformer_block
+
+right = transformer_block.backward
+
+def wrong(d_y, saved, **options):
+    gradients = right(d_y, saved, **options)
+    return gradients._replace(x=gradients.x - d_y)
+
+transformer_block.backward = wrong
+gradcheck.cases = lambda rng: iter(())
+gradcheck.SMALL_MODEL = GPTConfig(5, 4, emb_dim=4, n_heads=2, n_layers=1, drop_rate=0.3, qkv_bias=False)
+sys.exit(cli.main(["gradcheck"]))
+"""
+
+
+def test_a_wrong_backward_inside_a_model_is_found():
+    """A gradient that misses the residual's path is wrong below the block, and right in it and above."""
+    done = python("-c", WITHOUT_THE_RESIDUAL)
+    assert done.stderr == ""
+    assert done.returncode == 1
+    wrong = {(line[:32].rstrip(), line[32:72].rstrip()) for line in done.stdout.splitlines() if "WRONG" in line}
+    assert wrong == {(model, name) for model in MODELS for name in ("d_tok_emb.weight", "d_pos_emb.weight")}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_one_element_that_is_not_finite_fails(value):
+    def spoil(gradients):
+        gradients.x[1, 2] = value
+        return gradients
+
+    (verdict,) = check(with_backward(CASES[2], spoil), rng())
+    assert verdict.passed is False
+
+
+def test_a_missing_gradient_fails():
+    verdicts = check(with_backward(CASES[0], lambda gradients: gradients._replace(bias=None)), rng())
+    assert [verdict.passed for verdict in verdicts] == [True, True, False]
+
+
+# Verdicts
+
+
+def verdicts(ours, references):
+    return [verdict.passed for verdict in judge("case", ours, references)]
+
+
+def test_a_verdict_says_what_it_is_about():
+    (verdict,) = judge("case", {"x": X}, {"x": X})
+    assert verdict == Verdict("case", "d_x", X.size, 0.0, True)
+
+
+def test_missing_misshaped_and_nan_gradients_fail():
+    nan = X.copy()
+    nan[0, 0] = np.nan
+    references = {"x": X, "y": Y}
+    assert verdicts({"x": X, "y": Y}, references) == [True, True]
+    assert verdicts({"y": Y}, references) == [False, True]
+    assert verdicts({"x": X.T, "y": Y}, references) == [False, True]
+    assert verdicts({"x": X[:1], "y": Y}, references) == [False, True], "not even where it would broadcast"
+    assert verdicts({"x": nan, "y": Y}, references) == [False, True]
+    assert verdicts({"x": X, "y": Y}, {"x": nan, "y": Y})[0] is False, "a NaN in the reference"
+    assert verdicts({"x": nan, "y": Y}, {"x": nan, "y": Y})[0] is False, "NaN does not equal NaN"
+
+
+def test_a_zero_reference_gives_no_verdict():
+    """Any multiple of nothing is right, so nothing was checked; but something where nothing should be is wrong."""
+    zero = np.zeros((2, 3))
+    rounding = ROUNDING / 2 * np.linalg.norm(Y) * X / np.linalg.norm(X)
+    for reference in (zero, rounding):
+        assert verdicts({"x": zero, "y": Y}, {"x": reference, "y": Y}) == [None, True]
+        assert verdicts({"x": rounding, "y": Y}, {"x": reference, "y": Y}) == [None, True]
+        assert verdicts({"x": X, "y": Y}, {"x": reference, "y": Y}) == [False, True]
+        assert verdicts({"x": np.full((2, 3), np.nan), "y": Y}, {"x": reference, "y": Y}) == [False, True]
+    assert verdicts({"x": zero}, {"x": zero}) == [None]
+    assert verdicts({"x": rounding}, {"x": zero}) == [False]
+    assert verdicts({}, {"x": zero}) == [False]
+
+
+def test_a_cotangent_that_kills_the_gradient_lets_nothing_pass():
+    class Ones(np.random.Generator):
+        def standard_normal(self, size=None):
+            return np.ones(size)
+
+    ones = Ones(np.random.PCG64())
+    for backward in (lambda gradients: gradients, lambda gradients: gradients._replace(x=0 * gradients.x)):
+        (verdict,) = check(with_backward(CASES[3], backward), ones)
+        assert verdict.passed is not True
+
+
+def test_the_cotangents_are_random():
+    drawn = []
+
+    def record(d_output, saved):
+        drawn.append(d_output)
+        return softmax.backward(d_output, saved)
+
+    operation = SimpleNamespace(forward=softmax.forward, backward=record)
+    generator = rng()
+    for _ in range(2):
+        check(Case("softmax", operation, {"x": X}), generator)
+    assert drawn[0].shape == X.shape
+    assert np.unique(drawn).size == 2 * X.size
+
+
+# The complex step
+
+
+def test_complex_step_is_exact_on_a_polynomial():
+    gradient = complex_step(lambda x: (Y * x**3).sum(), X)
+    assert gradient.dtype == np.float64
+    (verdict,) = judge("cubes", {"x": 3 * Y * X**2}, {"x": gradient})
+    assert verdict.error < 10 * np.finfo(np.float64).eps
+
+
+def test_complex_step_sees_one_element_at_a_time_and_leaves_x_alone():
+    before, seen = X.copy(), []
+    complex_step(lambda x: seen.append(x.imag.copy()) or x.sum(), X)
+    assert np.array_equal(X, before)
+    assert len(seen) == X.size
+    assert all(np.count_nonzero(imag) == 1 for imag in seen)
+    assert np.array_equal(np.sum(seen, axis=0), np.full(X.shape, gradcheck.STEP))
+
+
+def test_trees_of_parameters_are_checked_by_their_paths():
+    operation = SimpleNamespace(forward=_gelu_of_weight, backward=_gelu_backward)
+    (verdict,) = check(Case("gelu of a tree", operation, {"parameters": p.Linear(X)}), rng())
+    assert (verdict.gradient, verdict.passed) == ("d_parameters.weight", True)
+
+
+def _gelu_of_weight(parameters):
+    return gelu.forward(parameters.weight)
+
+
+def _gelu_backward(d_y, saved):
+    return feed_forward.Gradients(None, p.Linear(gelu.backward(d_y, saved).x))
+
+
+# The command
+
+
+@pytest.mark.parametrize(("factor", "status"), [(1, 0), (1 + 100 * THRESHOLD, 1)])
+def test_the_command_exits_with_1_where_a_gradient_is_wrong_and_names_it(monkeypatch, capsys, factor, status):
+    right = gelu.backward
+    monkeypatch.setattr(gelu, "backward", lambda d_y, saved: gelu.Gradients(right(d_y, saved).x * factor))
+    monkeypatch.setattr(gradcheck, "cases", lambda rng: iter(CASES[1:4]))
+    monkeypatch.setattr(gradcheck, "check_model", lambda config, rng: [])
+    assert run("gradcheck") == status
+    out = capsys.readouterr().out
+    wrong = [line.split()[:2] for line in out.splitlines() if line.endswith("WRONG")]
+    assert wrong == [["gelu", "d_x"]] * status
+    assert out.endswith(f"\n{5 - status} right, 0 zero, {status} wrong\n")

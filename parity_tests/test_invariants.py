@@ -1,0 +1,488 @@
+"""What holds for the mathematics whatever the numbers: causality, caching, batches, sums that are zero, purity, dtypes.
+
+What is bit-exact is tested bit for bit. The rest is float64 within FLOAT64_NORMWISE, or within gradcheck's threshold for a
+gradient; where the exact value is zero, relative to the terms that cancel.
+"""
+
+import math
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from numpygpt import gradcheck, parallel
+from numpygpt import parameters as p
+from numpygpt.config import GPTConfig
+from numpygpt.model import GPTModel
+from numpygpt.ops import attention, cross_entropy, layer_norm
+from numpygpt.ops.cross_entropy import IGNORE_INDEX
+from numpygpt.optim import AdamW, clip_grad_norm
+from numpygpt.random import TorchGenerator
+from numpygpt.training import loss_and_grads_of
+from parity_tests.tolerances import FLOAT64_NORMWISE
+
+#: A whole model is slow under the suite's checks of types and shapes.
+FEWER = settings(max_examples=max(1, settings().max_examples // 4))
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+@st.composite
+def configs(draw, **fixed):
+    n_heads = draw(st.integers(1, 3))
+    fields = {
+        "vocab_size": draw(st.integers(2, 13)),
+        "context_length": draw(st.integers(2, 6)),
+        "emb_dim": n_heads * draw(st.integers(2, 4)),
+        "n_heads": n_heads,
+        "n_layers": draw(st.integers(1, 2)),
+        "drop_rate": draw(st.sampled_from([0.0, 0.3])),
+        "qkv_bias": draw(st.booleans()),
+        "tie_weights": draw(st.booleans()),
+    }
+    return GPTConfig(**{**fields, **fixed})
+
+
+def model_of(config, seed, dtype=np.float64):
+    """A model whose every parameter is random, scales and shifts too."""
+    model = GPTModel(config, dtype=dtype)
+    rng = np.random.default_rng(seed)
+    for parameter in model.named_parameters().values():
+        parameter[...] = rng.standard_normal(parameter.shape) / 2
+    return model
+
+
+def ids_of(config, seed, batch=2, tokens=None):
+    shape = (batch, config.context_length if tokens is None else tokens)
+    return np.random.default_rng(seed).integers(0, config.vocab_size, shape)
+
+
+def norm(x):
+    return math.sqrt((x * x).sum())
+
+
+def assert_close(ours, expected):
+    assert ours.shape == expected.shape
+    assert norm(ours - expected) <= FLOAT64_NORMWISE * norm(expected)
+
+
+def assert_same_gradients(ours, expected):
+    wrong = [verdict for verdict in gradcheck.judge("", ours, expected) if verdict.passed is False]
+    assert not wrong
+    assert list(ours) == list(expected)
+
+
+def copies(arrays):
+    return {name: array.copy() for name, array in arrays.items()}
+
+
+def assert_equal(ours, expected):
+    assert list(ours) == list(expected)
+    for name in expected:
+        assert np.array_equal(ours[name], expected[name]), name
+
+
+def arrays_in(tree):
+    """Every array in nested tuples, lists and named records."""
+    if isinstance(tree, (np.ndarray, np.generic)):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for child in tree:
+            yield from arrays_in(child)
+
+
+def cases(seed=0):
+    """gradcheck's list: every operation and layer."""
+    return gradcheck.cases(np.random.default_rng(seed))
+
+
+NAMES = [case.name for case in cases()]
+each_case = pytest.mark.parametrize("case", cases(), ids=NAMES)
+
+
+def run(case):
+    """Output, saved and gradients of a case, with a random cotangent."""
+    output, saved = case.operation.forward(*case.arguments.values(), **case.options)
+    d_output = np.random.default_rng(1).standard_normal(output.shape).astype(output.dtype)
+    return output, saved, d_output, case.operation.backward(d_output[()], saved)
+
+
+# Causality, bit for bit
+
+
+@FEWER
+@given(configs(), seeds, st.data())
+def test_logits_do_not_depend_on_later_tokens(config, seed, data):
+    """Also where scores reach ±1e5, so that nothing but -inf keeps the future out."""
+    model = model_of(config, seed, data.draw(st.sampled_from([np.float32, np.float64])))
+    T = config.context_length
+    last = data.draw(st.integers(0, T - 2))
+    in_idx = ids_of(config, seed)
+    changed = in_idx.copy()
+    changed[:, last + 1 :] = (changed[:, last + 1 :] + 1) % config.vocab_size
+    size = data.draw(st.sampled_from([1, 1e5]))
+    for block in model.parameters.trf_blocks:
+        block.att.W_query.weight[...] *= size
+    scores = {}
+    masks = model.draw_dropout_masks(np.random.default_rng(seed), *in_idx.shape)
+    for masked in (None, masks):
+        logits, _ = model.forward(in_idx, masks=masked, watch=scores.__setitem__)
+        logits_changed, _ = model.forward(changed, masks=masked)
+        assert np.array_equal(logits[:, : last + 1], logits_changed[:, : last + 1])
+    assert np.array_equal(model(in_idx)[:, : last + 1], model(changed)[:, : last + 1])
+    seen = np.concatenate([s[np.isfinite(s)] for name, s in scores.items() if name.endswith("attn_scores")])
+    assert np.abs(seen).max() > size / 1e3, "the scores must be as large as they are meant to be"
+
+
+@given(seeds, st.integers(1, 5), st.sampled_from([1.0, 1e5]), st.sampled_from([np.float32, np.float64]))
+def test_attention_reads_and_writes_no_later_position(seed, last, size, dtype):
+    """Keys and values after a position do not reach its context; its gradient does not reach them."""
+    rng = np.random.default_rng(seed)
+    queries, keys, values = rng.standard_normal((3, 2, 2, 6, 4)).astype(dtype)
+    queries *= dtype(size)
+    context, saved = attention.forward(queries, keys, values)
+    later_keys, later_values = keys.copy(), values.copy()
+    later_keys[:, :, last:] = rng.standard_normal((2, 2, 6 - last, 4)) * size
+    later_values[:, :, last:] = rng.standard_normal((2, 2, 6 - last, 4)) * size
+    changed, _ = attention.forward(queries, later_keys, later_values)
+    assert np.array_equal(context[:, :, :last], changed[:, :, :last])
+    assert not np.array_equal(context[:, :, last:], changed[:, :, last:])
+    d_context = rng.standard_normal(context.shape).astype(dtype)
+    d_context[:, :, last:] = 0
+    for gradient in attention.backward(d_context, saved):
+        assert not gradient[:, :, last:].any()
+
+
+@FEWER
+@given(configs(), seeds, st.data())
+def test_the_loss_of_a_token_has_no_gradient_at_later_ones(config, seed, data):
+    model, in_idx = model_of(config, seed), ids_of(config, seed)
+    last = data.draw(st.integers(0, config.context_length - 2))
+    logits, saved = model.forward(in_idx)
+    d_logits = np.random.default_rng(seed).standard_normal(logits.shape)
+    d_logits[:, last + 1 :] = 0
+    seen = {}
+    model.backward(d_logits, saved, watch=seen.__setitem__)
+    for name in ("d_tok_emb", "d_trf_blocks.0.norm1", "d_trf_blocks.0"):
+        assert not seen[name][:, last + 1 :].any()
+        assert seen[name][:, : last + 1].any()
+
+
+# Decoding, batches
+
+
+@FEWER
+@given(configs(drop_rate=0.0), seeds, st.lists(st.integers(1, 3), min_size=2, max_size=4))
+def test_cached_decoding_equals_the_full_forward(config, seed, chunks):
+    """In chunks of any lengths; and a past can be gone on from twice."""
+    config = replace(config, context_length=sum(chunks))
+    model, in_idx = model_of(config, seed), ids_of(config, seed)
+    full = model(in_idx)
+    past, end = None, 0
+    for tokens in chunks:
+        start, end = end, end + tokens
+        before = [np.copy(array) for array in arrays_in(past)]
+        logits, present = model.decode(in_idx[:, start:end], past)
+        assert_close(logits, full[:, end - 1])
+        model.decode(in_idx[:, :1])
+        again, _ = model.decode(in_idx[:, start:end], past)
+        assert np.array_equal(logits, again)
+        assert all(map(np.array_equal, arrays_in(past), before))
+        past = present
+        for keys_values in past:
+            assert keys_values.keys.shape == keys_values.values.shape
+            assert keys_values.keys.shape == (2, config.n_heads, end, config.head_dim)
+
+
+@FEWER
+@given(configs(drop_rate=0.0), seeds)
+def test_a_batch_is_its_sequences(config, seed):
+    """Each row's logits are those it has alone, and the loss's gradient is the mean of the rows' gradients."""
+    model, in_idx, targets = model_of(config, seed), ids_of(config, seed, 3), ids_of(config, seed + 1, 3)
+    logits = model(in_idx)
+    loss, grads = model.loss_and_grads(in_idx, targets)
+    grads = copies(grads)
+    rows = [slice(row, row + 1) for row in range(3)]
+    for row in rows:
+        assert_close(model(in_idx[row]), logits[row])
+    alone = [model.loss_and_grads(in_idx[row], targets[row]) for row in rows]
+    assert math.isclose(sum(loss for loss, _ in alone) / 3, loss, rel_tol=FLOAT64_NORMWISE)
+    assert_same_gradients({name: sum(row[name] for _, row in alone) / 3 for name in grads}, grads)
+
+
+# Sums that are zero
+
+
+@given(seeds, st.integers(1, 6), st.integers(1, 20), st.floats(-3, 3))
+@example(seed=0, rows=3, vocab=2, exponent=3.0)
+def test_rows_of_the_softmax_losss_gradient_sum_to_zero(seed, rows, vocab, exponent):
+    """Relative to 1 / n: each row is (p - onehot) / n, the difference of two rows that each sum to 1 / n."""
+    rng = np.random.default_rng(seed)
+    logits = rng.standard_normal((rows, vocab)) * 10**exponent
+    targets = rng.integers(0, vocab, rows)
+    targets[rng.random(rows) < 0.3] = IGNORE_INDEX
+    _, saved = cross_entropy.forward(logits, targets)
+    d_logits = cross_entropy.backward(1.0, saved).logits
+    counted = targets != IGNORE_INDEX
+    assert not d_logits[~counted].any()
+    assert (np.abs(d_logits[counted].sum(axis=-1)) <= FLOAT64_NORMWISE / max(1, counted.sum())).all()
+
+
+@given(seeds, st.integers(1, 40), st.floats(-2, 2), st.floats(-2, 2), st.sampled_from([1e-12, 1e-5, 0.5]))
+def test_layer_norms_d_x_is_orthogonal_to_1_and_but_for_eps_to_the_normalized_x(seed, width, scale, shift, eps):
+    """<d_x, 1> = 0 and <d_x, z> = eps r³ <d_z, z>, which vanishes with eps; relative to the terms that cancel."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((3, width)) * 10**scale + 10**shift
+    g, b, d_y = rng.standard_normal(width), rng.standard_normal(width), rng.standard_normal((3, width))
+    _, saved = layer_norm.forward(x, g, b, eps=eps)
+    d_x = layer_norm.backward(d_y, saved).x
+    for row in range(3):
+        z, r, d_z = saved.normalized[row], saved.inv_std[row, 0], d_y[row] * g
+        limit = FLOAT64_NORMWISE * r * norm(d_z) * math.sqrt(width)
+        assert abs(d_x[row].sum()) <= limit
+        assert abs((d_x[row] * z).sum() - eps * r**3 * (d_z * z).sum()) <= limit
+
+
+@FEWER
+@given(configs(drop_rate=0.0, tie_weights=False), seeds, st.data())
+def test_unused_ids_and_positions_have_no_gradient(config, seed, data):
+    tokens = data.draw(st.integers(1, config.context_length))
+    model, in_idx = model_of(config, seed), ids_of(config, seed, tokens=tokens)
+    in_idx %= max(1, config.vocab_size // 2)
+    logits, saved = model.forward(in_idx)
+    grads = model.backward(np.random.default_rng(seed).standard_normal(logits.shape), saved)
+    used = np.isin(np.arange(config.vocab_size), in_idx)
+    assert np.array_equal(grads["tok_emb.weight"].any(axis=1), used)
+    assert np.array_equal(grads["pos_emb.weight"].any(axis=1), np.arange(config.context_length) < tokens)
+
+
+@FEWER
+@given(configs(qkv_bias=True), seeds)
+def test_the_keys_bias_has_no_gradient(config, seed):
+    """It adds the same to all of a query's scores. Relative to the gradients of the keys, whose sum it is."""
+    model, in_idx = model_of(config, seed), ids_of(config, seed)
+    seen = {}
+    _, grads = model.loss_and_grads(in_idx, ids_of(config, seed + 1), watch=seen.__setitem__)
+    for i in range(config.n_layers):
+        terms = seen[f"d_trf_blocks.{i}.att.keys"]
+        assert norm(grads[f"trf_blocks.{i}.att.W_key.bias"]) <= FLOAT64_NORMWISE * np.abs(terms).sum()
+        assert grads[f"trf_blocks.{i}.att.W_query.bias"].any()
+
+
+# Micro-batches, tied weights
+
+
+@FEWER
+@given(configs(drop_rate=0.0), seeds, st.data())
+def test_micro_batches_are_the_full_batch(config, seed, data):
+    """Cut anywhere, and with any number of targets ignored in each, all of one's included."""
+    B = 5
+    model, in_idx, targets = model_of(config, seed), ids_of(config, seed, B), ids_of(config, seed + 1, B)
+    cuts = sorted(data.draw(st.sets(st.integers(1, B - 1))))
+    targets[np.random.default_rng(seed).random(targets.shape) < 0.4] = IGNORE_INDEX
+    if data.draw(st.booleans()) and cuts:
+        targets[: cuts[0]] = IGNORE_INDEX
+    expected_loss, expected = model.loss_and_grads(in_idx, targets)
+    expected = copies(expected)
+    parts = zip(np.split(in_idx, cuts), np.split(targets, cuts), strict=True)
+    loss, grads = loss_and_grads_of(model, list(parts))
+    assert math.isclose(loss, expected_loss, rel_tol=FLOAT64_NORMWISE)
+    assert_same_gradients(grads, expected)
+
+
+@FEWER
+@given(configs(tie_weights=True), seeds)
+def test_the_tied_gradient_is_the_sum_of_both_paths(config, seed):
+    tied = model_of(config, seed)
+    weights = tied.state_dict()
+    untied = GPTModel.from_state_dict(replace(config, tie_weights=False), weights)
+    inputs, targets = ids_of(config, seed), ids_of(config, seed + 1)
+    loss, grads = tied.loss_and_grads(inputs, targets, rng=TorchGenerator(seed))
+    untied_loss, expected = untied.loss_and_grads(inputs, targets, rng=TorchGenerator(seed))
+    assert loss == untied_loss
+    expected = dict(expected)
+    expected["tok_emb.weight"] = expected["tok_emb.weight"] + expected.pop("out_head.weight")
+    assert_equal(grads, expected)
+
+
+# Purity
+
+
+@each_case
+def test_an_operation_changes_nothing_and_remembers_nothing(case):
+    """All it is given is made read-only; a second forward and a second backward give the same, bit for bit."""
+    given_arrays = [array for name in case.arguments for _, array in p.named(case.arguments[name], name)]
+    for array in (*given_arrays, *arrays_in(tuple(case.options.values()))):
+        array.setflags(write=False)
+    output, saved, d_output, gradients = run(case)
+    for array in (*arrays_in(output), d_output, *arrays_in(saved)):
+        if isinstance(array, np.ndarray):
+            array.setflags(write=False)
+    run(next(c for c in cases(seed=1) if c.name == case.name))
+    assert all(map(np.array_equal, arrays_in(gradients), arrays_in(case.operation.backward(d_output[()], saved))))
+    again, saved_again, _, gradients_again = run(case)
+    for first, second in ((output, again), (saved, saved_again), (gradients, gradients_again)):
+        assert all(map(np.array_equal, arrays_in(first), arrays_in(second)))
+
+
+@FEWER
+@given(configs(drop_rate=0.3), seeds)
+def test_a_model_changes_nothing_and_remembers_nothing(config, seed):
+    model, in_idx, targets = model_of(config, seed), ids_of(config, seed), ids_of(config, seed + 1)
+    masks = model.draw_dropout_masks(np.random.default_rng(seed), *in_idx.shape)
+    for array in (in_idx, targets, *arrays_in(masks), *model.state_dict().values()):
+        array.setflags(write=False)
+    seen = {}
+    logits, saved = model.forward(in_idx, masks=masks, watch=seen.__setitem__)
+    assert np.array_equal(logits, seen["logits"])
+    d_logits = np.random.default_rng(seed).standard_normal(logits.shape)
+    for array in (logits, d_logits, *arrays_in(saved)):
+        array.setflags(write=False)
+    first = copies(model.backward(d_logits, saved))
+    loss, grads = model.loss_and_grads(in_idx, targets, rng=TorchGenerator(seed))
+    grads = copies(grads)
+    assert_equal(model.backward(d_logits, saved), first)
+    assert np.array_equal(model.forward(in_idx, masks=masks)[0], logits)
+    loss_again, grads_again = model.loss_and_grads(in_idx, targets, rng=TorchGenerator(seed))
+    assert loss == loss_again
+    assert_equal(grads_again, grads)
+
+
+@FEWER
+@given(configs(drop_rate=0.3), seeds)
+def test_there_is_no_dropout_without_a_generator(config, seed):
+    """Before a training step, after it, and as if the rate were 0."""
+    model, in_idx, targets = model_of(config, seed), ids_of(config, seed), ids_of(config, seed + 1)
+    without = GPTModel.from_state_dict(replace(config, drop_rate=0.0), model.named_parameters())
+    expected_loss, expected = without.loss_and_grads(in_idx, targets)
+    for _ in range(2):
+        loss, grads = model.loss_and_grads(in_idx, targets)
+        assert loss == expected_loss
+        assert_equal(grads, expected)
+        assert np.array_equal(model(in_idx), without(in_idx))
+        dropped, _ = model.loss_and_grads(in_idx, targets, rng=TorchGenerator(seed))
+        assert dropped != expected_loss
+    rng = TorchGenerator(seed)
+    assert without.loss_and_grads(in_idx, targets, rng=rng)[0] == expected_loss
+    assert rng.get_state().position == TorchGenerator(seed).get_state().position, "a rate of 0 draws nothing"
+
+
+# Dtypes
+
+
+def in_dtype(tree, dtype):
+    return p.mapped(lambda array: array.astype(dtype) if np.issubdtype(array.dtype, np.inexact) else array, tree)
+
+
+def dtypes_of(tree):
+    return {array.dtype for array in arrays_in(tree) if np.issubdtype(array.dtype, np.inexact)}
+
+
+@each_case
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex128])
+def test_an_operation_keeps_the_dtype(case, dtype):
+    values = in_dtype(tuple(case.arguments.values()), dtype)
+    converted = case._replace(arguments=dict(zip(case.arguments, values, strict=True)))
+    for part in run(converted):
+        assert dtypes_of(part) <= {np.dtype(dtype)}
+    assert dtypes_of(run(converted)[3]) == {np.dtype(dtype)}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("tie_weights", [False, True])
+def test_a_training_step_keeps_the_dtype(dtype, tie_weights):
+    config = GPTConfig(11, 5, 6, 2, n_layers=2, drop_rate=0.3, qkv_bias=True, tie_weights=tie_weights)
+    model, in_idx = model_of(config, 0, dtype), ids_of(config, 0)
+    seen = {}
+    loss, grads = model.loss_and_grads(in_idx, in_idx, rng=TorchGenerator(0), watch=seen.__setitem__)
+    _, saved = model.forward(in_idx, masks=model.draw_dropout_masks(TorchGenerator(0), *in_idx.shape))
+    _, accumulated = loss_and_grads_of(model, [(in_idx, in_idx), (in_idx, in_idx)], rng=TorchGenerator(0))
+    clip_grad_norm(accumulated, 1e-3)
+    optimizer = AdamW(model)
+    optimizer.step(accumulated)
+    moments = (*optimizer.exp_avg.values(), *optimizer.exp_avg_sq.values())
+    logits, past = model.decode(in_idx)
+    for arrays in (
+        (loss, *grads.values()), tuple(seen.values()), saved, tuple(accumulated.values()), moments,
+        tuple(model.state_dict().values()), (logits, past), model(in_idx),
+    ):  # fmt: skip
+        assert dtypes_of(arrays) == {np.dtype(dtype)}
+    unseen = {name.removeprefix("d_") for name in seen if name.startswith("d_")} - seen.keys()
+    assert not unseen, "each gradient is of an activation that was watched"
+
+
+# Threads
+
+
+@each_case
+def test_an_operation_gives_the_same_on_any_number_of_threads(case, monkeypatch):
+    monkeypatch.setattr(parallel, "BLOCK_BYTES", 48)
+    results = []
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(parallel, "number_of_threads", lambda threads=threads: threads)
+        output, saved, _, gradients = run(case)
+        results.append([np.copy(array) for part in (output, saved, gradients) for array in arrays_in(part)])
+    for other in results[1:]:
+        assert all(map(np.array_equal, results[0], other))
+
+
+def test_a_training_step_gives_the_same_on_any_number_of_threads(monkeypatch):
+    config = GPTConfig(11, 5, 6, 2, n_layers=1, drop_rate=0.3, qkv_bias=True)
+    monkeypatch.setattr(parallel, "BLOCK_BYTES", 48)
+    results = []
+    for threads in (1, 2):
+        monkeypatch.setattr(parallel, "number_of_threads", lambda threads=threads: threads)
+        model, in_idx = model_of(config, 0, np.float32), ids_of(config, 0)
+        optimizer = AdamW(model)
+        for _ in range(2):
+            loss, grads = model.loss_and_grads(in_idx, in_idx, rng=TorchGenerator(0))
+            norm_before = clip_grad_norm(grads, 0.1)
+            optimizer.step(grads)
+        results.append({"loss": loss, "norm": np.array(norm_before), **grads, **model.state_dict()})
+    assert_equal(results[1], results[0])
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 200))
+def test_blocks_cover_every_row_once_in_order_whatever_the_threads(rows, columns, block_bytes):
+    x = np.arange(rows * columns, dtype=np.float32).reshape(rows, columns)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(parallel, "BLOCK_BYTES", block_bytes)
+        blocks = {}
+        for threads in (1, 2, 3):
+            monkeypatch.setattr(parallel, "number_of_threads", lambda threads=threads: threads)
+            y = np.zeros_like(x)
+            blocks[threads] = parallel.over_rows(lambda x, y: np.copyto(y, x + 1) or x.copy(), x, y)
+            assert np.array_equal(np.concatenate(blocks[threads]), x)
+            assert np.array_equal(y, x + 1)
+        assert len(blocks[1]) == max(1, min(rows, round(x.nbytes / block_bytes)))
+        lengths = [[len(block) for block in blocks[threads]] for threads in blocks]
+        assert lengths[0] == lengths[1] == lengths[2]
+
+
+def test_two_threads_work_at_the_same_time(monkeypatch):
+    monkeypatch.setattr(parallel, "BLOCK_BYTES", 8)
+    monkeypatch.setattr(parallel, "number_of_threads", lambda: 2)
+    meeting = threading.Barrier(2, timeout=60)
+    workers = parallel.over_rows(lambda block: meeting.wait() >= 0 and threading.get_ident(), np.zeros(2))
+    assert len(set(workers)) == 2
+
+
+def test_an_error_in_a_block_is_raised(monkeypatch):
+    monkeypatch.setattr(parallel, "BLOCK_BYTES", 8)
+    for threads in (1, 2):
+        monkeypatch.setattr(parallel, "number_of_threads", lambda threads=threads: threads)
+        with pytest.raises(ZeroDivisionError):
+            parallel.over_rows(lambda block: 1 // int(block[0]), np.arange(3.0)[::-1])
+
+
+@pytest.mark.parametrize(("setting", "threads"), [("3", 3), ("1", 1), ("0", None), ("", None), ("many", None)])
+def test_omp_num_threads_sets_the_number_of_threads(monkeypatch, setting, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", setting)
+    found = parallel.number_of_threads()
+    if threads is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        threads = parallel.number_of_threads()
+    assert found == threads >= 1

@@ -1,0 +1,396 @@
+"""The book's chapter 5: its figures by NumPy alone, and its whole procedure on a small model against PyTorch."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from hashlib import sha256
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import numpygpt
+import torchgpt
+from numpygpt import book
+from numpygpt.config import GPTConfig
+from numpygpt.data import python_reference_text, split_text
+from numpygpt.errors import InputError
+from numpygpt.plots import PALETTE, plot_temperatures
+from numpygpt.random import TorchGenerator
+from numpygpt.run import TRAIN_SHARE, Options
+from numpygpt.tokenizer import get_tokenizer
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+sys.path.append(str(SCRIPTS))
+script = import_module("reproduce_book")
+records = import_module("book.record")
+figures = import_module("book.figures")
+
+DATA = Path(os.environ.get("NUMPYGPT_DATA", "no-folder"))
+needs_data = pytest.mark.skipif(
+    not all((DATA / name).exists() for name in (book.VERDICT_FILE, "gpt2.tiktoken")),
+    reason="NUMPYGPT_DATA names no folder that holds the-verdict.txt and gpt2.tiktoken",
+)
+
+#: Largest difference between NumPy's and PyTorch's losses along 200 steps in float64, which amplify rounding.
+SAME_CURVE = 1e-9
+
+BACKENDS = ("numpy", "torch")
+BYTES = get_tokenizer("bytes")
+CONFIG = GPTConfig(vocab_size=256, context_length=10, emb_dim=12, n_heads=3, n_layers=2, drop_rate=0.1, qkv_bias=False)
+BATCHES_IN_AN_EPOCH = 8
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Options:
+    """The book's options on a short text in bytes: 162 of 180 train, and the 18 others validate."""
+    text = tmp_path / "text.txt"
+    text.write_text(python_reference_text()[:180].encode("ascii", "replace").decode())
+    return replace(script.OPTIONS, tokenizer="bytes", text=(str(text),), steps=2 * BATCHES_IN_AN_EPOCH)
+
+
+def trained(name: str, options: Options, config: GPTConfig, directory: Path):
+    """A backend's run and record after all steps."""
+    backend = script.new_backend(name, BYTES)
+    run = backend.Run.start(options, config, directory)
+    record = records.Record(name, 0.0)
+    script.train(run, record, script.Report())
+    return run, record
+
+
+def losses(record) -> dict[str, np.ndarray]:
+    evaluations = record.evaluations
+    return {
+        "step": np.array(record.step_losses),
+        **{key: np.array([entry[key] for entry in evaluations]) for key in ("train_loss", "val_loss")},
+    }
+
+
+def largest_difference(ours, theirs) -> float:
+    ours, theirs = losses(ours), losses(theirs)
+    assert [len(series) for series in ours.values()] == [len(series) for series in theirs.values()]
+    return max(np.abs(ours[key] - theirs[key]).max() for key in ours)
+
+
+# The book's own sizes, in NumPy alone
+
+FIRST_STEP = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import reproduce_book as script
+
+directory, report = Path(sys.argv[1]), script.Report()
+text_file = script.find_verdict()
+backend = script.new_backend("numpy", script.get_tokenizer("gpt2"))
+script.chapter_5_before_training(backend, report, script.read_text(text_file))
+script.chapter_5_nine_words(backend, report, directory)
+script.appendix_a(backend, report)
+run = backend.Run.start(replace(script.OPTIONS, text=(str(text_file),), steps=1), script.CONFIG, directory)
+script.train(run, script.Record("numpy", 0.0), report)
+assert "torch" not in sys.modules
+sys.exit(report.conclude())
+"""
+
+
+def in_a_process_of_its_own(code: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@needs_data
+def test_untrained_figures_and_the_first_step_at_full_size_without_torch(tmp_path):
+    process = in_a_process_of_its_own(FIRST_STEP, tmp_path)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "Ep 1 (Step 000000): Train loss 9.781, Val loss 9.933  [same as the book]" in process.stdout
+    assert "17 figures compared with the book: none differ" in process.stdout
+
+
+def test_the_numpy_backend_imports_no_torch(options, tmp_path):
+    code = (
+        "import sys, reproduce_book as script\n"
+        "from numpygpt.config import GPTConfig\n"
+        "backend = script.new_backend('numpy', script.get_tokenizer('bytes'))\n"
+        f"run = backend.Run.start(script.{options!r}, {CONFIG!r}, script.Path(sys.argv[1]))\n"
+        "script.train(run, script.Record('numpy', 0.0), script.Report())\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    process = in_a_process_of_its_own(code, tmp_path)
+    assert process.returncode == 0, process.stderr
+
+
+# A small model, loss by loss
+
+
+def test_60_steps_with_dropout_are_pytorchs(options, tmp_path):
+    options = replace(options, steps=60)
+    (_, ours), (_, theirs) = (trained(name, options, CONFIG, tmp_path / name) for name in BACKENDS)
+    assert len(ours.step_losses) == 60
+    assert largest_difference(ours, theirs) <= script.SAME_LOSS
+    assert ours.samples == theirs.samples
+    assert len(ours.samples) == 60 // BATCHES_IN_AN_EPOCH
+
+
+def test_200_steps_in_float64_without_dropout_are_pytorchs(options, tmp_path):
+    options, config = replace(options, steps=200, dtype="float64"), replace(CONFIG, drop_rate=0.0)
+    (_, ours), (_, theirs) = (trained(name, options, config, tmp_path / name) for name in BACKENDS)
+    assert len(ours.step_losses) == 200
+    assert largest_difference(ours, theirs) <= SAME_CURVE
+
+
+def test_the_books_function_goes_through_the_same_draws(options, tmp_path, capsys):
+    """train_model_simple, called as in the book, prints what the script's run prints, in both packages."""
+    run, record = trained("numpy", options, CONFIG, tmp_path)
+    printed = capsys.readouterr().out
+    parts = split_text(Path(options.text[0]).read_text(), TRAIN_SHARE)
+    schedule = {"num_epochs": 2, "eval_freq": 5, "eval_iter": 5, "start_context": figures.START, "tokenizer": BYTES}
+
+    def loaders(package, **rng):
+        sizes = (options.batch_size, CONFIG.context_length, CONFIG.context_length)
+        return (
+            package.create_dataloader_v1(part, *sizes, training, training, tokenizer=BYTES, **rng)
+            for part, training in zip(parts, (True, False), strict=True)
+        )
+
+    rng = TorchGenerator(script.SEED)
+    model = numpygpt.GPTModel(CONFIG, seed=rng)
+    optimizer = numpygpt.AdamW(model, lr=options.lr, weight_decay=options.weight_decay)
+    result = numpygpt.train_model_simple(model, *loaders(numpygpt, rng=rng), optimizer, **schedule, rng=rng)
+    assert result[0] == [entry.train_loss for entry in run.history]
+    assert result[1] == [entry.val_loss for entry in run.history]
+    assert result[2] == [entry.tokens_seen for entry in run.history]
+
+    torch.manual_seed(script.SEED)
+    twin = torchgpt.GPTModel(CONFIG)
+    twins = torch.optim.AdamW(twin.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    torchgpt.train_model_simple(twin, *loaders(torchgpt), twins, "cpu", **schedule)
+
+    lines = capsys.readouterr().out.splitlines()
+    ours, theirs = lines[: len(lines) // 2], lines[len(lines) // 2 :]
+    assert ours == theirs
+    assert [sample for sample in record.samples if sample in ours] == record.samples
+    assert all(line in printed for line in ours)
+
+
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 2**32),
+    temperature=st.floats(0.1, 10),
+    top_k=st.none() | st.integers(1, 300),
+    prompt=st.binary(min_size=1, max_size=15),
+    rows=st.integers(1, 3),
+)
+def test_sampled_tokens_are_pytorchs(seed, temperature, top_k, prompt, rows):
+    """Also past context_length, where the window slides."""
+    model = numpygpt.GPTModel(CONFIG, seed=seed)
+    idx = np.array([list(prompt)] * rows)
+    sampling = {"max_new_tokens": 9, "context_size": CONFIG.context_length, "temperature": temperature, "top_k": top_k}
+    ours = numpygpt.generate(model, idx, **sampling, rng=TorchGenerator(seed))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        theirs = torchgpt.generate(torchgpt.to_torch(model), torch.from_numpy(idx), **sampling)
+    assert ours.tolist() == theirs.tolist()
+
+
+# Stopping and going on
+
+
+@pytest.mark.parametrize("stopped_after", [3, 6, BATCHES_IN_AN_EPOCH, BATCHES_IN_AN_EPOCH + 1])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_stopped_run_goes_on_bit_for_bit(name, stopped_after, options, tmp_path, monkeypatch):
+    run, record = trained(name, options, CONFIG, tmp_path / "in one go")
+
+    backend, directory = script.new_backend(name, BYTES), tmp_path / "stopped"
+    stopped = backend.Run.start(options, CONFIG, directory)
+    take_step = stopped.train_step
+
+    def step_with_ctrl_c() -> float:
+        if stopped.step + 1 == stopped_after:
+            signal.raise_signal(signal.SIGINT)
+        return take_step()
+
+    monkeypatch.setattr(stopped, "train_step", step_with_ctrl_c)
+    first = records.Record(name, 0.0)
+    script.train(stopped, first, script.Report())
+    assert stopped.step == stopped_after
+    script.keep(stopped, first, directory)
+
+    resumed, second = script.start_or_resume(
+        backend, options, CONFIG, directory, records.Record(name, 0.0), overwrite=False
+    )
+    script.train(resumed, second, script.Report())
+    script.keep(resumed, second, directory)
+    assert second.step_losses == record.step_losses
+    assert second.samples == record.samples
+    assert second.evaluations == [asdict(entry) for entry in run.history]
+    for parameter, array in run.model.state_dict().items():
+        assert np.array_equal(array, resumed.model.state_dict()[parameter]), parameter
+    assert (directory / "losses.png").read_bytes().startswith(b"\x89PNG")
+    assert records.Record.load(directory) == second
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_another_run_in_the_folder_is_refused_and_kept(name, options, tmp_path):
+    run, record = trained(name, options, CONFIG, tmp_path)
+    script.keep(run, record, tmp_path)
+    backend, other = script.new_backend(name, BYTES), replace(options, lr=1e-3)
+    checkpoint = (tmp_path / backend.checkpoint).read_bytes()
+    with pytest.raises(InputError, match="holds another run than the book's; replace it with --overwrite"):
+        script.start_or_resume(backend, other, CONFIG, tmp_path, record, overwrite=False)
+    assert (tmp_path / backend.checkpoint).read_bytes() == checkpoint
+    fresh, _ = script.start_or_resume(backend, other, CONFIG, tmp_path, record, overwrite=True)
+    assert fresh.step == 0
+
+
+def test_a_record_that_was_written_before_its_checkpoint_is_cut_to_it(options, tmp_path):
+    run, record = trained("numpy", options, CONFIG, tmp_path)
+    script.keep(run, record, tmp_path)
+    later = replace(record, step_losses=[*record.step_losses, 1.0], samples=[*record.samples, "more"])
+    later.save(tmp_path)
+    backend = script.new_backend("numpy", BYTES)
+    _, cut = script.start_or_resume(backend, options, CONFIG, tmp_path, record, overwrite=False)
+    assert (cut.step_losses, cut.samples) == (record.step_losses, record.samples)
+
+
+# The report, the comparison, the command
+
+
+def test_a_report_counts_what_differs(capsys):
+    report = script.Report()
+    report.figure("characters", "20479", "20479")
+    report.figure("a loss", "1.00000001", "1.0", same=True)
+    report.line("Ep 1", "Ep 1")
+    report.line("Ep 11", None)
+    assert report.conclude() == 0
+    report.figure("text", "Every effort moves you", "Every effort moves you rentingetic")
+    report.line("Ep 2", "Ep 3")
+    assert report.conclude() == 1
+    assert report.different == ["text", "Ep 2"]
+    printed = capsys.readouterr().out
+    assert "3 figures compared with the book: none differ" in printed
+    assert "5 figures compared with the book: 2 differ" in printed
+    assert "Ep 2  [DIFFERS]\nEp 3  [the book]" in printed
+
+
+def test_two_runs_are_compared_by_what_they_print(options, tmp_path, capsys):
+    for name in BACKENDS:
+        run, record = trained(name, options, CONFIG, tmp_path / name)
+        script.keep(run, record, tmp_path / name)
+    folders = [str(tmp_path / name) for name in BACKENDS]
+    assert script.main(["--compare", *folders]) == 0
+    assert f"losses of the steps: {options.steps} and {options.steps}, largest difference" in capsys.readouterr().out
+    record.evaluations[-1]["val_loss"] += 0.001
+    record.save(tmp_path / "torch")
+    assert script.main(["--compare", *folders]) == 1
+    assert "printed losses and samples: DIFFERENT" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "-1"], "--epochs is -1; expected 0 or more"),
+        (["--text", "no-such-file"], "cannot read the book's text no-such-file: No such file or directory"),
+        (["--compare", "no-such-folder", "no-such-folder"], "no-such-folder holds no readable losses.json"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, message, capsys):
+    assert script.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_the_books_figures_fit_together():
+    assert len(figures.LOSS_LINES) == 18
+    for number, line in enumerate(figures.LOSS_LINES):
+        epoch = 5 * number // figures.BATCHES_IN_AN_EPOCH + 1
+        assert line.startswith(f"Ep {epoch} (Step {5 * number:06d}): Train loss ")
+    assert figures.EPOCHS == 10
+    assert (figures.START + figures.SAMPLES[-1]).startswith(figures.TRAINED_GREEDY_TEXT)
+
+
+# The book's text
+
+
+@pytest.fixture
+def story(tmp_path, monkeypatch) -> bytes:
+    """A short text in the part of the book's, at a URL that needs no network, and an empty cache."""
+    contents = b"I had always thought Jack Gisburn rather a cheap genius\n"
+    (tmp_path / "online.txt").write_bytes(contents)
+    monkeypatch.setattr(book, "VERDICT_URL", (tmp_path / "online.txt").as_uri())
+    monkeypatch.setattr(book, "VERDICT_SHA256", sha256(contents).hexdigest())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("NUMPYGPT_DATA", raising=False)
+    return contents
+
+
+def test_the_story_is_fetched_once(story, tmp_path):
+    found = book.find_verdict()
+    assert found == tmp_path / "cache" / "numpygpt" / "the-verdict.txt"
+    assert found.read_bytes() == story
+    (tmp_path / "online.txt").unlink()
+    assert book.find_verdict() == found
+
+
+def test_a_given_file_comes_before_the_data_folder_and_that_before_the_network(story, tmp_path, monkeypatch):
+    (tmp_path / "the-verdict.txt").write_bytes(story)
+    (tmp_path / "given.txt").write_bytes(story)
+    monkeypatch.setenv("NUMPYGPT_DATA", str(tmp_path))
+    assert book.find_verdict() == tmp_path / "the-verdict.txt"
+    assert book.find_verdict(tmp_path / "given.txt") == tmp_path / "given.txt"
+
+
+def test_a_spoiled_download_is_refused_and_not_kept(story, tmp_path):
+    (tmp_path / "online.txt").write_bytes(story[:-2])
+    with pytest.raises(InputError, match=r"online\.txt is damaged or another text than the book's: 54 bytes"):
+        book.find_verdict()
+    assert not (tmp_path / "cache").exists()
+
+
+def test_without_a_network_it_says_how_to_supply_the_story(story, tmp_path):
+    (tmp_path / "online.txt").unlink()
+    with pytest.raises(InputError, match=r"could not be downloaded .* set NUMPYGPT_DATA to its folder"):
+        book.find_verdict()
+
+
+def test_another_text_is_refused(story, tmp_path):
+    (tmp_path / "other.txt").write_bytes(story.replace(b"cheap", b"great"))
+    with pytest.raises(InputError, match=r"other\.txt is damaged or another text than the book's"):
+        book.find_verdict(tmp_path / "other.txt")
+
+
+# The bar chart
+
+
+def test_each_temperature_has_its_bars_side_by_side(tmp_path):
+    probabilities = {1: [0.1, 0.9], 0.1: [0.0, 1.0], 5: [0.4, 0.6]}
+    figure = plot_temperatures(["pizza", "toward"], probabilities, tmp_path / "bars.png")
+    (axes,) = figure.axes
+    assert [[bar.get_height() for bar in bars] for bars in axes.containers] == list(probabilities.values())
+    assert [bars.get_label() for bars in axes.containers] == [f"Temperature = {t:g}" for t in probabilities]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["pizza", "toward"]
+    edges = [(bars[0].get_x(), bars[0].get_x() + bars[0].get_width()) for bars in axes.containers]
+    assert [left for left, _ in edges[1:]] == pytest.approx([right for _, right in edges[:-1]])
+    assert edges[0][0] == pytest.approx(-edges[-1][1])  # centered on the tick
+    assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "probabilities", [{}, {1: [0.5]}, {1: [0.5, 0.5], 2: []}, {temperature: [0.5, 0.5] for temperature in range(1, 9)}]
+)
+def test_bars_that_do_not_fit_the_words_are_refused(probabilities):
+    with pytest.raises(InputError, match=f"expected 1 to {len(PALETTE)} series with one probability for each word"):
+        plot_temperatures(["pizza", "toward"], probabilities)

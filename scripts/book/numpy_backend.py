@@ -1,0 +1,98 @@
+"""The book's listings in NumPy alone: what `reproduce_book.py --backend numpy` runs."""
+
+import time
+
+import numpy as np
+
+import numpygpt
+from numpygpt.checkpoint import FILE_NAME
+from numpygpt.config import GPTConfig
+from numpygpt.data import DataLoader
+from numpygpt.generation import keep_top_k
+from numpygpt.model import GPTModel
+from numpygpt.run import TrainingRun
+from numpygpt.shapes import Array
+from numpygpt.tokenizer import Encoding
+
+
+class Backend:
+    """The steps of chapters 4 and 5 that are called differently in numpygpt and torchgpt.
+
+    `book.torch_backend.Backend` is its twin.
+
+    package      where the functions are that both have under one name and call alike
+    Run          trains, saves and resumes
+    checkpoint   the name of the file that Run saves
+    """
+
+    package = numpygpt
+    Run = TrainingRun
+    checkpoint = FILE_NAME
+
+    def __init__(self, tokenizer: Encoding) -> None:
+        self.tokenizer = tokenizer
+        self.rng = numpygpt.TorchGenerator(0)  # in the part of PyTorch's default generator
+
+    def manual_seed(self, seed: int) -> None:
+        """All draws from here on are those after `torch.manual_seed(seed)`."""
+        self.rng.set_state(numpygpt.TorchGenerator(seed).get_state())
+
+    def new_model(self, config: GPTConfig) -> GPTModel:
+        """A model with fresh weights."""
+        return GPTModel(config, seed=self.rng)
+
+    def num_parameters(self, model: GPTModel) -> int:
+        """How many numbers are trained."""
+        return model.num_parameters()
+
+    def array(self, numbers: list) -> Array:
+        """Integers as int64, others as float32."""
+        return np.array(numbers, np.int64 if isinstance(numbers[0], list) else np.float32)
+
+    def probabilities(self, model: GPTModel, inputs: list[list[int]]) -> Array:
+        """Of each next token (B, T, V)."""
+        return numpygpt.softmax_with_temperature(model(self.array(inputs)), 1)
+
+    def batch_loss(self, model: GPTModel, inputs: list[list[int]], targets: list[list[int]]) -> float:
+        """The cross-entropy in nats a token."""
+        return numpygpt.calc_loss_batch(self.array(inputs), self.array(targets), model)
+
+    def loader(self, text: str, batch_size: int, length: int, *, training: bool) -> DataLoader:
+        """The book's loader of a part of the text: shuffled and without a remainder for training."""
+        return numpygpt.create_dataloader_v1(
+            text, batch_size, length, length, training, training, tokenizer=self.tokenizer, rng=self.rng
+        )
+
+    def loader_loss(self, loader: DataLoader, model: GPTModel) -> float:
+        """The loss over all its batches."""
+        return numpygpt.calc_loss_loader(loader, model)
+
+    def write(
+        self, model: GPTModel, prompt: str, max_new_tokens: int, temperature: float = 0.0, top_k: int | None = None
+    ) -> str:
+        """The prompt and what the model says next."""
+        token_ids = numpygpt.generate(
+            model,
+            numpygpt.text_to_token_ids(prompt, self.tokenizer),
+            max_new_tokens,
+            model.config.context_length,
+            temperature,
+            top_k,
+            rng=self.rng,
+        )
+        return numpygpt.token_ids_to_text(token_ids, self.tokenizer)
+
+    def top_k_probabilities(self, logits: list[float], k: int) -> Array:
+        """The softmax of the k largest logits; 0 for the rest."""
+        return numpygpt.softmax_with_temperature(keep_top_k(self.array(logits)[np.newaxis], k), 1)[0]
+
+    def derivatives(self, x: float, y: float, w: float, b: float) -> tuple[float, float]:
+        """Of the binary cross-entropy of sigmoid(w x + b) with y, by w and b: z = w x + b has d_z = sigmoid(z) - y."""
+        d_z = 1 / (1 + np.exp(-(w * x + b))) - y
+        return d_z * x, d_z
+
+    def mask_seconds(self, model: GPTModel, batch_size: int, length: int) -> float | None:
+        """The time to draw the dropout masks of one training step."""
+        began = time.perf_counter()
+        model.draw_dropout_masks(numpygpt.TorchGenerator(0), batch_size, length)
+        return time.perf_counter() - began

@@ -1,0 +1,47 @@
+"""Figures printed beside the book's, each with a verdict."""
+
+from tqdm import tqdm
+
+DIFFERENT = 1
+
+
+class Report:
+    """Prints figures beside the book's, with a verdict, and counts."""
+
+    def __init__(self) -> None:
+        self.compared = 0
+        self.different: list[str] = []
+
+    def heading(self, text: str) -> None:
+        """Begin a section."""
+        tqdm.write(f"\n{text}\n{'verdict':<9}{'figure':<46}{'here':<27}the book")
+
+    def figure(self, what: str, here: str, books: str, same: bool | None = None) -> None:
+        """A figure here and in the book; the verdict is that of their texts, unless it is given."""
+        verdict = self._verdict(what, here == books if same is None else same)
+        if max(len(here), len(books)) <= 26:
+            tqdm.write(f"{verdict:<9}{what:<46}{here:<27}{books}")
+        else:
+            tqdm.write(f"{verdict:<9}{what}\n{'here':>17}  {here}\n{'the book':>17}  {books}")
+
+    def line(self, here: str, books: str | None) -> None:
+        """A line of the training log; the book's is shown where it differs."""
+        if books is None:
+            tqdm.write(f"{here}  [beyond the book]")
+        elif self._verdict(here, here == books) == "same":
+            tqdm.write(f"{here}  [same as the book]")
+        else:
+            tqdm.write(f"{here}  [DIFFERS]\n{books}  [the book]")
+
+    def conclude(self) -> int:
+        """Sum up; returns the exit status."""
+        tqdm.write(f"\n{self.compared} figures compared with the book: {len(self.different) or 'none'} differ")
+        for what in self.different:
+            tqdm.write(f"  {what}")
+        return DIFFERENT if self.different else 0
+
+    def _verdict(self, what: str, same: bool) -> str:
+        self.compared += 1
+        if not same:
+            self.different.append(what)
+        return "same" if same else "DIFFERS"
