@@ -3,9 +3,9 @@
     with planted(BUGS["embedding_loses_repeats"]):
         model.loss_and_grads(inputs, targets)          # now with the bug
 
-A bug is planted for the length of the `with` block and gone after it. The tests plant every one and demand that it is
-caught; an experimenter plants one to see how small an error a check can see; a porter compares the symptom with their
-own.
+A bug is planted for the length of the `with` block and gone after it. The tests plant every one and demand
+that it is caught; an experimenter plants one to see how small an error a check can see; a porter compares the
+symptom with their own.
 
 `first_wrong` names the first tensor that differs, in the order: loaded weights, activations of a training step, loss,
 gradients as the backward yields them, the optimizer's moments and parameters, then evaluation, decoding and data;

@@ -5,7 +5,7 @@ import codecs
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -378,7 +378,7 @@ def draw_attention(parsed: argparse.Namespace) -> int:
         layer: seen[f"trf_blocks.{layer}.att.attn_weights"][0] for layer in layers if parsed.layer in (None, layer)
     }
     path = parsed.out or checkpoint.path.with_name("attention.png")
-    plot_attention(attn_weights, _labels(idx[0], tokenizer), path)
+    plot_attention(attn_weights, _labels(idx[0].tolist(), tokenizer), path)
     print(f"wrote {path}")
     return 0
 
@@ -422,8 +422,8 @@ def _common_tokens(tokenizer: Encoding) -> list[int]:
     return words[:MOST_TOKENS] or characters
 
 
-def _labels(ids: Iterable[int], tokenizer: Encoding) -> list[str]:
-    return [token_label(tokenizer.decode_single_token_bytes(int(token_id))) for token_id in ids]
+def _labels(ids: list[int], tokenizer: Encoding) -> list[str]:
+    return [token_label(tokenizer.decode_single_token_bytes(token_id)) for token_id in ids]
 
 
 # gradcheck

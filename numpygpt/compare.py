@@ -1,16 +1,16 @@
 """Comparing the named tensors of a run with a reference's.
 
-A tensor agrees where its error is small enough both as a whole and in every row (a row is the last axis), in Euclidean norms:
+A tensor agrees where its error is small enough as a whole and in every row (the last axis), in Euclidean norms:
 
     ‖ours - reference‖ <= allowed
 
-The whole alone would hide a wrong row behind large ones; single elements would be blamed for what rounding does to the smallest of
-a row. What is allowed comes from the caller, as norms of the same kind, so that a reference of zero is judged by the size of its own
-rounding errors (`torchgpt.parity` has a model of them) and by no absolute number, and a large tensor gets no more room than a
-small one.
+The whole alone would hide a wrong row behind large ones; single elements would be blamed for what rounding does to the
+smallest of a row. What is allowed comes from the caller, as norms of the same kind, so that a reference of zero is
+judged by the size of its own rounding errors (`torchgpt.parity` measures them) and by no absolute number, and a large
+tensor gets no more room than a small one.
 
-What cannot be measured fails: a missing or unexpected name, another shape or dtype, a NaN on either side, an infinity that the
-reference does not have, an array that is still the previous run's.
+What cannot be measured fails: a missing or unexpected name, another shape or dtype, a NaN on either side, an infinity
+that the reference does not have, an array that is still the previous run's.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,8 +20,8 @@ import numpy as np
 
 from numpygpt.shapes import Array
 
-#: Largest ‖ours - reference‖ / ‖reference‖ of a tensor in float64 at ordinary scales. Rounding gives about 1e-15; the smallest
-#: wrong constant or term anybody has met gives 1e-9.
+#: Largest ‖ours - reference‖ / ‖reference‖ of a tensor in float64 at ordinary scales. Rounding gives about 1e-15, the
+#: smallest wrong term or constant anybody has met 1e-9.
 FLOAT64_NORMWISE = 1e-12
 
 

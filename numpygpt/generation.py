@@ -37,7 +37,7 @@ def generate(
     top_p: float | None = None,
     rng: TorchGenerator | None = None,
 ) -> Integer[Array, "B _"]:
-    """`idx` followed by up to `max_new_tokens` tokens, each chosen by the logits after the last `context_size` tokens.
+    """`idx` and up to `max_new_tokens` more tokens, each chosen from the logits after the last `context_size` tokens.
 
     idx            (B, T) token ids, the prompts
     temperature    0 takes the most likely token; above 0 samples from softmax(logits / temperature)
@@ -51,7 +51,7 @@ def generate(
     and for a temperature, top_k, top_p, context_size or max_new_tokens out of range.
     """
     _check_max_new_tokens(max_new_tokens)
-    idx = np.asarray(idx)
+    idx = _checked_prompt(idx, context_size)
     stopped = np.zeros(len(idx), dtype=bool)
     tokens = [idx]
     choices = stream(model, idx, context_size, temperature, top_k, top_p=top_p, rng=rng)
@@ -94,7 +94,7 @@ def stream(
 
 
 def _decode_after(
-    model: GPTModel, idx: Integer[Array, "B T"], past: tuple[KeysValues, ...] | None, context_size: int
+    model: GPTModel, idx: Array, past: tuple[KeysValues, ...] | None, context_size: int
 ) -> tuple[Inexact[Array, "B V"], tuple[KeysValues, ...]]:
     """Logits after the last `context_size` tokens of idx; `past`, if any, is of all but the last token."""
     if past is None or idx.shape[1] > context_size:

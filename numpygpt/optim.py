@@ -23,8 +23,8 @@ class AdamW:
         (3)  v <- beta2 v + (1 - beta2) g²            running mean of its square
         (4)  p <- p - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 
-    The divisions by 1 - beta^t undo the pull of m and v towards their start at zero. eps is added after the correction
-    of v.
+    The divisions by 1 - beta^t undo the pull of m and v towards their start at zero. eps is
+    added after the correction of v.
 
     model          a GPTModel, or a {name: float array} of what is to be trained; `step` changes its arrays in place
     lr             learning rate; may be set between steps (`optimizer.lr = ...`)

@@ -17,8 +17,9 @@ from typing import Any
 
 from numpygpt.shapes import Array
 
-#: Bytes of one operand's block: a handful of operands together stay within a core's second-level cache (1 MiB or more).
-BLOCK_BYTES = 128 * 1024
+#: Bytes of one operand's block. Smaller, and threads spend their time handing the interpreter's lock to each other; larger,
+#: and blocks leave the cache. On two cores GELU of 512 x 3072 takes 5.3 ms at 128 KiB, 3.4 at 512, 8.6 at 2048 (one thread: 10).
+BLOCK_BYTES = 512 * 1024
 
 
 def number_of_threads() -> int:
@@ -31,7 +32,7 @@ def number_of_threads() -> int:
 
 @cache
 def _workers(threads: int, process_id: int) -> ThreadPoolExecutor:
-    """The threads, started on first use; a forked child (another process id) has none of its parent's: it starts new."""
+    """The threads, started on first use; a forked child (another process id) has none and starts its own."""
     return ThreadPoolExecutor(threads, thread_name_prefix="numpygpt-rows")
 
 

@@ -154,7 +154,7 @@ def initialize(tree: Any, generator: TorchGenerator) -> None:
     """
     match tree:
         case Embedding(weight):
-            weight[...] = generator.normal(weight.shape)
+            generator.normal(weight.shape, out=weight)
         case Linear(weight, bias):
             _fill_uniform(weight, weight.shape[1], generator)
             if bias is not None:
@@ -168,4 +168,4 @@ def initialize(tree: Any, generator: TorchGenerator) -> None:
 
 def _fill_uniform(array: Array, inputs: int, generator: TorchGenerator) -> None:
     bound = 1 / math.sqrt(inputs)
-    array[...] = generator.uniform(array.shape, -bound, bound)
+    generator.uniform(array.shape, -bound, bound, out=array)

@@ -103,27 +103,30 @@ def plot_attention(
     labels         the T tokens, as `token_label` writes them
 
     Where a `path` is given, the figure is also written there, as PNG. Raises InputError for no layers, for weights that
-    are not T x T, and as `plot_losses` for the path and for matplotlib.
+    are not (heads, T, T), and as `plot_losses` for the path and for matplotlib.
     """
     T = len(labels)
     panels = [(layer, head, weights) for layer, heads in attn_weights.items() for head, weights in enumerate(heads)]
-    if not panels or any(weights.shape != (T, T) for _, _, weights in panels):
+    if not T or not panels or any(weights.shape != (T, T) for _, _, weights in panels):
         shapes = [weights.shape for weights in attn_weights.values()]
         raise InputError(
             f"there are {T} labels and attention weights of shapes {shapes}; "
-            f"expected at least one layer, of shape (heads, {T}, {T})"
+            f"expected at least one label, and layers of shape (heads, {T}, {T})"
         )
     n_heads = len(panels) // len(attn_weights)
     columns = n_heads if len(attn_weights) > 1 else min(n_heads, 4)
     rows = math.ceil(len(panels) / columns)
     side = min(max(1.5, 0.17 * T), 24 / columns)  # inches
     figure = _blank_figure(columns * side + 2, rows * (side + 0.3) + 1)
+    from matplotlib.colors import PowerNorm
+
+    scale = PowerNorm(0.5, vmin=0, vmax=1)  # square roots: among many tokens the weights are small
     named = range(0, T, math.ceil(0.1 * T / side))  # as many tokens as have room for a line of text each
     rotation = 90 if max(map(len, labels)) > 2 else 0
     later = np.triu(np.ones((T, T), dtype=bool), k=1)
     for place, (layer, head, weights) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, place + 1)
-        image = axes.imshow(np.ma.masked_where(later, weights), cmap="Blues", vmin=0, vmax=1)
+        image = axes.imshow(np.ma.masked_where(later, weights), cmap="Blues", norm=scale)
         axes.set_facecolor("0.92")  # what a token cannot read
         axes.set_title(f"layer {layer}, head {head}", fontsize=8)
         below = named if place + columns >= len(panels) else []
@@ -181,11 +184,12 @@ def principal_components(
     The directions are the right singular vectors of the centered vectors (Jolliffe 2002, "Principal Component
     Analysis", section 3.5). The coordinate largest in size is made positive, for a direction has no sign of its own.
     """
-    centered = vectors - vectors.mean(axis=0)
+    centered = vectors.astype(np.float64) - vectors.mean(axis=0)
     left, spreads, _ = np.linalg.svd(centered, full_matrices=False)
     places = left[:, :count] * spreads[:count]
     largest = np.take_along_axis(places, np.abs(places).argmax(axis=0, keepdims=True), axis=0)
-    return places * np.where(largest < 0, -1, 1), spreads[:count] ** 2 / max((spreads**2).sum(), np.finfo(float).tiny)
+    variance = (spreads**2).sum() or 1.0  # 0 where all vectors are alike
+    return places * np.where(largest < 0, -1, 1), spreads[:count] ** 2 / variance
 
 
 def _kind_of(label: str) -> str:
@@ -210,7 +214,7 @@ def _new_figure() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _blank_figure(width: float, height: float) -> Figure:
+def _blank_figure(width: int | float, height: int | float) -> Figure:
     try:
         from matplotlib.figure import Figure as MatplotlibFigure
     except ImportError as error:

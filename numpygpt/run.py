@@ -1,8 +1,8 @@
 """A training run: what `numpygpt train` starts, saves, and resumes bit for bit.
 
-Everything that the next step depends on is in one place and in every checkpoint: the weights, the optimizer, the random
-generator, the position in the text, and the options. So a run that was stopped and resumed is the run that never
-stopped.
+Everything that the next step depends on is in one place and in every checkpoint: the weights, the optimizer,
+the random generator, the position in the text, and the options. So a run that was stopped and resumed is the
+run that never stopped.
 """
 
 import signal

@@ -72,7 +72,7 @@ def loss_and_grads_of(
     Each micro-batch counts by its number of targets, so that a target weighs the same wherever it stands; a plain mean
     of the micro-batches' means would not do that. With one micro-batch this is `model.loss_and_grads`.
     """
-    counts = [np.count_nonzero(np.asarray(targets) != cross_entropy.IGNORE_INDEX) for _, targets in micro_batches]
+    counts = [int(np.count_nonzero(np.asarray(targets) != cross_entropy.IGNORE_INDEX)) for _, targets in micro_batches]
     total_loss = 0.0
     total: dict[str, Array] = {}
     for (inputs, targets), count in zip(micro_batches, counts, strict=True):

@@ -4,6 +4,7 @@ A *watch* is any function `watch(name, array)`. Every forward and backward tells
 of computation: an activation `x` in the forward, its gradient `d_x` in the backward. The arrays are the computation's
 own, so a watch looks, and copies what it wants to keep. Names are the paths of the PyTorch modules that output the
 tensor:
+
     activations = {}
     model.forward(in_idx, watch=activations.__setitem__)
     activations["trf_blocks.0.att.attn_weights"]                         # (B, H, T, T)

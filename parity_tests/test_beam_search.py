@@ -19,8 +19,13 @@ CONFIG = GPTConfig(vocab_size=V, context_length=CONTEXT, emb_dim=6, n_heads=2, n
 PROMPTS = np.array([[1, 3], [2, 0], [0, 0]])
 
 
-def model_of(seed, config=CONFIG):
-    return GPTModel(config, seed, dtype=np.float64)
+def model_of(seed):
+    """A model with weights so large that what was read before matters to what comes next."""
+    model = GPTModel(CONFIG, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    for parameter in model.named_parameters().values():
+        parameter[...] = rng.standard_normal(parameter.shape)
+    return model
 
 
 class LogProbs:
@@ -93,7 +98,7 @@ def test_a_beam_is_the_best_extensions_of_the_beam_before(seed, num_beams, eos_i
     assert ids.tolist() == filled(PROMPTS, expected, eos_id)
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(
     seed=st.integers(0, 2**32 - 1),
     eos_id=st.sampled_from([None, 0, 2]),

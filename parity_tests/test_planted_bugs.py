@@ -78,7 +78,7 @@ def sound_run(config: properties.GPTConfig) -> dict[str, Array]:
 
 
 def first_wrong(bug: Bug) -> str:
-    """The first tensor that the bug changes, in the untied model, else the tied; after a crash, the first not reached."""
+    """The first tensor the bug changes, in the untied model or else the tied; after a crash, the first not reached."""
     for config in (CONFIG, TIED):
         ours: dict[str, Array] = {}
         with planted(bug), np.errstate(all="ignore"), suppress(Exception):

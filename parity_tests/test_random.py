@@ -74,6 +74,7 @@ def arguments_of_each_method(sizes: st.SearchStrategy) -> dict[str, st.SearchStr
     def with_bounds(bounds: list, **others: Any) -> dict[str, Any]:
         return {"low": bounds[0], "high": bounds[1], **others}
 
+    real_bounds = increasing_pairs(REALS, unique=False) | REALS.map(lambda high: [-abs(high), abs(high)])
     whole_bounds = increasing_pairs(INT64, unique=True) | st.builds(
         lambda low, span: [low, low + span],
         st.integers(-(10**6), 10**6),
@@ -81,7 +82,7 @@ def arguments_of_each_method(sizes: st.SearchStrategy) -> dict[str, st.SearchStr
     )
     return {
         "random": st.fixed_dictionaries({"size": sizes}),
-        "uniform": st.builds(with_bounds, increasing_pairs(REALS, unique=False), size=sizes, dtype=DTYPES),
+        "uniform": st.builds(with_bounds, real_bounds, size=sizes, dtype=DTYPES),
         "bernoulli": st.fixed_dictionaries({"p": st.floats(0, 1), "size": sizes}),
         "normal": st.fixed_dictionaries(
             {
@@ -185,6 +186,12 @@ def test_without_a_seed_each_generator_is_another():
     assert TorchGenerator().random_int64() != TorchGenerator().random_int64()
 
 
+@pytest.mark.parametrize(("dtype", "low"), [(np.float32, 1e-30), (np.float64, 1e-79)])
+def test_a_tiny_lower_bound_decides_ties_of_rounding(dtype, low):
+    arguments = {"size": 1000, "low": low, "high": 0.75, "dtype": dtype}
+    assert_same_draw(*generators(4), "uniform", arguments)
+
+
 def test_a_uniform_rounded_up_to_its_upper_bound_becomes_the_lower_bound():
     ours, theirs = generators(3)
     arguments = {"size": 1000, "low": 1e8, "high": 1e8 + 16, "dtype": np.float32}
@@ -230,6 +237,15 @@ def test_normals_from_uniforms_at_the_edges(choice, dtype):
 def test_bernoulli_at_the_smallest_probabilities_and_uniforms(p, low_word):
     both = generators_about_to_draw(np.array([0, low_word], np.uint32))
     assert_same_draw(*both, "bernoulli", {"p": p, "size": 1})
+
+
+@pytest.mark.parametrize("method", ["uniform", "normal"])
+@pytest.mark.parametrize("size", [7, (3, 41)])
+def test_numbers_drawn_into_an_array_are_those_of_a_new_one(method, size):
+    out = np.zeros(size)
+    filled = getattr(TorchGenerator(5), method)(size, out=out)
+    assert filled is out
+    np.testing.assert_array_equal(out, getattr(TorchGenerator(5), method)(size))
 
 
 def test_what_is_not_contiguous_is_filled_in_the_order_of_its_memory():
@@ -321,6 +337,8 @@ def test_a_seed_that_is_no_int_is_refused(seed):
         ("uniform", {"size": 1, "high": float("inf")}),
         ("uniform", {"size": 1, "low": float("nan")}),
         ("uniform", {"size": 1, "dtype": np.float16}),
+        ("uniform", {"size": 3, "out": np.zeros(4)}),
+        ("normal", {"size": (3, 4), "out": np.zeros((4, 3)).T}),
         ("normal", {"size": 1, "std": -1}),
         ("normal", {"size": 1, "std": float("nan")}),
         ("normal", {"size": 20, "mean": float("inf")}),

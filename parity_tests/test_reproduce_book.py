@@ -1,10 +1,12 @@
 """The book's chapter 5: its figures by NumPy alone, and its whole procedure on a small model against PyTorch."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -47,21 +49,73 @@ CONFIG = GPTConfig(vocab_size=256, context_length=10, emb_dim=12, n_heads=3, n_l
 BATCHES_IN_AN_EPOCH = 8
 
 
-@pytest.fixture
-def options(tmp_path: Path) -> Options:
-    """The book's options on a short text in bytes: 162 of 180 train, and the 18 others validate."""
-    text = tmp_path / "text.txt"
-    text.write_text(python_reference_text()[:180].encode("ascii", "replace").decode())
-    return replace(script.OPTIONS, tokenizer="bytes", text=(str(text),), steps=2 * BATCHES_IN_AN_EPOCH)
+def options_for(batches_in_an_epoch: int, steps: int, folder: Path) -> Options:
+    """The book's options on a text in bytes with so many training batches and a tenth of it for validation."""
+    windows = batches_in_an_epoch * script.OPTIONS.batch_size
+    characters = python_reference_text()[: math.ceil((windows * CONFIG.context_length + 1) / TRAIN_SHARE)]
+    text = folder / "text.txt"
+    text.write_bytes(characters.encode("ascii", "replace"))
+    return replace(script.OPTIONS, tokenizer="bytes", text=(str(text),), steps=steps)
 
 
-def trained(name: str, options: Options, config: GPTConfig, directory: Path):
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
+    """A short run: an epoch and two steps, so one sample and two evaluations."""
+    return options_for(BATCHES_IN_AN_EPOCH, BATCHES_IN_AN_EPOCH + 2, tmp_path_factory.mktemp("options"))
+
+
+@pytest.fixture(autouse=True)
+def no_watch_over_progress_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tqdm's monitor thread may warn under load, and warnings are errors here."""
+    monkeypatch.setattr(script.tqdm, "monitor_interval", 0)
+
+
+def trained(name: str, options: Options, directory: Path):
     """A backend's run and record after all steps."""
-    backend = script.new_backend(name, BYTES)
-    run = backend.Run.start(options, config, directory)
-    record = records.Record(name, 0.0)
+    run, record = script.new_backend(name, BYTES).Run.start(options, CONFIG, directory), records.Record(name, 0.0)
     script.train(run, record, script.Report())
     return run, record
+
+
+@pytest.fixture(scope="module")
+def in_one_go(options, tmp_path_factory):
+    """{backend: its run and record}, never stopped."""
+    return {name: trained(name, options, tmp_path_factory.mktemp(name)) for name in BACKENDS}
+
+
+TRAIN = """
+import sys
+from pathlib import Path
+
+import reproduce_book as script
+from numpygpt.config import GPTConfig
+from numpygpt.run import Options
+
+name, directory = sys.argv[1], Path(sys.argv[2])
+backend, record = script.new_backend(name, script.get_tokenizer("bytes")), script.Record(name, 0.0)
+script.train(backend.Run.start({options!r}, {config!r}, directory), record, script.Report())
+record.save(directory)
+assert name == "torch" or "torch" not in sys.modules
+"""
+
+
+def in_a_process_of_its_own(code: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def trained_in_other_processes(options: Options, config: GPTConfig, directory: Path):
+    """The records of both backends' runs; without the checks of annotations, which take twenty times a small step."""
+    code = TRAIN.format(options=options, config=config)
+    for name in BACKENDS:
+        process = in_a_process_of_its_own(code, name, directory / name)
+        assert process.returncode == 0, process.stderr
+    return [records.Record.load(directory / name) for name in BACKENDS]
 
 
 def losses(record) -> dict[str, np.ndarray]:
@@ -100,16 +154,6 @@ sys.exit(report.conclude())
 """
 
 
-def in_a_process_of_its_own(code: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @needs_data
 def test_untrained_figures_and_the_first_step_at_full_size_without_torch(tmp_path):
     process = in_a_process_of_its_own(FIRST_STEP, tmp_path)
@@ -118,44 +162,31 @@ def test_untrained_figures_and_the_first_step_at_full_size_without_torch(tmp_pat
     assert "17 figures compared with the book: none differ" in process.stdout
 
 
-def test_the_numpy_backend_imports_no_torch(options, tmp_path):
-    code = (
-        "import sys, reproduce_book as script\n"
-        "from numpygpt.config import GPTConfig\n"
-        "backend = script.new_backend('numpy', script.get_tokenizer('bytes'))\n"
-        f"run = backend.Run.start(script.{options!r}, {CONFIG!r}, script.Path(sys.argv[1]))\n"
-        "script.train(run, script.Record('numpy', 0.0), script.Report())\n"
-        "assert 'torch' not in sys.modules\n"
-    )
-    process = in_a_process_of_its_own(code, tmp_path)
-    assert process.returncode == 0, process.stderr
-
-
 # A small model, loss by loss
 
 
-def test_60_steps_with_dropout_are_pytorchs(options, tmp_path):
-    options = replace(options, steps=60)
-    (_, ours), (_, theirs) = (trained(name, options, CONFIG, tmp_path / name) for name in BACKENDS)
-    assert len(ours.step_losses) == 60
+def test_60_steps_with_dropout_are_pytorchs(tmp_path):
+    """And the NumPy run, in its own process, imports no torch."""
+    ours, theirs = trained_in_other_processes(options_for(25, 60, tmp_path), CONFIG, tmp_path)
+    assert (len(ours.step_losses), len(ours.evaluations), len(ours.samples)) == (60, 12, 2)
     assert largest_difference(ours, theirs) <= script.SAME_LOSS
     assert ours.samples == theirs.samples
-    assert len(ours.samples) == 60 // BATCHES_IN_AN_EPOCH
 
 
-def test_200_steps_in_float64_without_dropout_are_pytorchs(options, tmp_path):
-    options, config = replace(options, steps=200, dtype="float64"), replace(CONFIG, drop_rate=0.0)
-    (_, ours), (_, theirs) = (trained(name, options, config, tmp_path / name) for name in BACKENDS)
+def test_200_steps_in_float64_without_dropout_are_pytorchs(tmp_path):
+    options = replace(options_for(90, 200, tmp_path), dtype="float64")
+    ours, theirs = trained_in_other_processes(options, replace(CONFIG, drop_rate=0.0), tmp_path)
     assert len(ours.step_losses) == 200
     assert largest_difference(ours, theirs) <= SAME_CURVE
 
 
 def test_the_books_function_goes_through_the_same_draws(options, tmp_path, capsys):
     """train_model_simple, called as in the book, prints what the script's run prints, in both packages."""
-    run, record = trained("numpy", options, CONFIG, tmp_path)
+    options = replace(options, steps=BATCHES_IN_AN_EPOCH)
+    run, _ = trained("numpy", options, tmp_path)
     printed = capsys.readouterr().out
     parts = split_text(Path(options.text[0]).read_text(), TRAIN_SHARE)
-    schedule = {"num_epochs": 2, "eval_freq": 5, "eval_iter": 5, "start_context": figures.START, "tokenizer": BYTES}
+    schedule = {"num_epochs": 1, "eval_freq": 5, "eval_iter": 5, "start_context": figures.START, "tokenizer": BYTES}
 
     def loaders(package, **rng):
         sizes = (options.batch_size, CONFIG.context_length, CONFIG.context_length)
@@ -178,13 +209,11 @@ def test_the_books_function_goes_through_the_same_draws(options, tmp_path, capsy
     torchgpt.train_model_simple(twin, *loaders(torchgpt), twins, "cpu", **schedule)
 
     lines = capsys.readouterr().out.splitlines()
-    ours, theirs = lines[: len(lines) // 2], lines[len(lines) // 2 :]
-    assert ours == theirs
-    assert [sample for sample in record.samples if sample in ours] == record.samples
-    assert all(line in printed for line in ours)
+    assert lines[:3] == lines[3:]
+    assert all(f"\n{line}  [" in printed for line in lines)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 2**32),
     temperature=st.floats(0.1, 10),
@@ -207,13 +236,11 @@ def test_sampled_tokens_are_pytorchs(seed, temperature, top_k, prompt, rows):
 # Stopping and going on
 
 
-@pytest.mark.parametrize("stopped_after", [3, 6, BATCHES_IN_AN_EPOCH, BATCHES_IN_AN_EPOCH + 1])
+@pytest.mark.parametrize("stopped_after", [3, BATCHES_IN_AN_EPOCH, BATCHES_IN_AN_EPOCH + 1])
 @pytest.mark.parametrize("name", BACKENDS)
-def test_a_stopped_run_goes_on_bit_for_bit(name, stopped_after, options, tmp_path, monkeypatch):
-    run, record = trained(name, options, CONFIG, tmp_path / "in one go")
-
-    backend, directory = script.new_backend(name, BYTES), tmp_path / "stopped"
-    stopped = backend.Run.start(options, CONFIG, directory)
+def test_a_stopped_run_goes_on_bit_for_bit(name, stopped_after, options, in_one_go, tmp_path, monkeypatch):
+    backend = script.new_backend(name, BYTES)
+    stopped = backend.Run.start(options, CONFIG, tmp_path)
     take_step = stopped.train_step
 
     def step_with_ctrl_c() -> float:
@@ -225,42 +252,42 @@ def test_a_stopped_run_goes_on_bit_for_bit(name, stopped_after, options, tmp_pat
     first = records.Record(name, 0.0)
     script.train(stopped, first, script.Report())
     assert stopped.step == stopped_after
-    script.keep(stopped, first, directory)
+    script.keep(stopped, first)
 
-    resumed, second = script.start_or_resume(
-        backend, options, CONFIG, directory, records.Record(name, 0.0), overwrite=False
-    )
+    start_or_resume = partial(script.start_or_resume, backend, options, CONFIG, tmp_path, overwrite=False)
+    resumed, second = start_or_resume(records.Record(name, 0.0))
     script.train(resumed, second, script.Report())
-    script.keep(resumed, second, directory)
+    script.keep(resumed, second)
+    run, record = in_one_go[name]
     assert second.step_losses == record.step_losses
     assert second.samples == record.samples
     assert second.evaluations == [asdict(entry) for entry in run.history]
     for parameter, array in run.model.state_dict().items():
         assert np.array_equal(array, resumed.model.state_dict()[parameter]), parameter
-    assert (directory / "losses.png").read_bytes().startswith(b"\x89PNG")
-    assert records.Record.load(directory) == second
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+    assert records.Record.load(tmp_path) == second
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_another_run_in_the_folder_is_refused_and_kept(name, options, tmp_path):
-    run, record = trained(name, options, CONFIG, tmp_path)
-    script.keep(run, record, tmp_path)
+def test_another_run_in_the_folder_is_refused_and_kept(name, options, in_one_go):
+    run, record = in_one_go[name]
+    script.keep(run, record)
     backend, other = script.new_backend(name, BYTES), replace(options, lr=1e-3)
-    checkpoint = (tmp_path / backend.checkpoint).read_bytes()
+    checkpoint = (run.directory / backend.checkpoint).read_bytes()
+    start_or_resume = partial(script.start_or_resume, backend, other, CONFIG, run.directory, record)
     with pytest.raises(InputError, match="holds another run than the book's; replace it with --overwrite"):
-        script.start_or_resume(backend, other, CONFIG, tmp_path, record, overwrite=False)
-    assert (tmp_path / backend.checkpoint).read_bytes() == checkpoint
-    fresh, _ = script.start_or_resume(backend, other, CONFIG, tmp_path, record, overwrite=True)
+        start_or_resume(overwrite=False)
+    assert (run.directory / backend.checkpoint).read_bytes() == checkpoint
+    fresh, _ = start_or_resume(overwrite=True)
     assert fresh.step == 0
 
 
-def test_a_record_that_was_written_before_its_checkpoint_is_cut_to_it(options, tmp_path):
-    run, record = trained("numpy", options, CONFIG, tmp_path)
-    script.keep(run, record, tmp_path)
-    later = replace(record, step_losses=[*record.step_losses, 1.0], samples=[*record.samples, "more"])
-    later.save(tmp_path)
+def test_a_record_that_was_written_before_its_checkpoint_is_cut_to_it(options, in_one_go):
+    run, record = in_one_go["numpy"]
+    script.keep(run, record)
+    replace(record, step_losses=[*record.step_losses, 1.0], samples=[*record.samples, "more"]).save(run.directory)
     backend = script.new_backend("numpy", BYTES)
-    _, cut = script.start_or_resume(backend, options, CONFIG, tmp_path, record, overwrite=False)
+    _, cut = script.start_or_resume(backend, options, CONFIG, run.directory, record, overwrite=False)
     assert (cut.step_losses, cut.samples) == (record.step_losses, record.samples)
 
 
@@ -284,15 +311,15 @@ def test_a_report_counts_what_differs(capsys):
     assert "Ep 2  [DIFFERS]\nEp 3  [the book]" in printed
 
 
-def test_two_runs_are_compared_by_what_they_print(options, tmp_path, capsys):
+def test_two_runs_are_compared_by_what_they_print(options, in_one_go, tmp_path, capsys):
     for name in BACKENDS:
-        run, record = trained(name, options, CONFIG, tmp_path / name)
-        script.keep(run, record, tmp_path / name)
+        _, record = in_one_go[name]
+        replace(record, peak_memory_bytes=2**30).save(tmp_path / name)
     folders = [str(tmp_path / name) for name in BACKENDS]
     assert script.main(["--compare", *folders]) == 0
     assert f"losses of the steps: {options.steps} and {options.steps}, largest difference" in capsys.readouterr().out
-    record.evaluations[-1]["val_loss"] += 0.001
-    record.save(tmp_path / "torch")
+    last = {**record.evaluations[-1], "val_loss": record.evaluations[-1]["val_loss"] + 0.001}
+    replace(record, peak_memory_bytes=2**30, evaluations=[*record.evaluations[:-1], last]).save(tmp_path / "torch")
     assert script.main(["--compare", *folders]) == 1
     assert "printed losses and samples: DIFFERENT" in capsys.readouterr().out
 

@@ -141,7 +141,12 @@ class Worker:
     def __init__(self, name: str, parsed: argparse.Namespace) -> None:
         self.name, self.seconds, self.peak_mib = name, [], 0.0
         threads = str(parsed.threads)
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+        }
         arguments = ["--preset", parsed.preset, "--batch-size", str(parsed.batch_size), "--threads", threads]
         arguments += ["--tokens", str(parsed.tokens), "--contender", name]
         self.process = subprocess.Popen(
@@ -303,8 +308,13 @@ def print_floor(config: GPTConfig, parsed: argparse.Namespace, step: float) -> N
     product_rate, copy_rate = measured_product_rate(), measured_copy_rate()
     operations, moved = training_flops(config, parsed.batch_size, parsed.tokens), optimizer_bytes(config)
     floor = operations / product_rate + moved / copy_rate
-    print(f"this machine: products {product_rate / 1e9:.0f} GFLOP/s, memory {copy_rate / 1e9:.1f} GB/s (read + written)")
-    print(f"floor: {operations / 1e9:.0f} GFLOP {operations / product_rate:.3f} s + the optimizer's {moved / 1e9:.1f} GB", end=" ")
+    print(
+        f"this machine: products {product_rate / 1e9:.0f} GFLOP/s, memory {copy_rate / 1e9:.1f} GB/s (read + written)"
+    )
+    print(
+        f"floor: {operations / 1e9:.0f} GFLOP {operations / product_rate:.3f} s + the optimizer's {moved / 1e9:.1f} GB",
+        end=" ",
+    )
     print(f"{moved / copy_rate:.3f} s = {floor:.3f} s; the step takes {step / floor:.2f} times that")
     print(f"share of the product rate over the whole step: {operations / product_rate / step:.2f}")
 
@@ -358,10 +368,19 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="gpt2-small")
     parser.add_argument("--batch-size", type=int, help="(default: 2; demo 16; decode 1)")
     parser.add_argument("--tokens", type=int, help="sequence length of a step (default: 256; demo 128)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    )
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default: 5)")
     parser.add_argument("--warm-up", type=int, default=1, help="rounds before, not counted (default: 1)")
-    parser.add_argument("--peers", nargs="+", default=None, help=f"step: {', '.join(STEP_PEERS)}; decode: {', '.join(DECODE_PEERS)}; or all")
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        default=None,
+        help=f"step: {', '.join(STEP_PEERS)}; decode: {', '.join(DECODE_PEERS)}; or all",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there too")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parsed = parser.parse_args()

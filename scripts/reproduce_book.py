@@ -222,13 +222,13 @@ def show_step(run: Any, record: Record, report: Report, step: int) -> None:
         report.line(record.samples[epoch], books)
 
 
-def keep(run: Any, record: Record, directory: Path) -> None:
+def keep(run: Any, record: Record) -> None:
     """Write the record, the curves and the checkpoint: the record first, for a run resumes at its checkpoint's step."""
     record.peak_memory_bytes = max(record.peak_memory_bytes, peak_memory_bytes())
-    written = [record.save(directory)]
+    written = [record.save(run.directory)]
     columns = ("epochs_seen", "tokens_seen", "train_loss", "val_loss")
     if run.history:
-        written.append(directory / "losses.png")
+        written.append(run.directory / "losses.png")
         plot_losses(*([getattr(entry, column) for entry in run.history] for column in columns), path=written[-1])
     written.append(run.save())
     tqdm.write(f"\nwrote {', '.join(map(str, written))}")
@@ -256,7 +256,7 @@ def run_book(parsed: argparse.Namespace) -> int:
         if not run.step:
             return INTERRUPTED
         record.mask_seconds = backend.mask_seconds(run.model, OPTIONS.batch_size, CONFIG.context_length)
-        keep(run, record, directory)
+        keep(run, record)
         print_costs(record)
         if not run.finished:
             tqdm.write(f"stopped after step {run.step} of {options.steps}; the same command goes on from there")

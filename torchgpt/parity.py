@@ -1,23 +1,27 @@
 """Parity: how far NumPy's tensors are from PyTorch's, and how far rounding alone may take them.
 
-A step of the whole model, forward and backward, is taken by NumPy and by its PyTorch twin on the same weights, ids and dropout
-masks, and compared tensor by tensor: every activation, the loss, the gradient of every activation, the gradient of every parameter.
-The truth is PyTorch in float64. With *rounding* for the largest error that `torchgpt.rounding` finds in PROBES runs, allowed are
+A step of the whole model, forward and backward, is taken by NumPy and by its PyTorch twin on the same weights, token
+ids and dropout masks, and compared tensor by tensor: every activation, the loss, the gradient of every activation and
+of every parameter. The truth is PyTorch in float64. Allowed are errors FACTOR times as large as those of the sound
+computations it is compared with. With *rounding* for the largest error, of a tensor or row, in PROBES float64 runs that
+make FACTOR times the dtype's rounding errors at random (`torchgpt.rounding`):
 
-    float32   FACTOR max(PyTorch's own float32 error, rounding)                of the whole and of each row
-    float64   FACTOR rounding                                                  of each row
-              max(FACTOR rounding, FLOAT64_NORMWISE ‖truth‖)                   of the whole
+    float32   max(FACTOR times PyTorch's own float32 error, rounding)   of the whole tensor and of each row
+    float64   rounding                                                  of each row
+              max(rounding, FLOAT64_NORMWISE ‖truth‖)                   of the whole tensor
 
-so a tensor in float64 must agree to FLOAT64_NORMWISE unless it cannot: a gradient that is zero but for rounding, a LayerNorm over two
-numbers, a saturated softmax. FACTOR is there because one run's error is compared with another's.
+So a tensor in float64 agrees to FLOAT64_NORMWISE unless no computation could: a gradient that is zero but for rounding,
+a LayerNorm over two numbers, a saturated softmax.
 
-Why 8 probes: a row of a single number may by chance have a small error in every run that it is judged by. Where its error is
-normal with the deviation σ in a probe and at most σ/2 in a run (a rounding error is at most u, and 0.4 u in the mean), the chance
-that it is over FACTOR times the largest of K probes is E[(2Φ(|x|/8) - 1)^K], 1e-6 for K = 8; longer rows, and PyTorch's own error
-beside the probes', make it smaller still. 4 probes would give 1e-3.
+How often a sound run is blamed. A row of one number may by chance have a small error in every probe. Let the sum of
+roundings that moves it be normal, with the deviation FACTOR σ in a probe and σ/2 in a run (a rounding error is at most
+u, and 0.4 u on average), and let the error grow with that sum to one side only, as the exponential errors of a
+saturated softmax do. The chance that no probe moves it as far as the run is E[Φ(x/8)^PROBES] for a standard normal x:
+1e-14 for 64 probes, 5e-3 for 8. (So FACTOR enlarges the errors made, not the errors seen: those need not be in
+proportion.) Longer rows, errors to both sides, and PyTorch's own beside the probes' make it smaller.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -25,38 +29,35 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C import _functorch
+from torch.func import functional_call, vmap
 
-from numpygpt.compare import (
-    FLOAT64_NORMWISE,
-    Comparison,
-    Norms,
-    compare,
-    difference,
-    finite_norms,
-    largest,
-    normwise,
-    scaled,
-)
+from numpygpt.compare import Comparison, Norms, compare, difference, largest, norms, normwise, scaled
 from numpygpt.config import GPTConfig
-from numpygpt.model import GPTModel
+from numpygpt.errors import InputError
+from numpygpt.model import DropoutMasks, GPTModel
 from numpygpt.random import TorchGenerator
 from numpygpt.shapes import Array
-from torchgpt.bridge import dropout_masks, to_torch
+from numpygpt.watch import Watch
+from torchgpt.bridge import DTYPES, dropout_masks, to_torch
 from torchgpt.model import GPTModel as TorchGPTModel
 from torchgpt.rounding import RoundingErrors
 
 FACTOR = 4
-PROBES = 8
+PROBES = 64
+
+#: Numbers that all copies of a computation's inputs may have together; larger computations are probed in several runs.
+NUMBERS_AT_ONCE = 2**24
 
 Tensors = dict[str, Array]
 
 
 class Reference(NamedTuple):
-    """What a run in some dtype is judged by.
+    """What a run in float32 or float64 is judged by.
 
-    truth      the tensors, in float64
-    rounding   the largest errors that rounding made in the probes
-    pytorch    PyTorch's own errors in float32; None for float64, where they cannot be told from the truth's
+    truth      PyTorch's tensors in float64
+    rounding   the largest errors of the probes
+    pytorch    PyTorch's own error in float32; None for float64, where it is as unknown as ours
     allowed    the largest errors that agree
     """
 
@@ -66,36 +67,89 @@ class Reference(NamedTuple):
     allowed: dict[str, Norms]
 
 
-def reference(in_torch: Callable[[Any], Callable[[], Tensors]], dtype: Any, seed: int = 0) -> Reference:
-    """The reference for a computation in float32 or float64.
+def reference(in_torch: Callable[[Any], Callable[[int], Tensors]], dtype: Any, *, at_once: int = PROBES) -> Reference:
+    """What a computation in `dtype`, float32 or float64, is judged by.
 
-    in_torch   in_torch(dtype) prepares the computation in PyTorch, on the same numbers whatever the dtype; calling what it returns
-               runs it and returns its tensors by name
-    seed       of the probes' errors
+    in_torch   in_torch(dtype) prepares the computation in PyTorch in that dtype, always on the same numbers; calling
+               what it returns with a number of copies runs it in as many copies side by side, and returns its tensors
+               by name, with the copies along a new first axis
+    at_once    the largest number of copies
     """
     run = in_torch(np.float64)
-    truth = run()
-    rounding = _largest_errors([_with_rounding_errors(run, dtype, (seed, probe)) for probe in range(PROBES)], truth)
+    truth = {name: copies[0] for name, copies in run(1).items()}
+    errors = [_errors(probes, truth) for probes in _probes(run, dtype, at_once)]
+    rounding = {name: largest(error[name] for error in errors) for name in truth}
     if np.dtype(dtype) == np.float64:
         allowed = {name: _allowed_in_float64(truth[name], rounding[name]) for name in truth}
         return Reference(truth, rounding, None, allowed)
-    pytorch = _largest_errors([in_torch(np.float32)()], truth)
-    allowed = {name: scaled(largest([pytorch[name], rounding[name]]), FACTOR) for name in truth}
+    pytorch = _errors(in_torch(dtype)(1), truth)
+    allowed = {name: largest([scaled(pytorch[name], FACTOR), rounding[name]]) for name in truth}
     return Reference(truth, rounding, pytorch, allowed)
 
 
-def _with_rounding_errors(run: Callable[[], Tensors], dtype: Any, seeds: tuple[int, int]) -> Tensors:
-    with RoundingErrors(dtype, seed=int(np.random.SeedSequence(seeds).generate_state(1)[0])):
-        return run()
+def _probes(run: Callable[[int], Tensors], dtype: Any, at_once: int) -> Iterator[Tensors]:
+    rounding_errors = RoundingErrors(dtype, seed=0, factor=FACTOR)
+    for done in range(0, PROBES, at_once):
+        with rounding_errors:
+            tensors = run(min(at_once, PROBES - done))
+        yield tensors
 
 
-def _largest_errors(runs: list[Tensors], truth: Tensors) -> dict[str, Norms]:
-    return {name: largest(difference(run[name], truth[name]) for run in runs) for name in truth}
+def _errors(copies: Tensors, truth: Tensors) -> dict[str, Norms]:
+    """The largest errors among the copies."""
+    errors = {}
+    for name, tensor in truth.items():
+        tensor = np.atleast_1d(tensor)
+        rows = difference(copies[name].reshape(-1, *tensor.shape), tensor).rows.reshape(-1, tensor[..., 0].size)
+        errors[name] = Norms(norms(rows).rows.max(), rows.max(axis=0))
+    return errors
 
 
 def _allowed_in_float64(truth: Array, rounding: Norms) -> Norms:
-    allowed = scaled(rounding, FACTOR)
-    return allowed._replace(tensor=max(allowed.tensor, normwise(truth).tensor))
+    return Norms(max(rounding.tensor, normwise(truth).tensor), rounding.rows)
+
+
+def run_in_copies(
+    function: Callable[[dict[str, Tensor], Watch], Any],
+    inputs: Mapping[str, Tensor],
+    cotangents: Mapping[str, Array],
+    copies: int,
+) -> Tensors:
+    """Every tensor that a computation in PyTorch tells its watch, and the gradients, with the copies as first axis.
+
+    function     function(inputs, watch) computes one copy; it returns any of its tensors
+    inputs       what it depends on, by name
+    cotangents   names of watched tensors with their gradients, which are propagated back
+    returns      {name: tensor} as told, and `d_name` for those that have a gradient, then for the inputs, from the last
+                 to the first
+    """
+    stacked = {name: tensor.detach().expand(copies, *tensor.shape).clone() for name, tensor in inputs.items()}
+    watched: dict[str, tuple[Tensor, int]] = {}
+
+    def watch(name: str, tensor: Tensor) -> None:
+        watched[name] = _with_copies(tensor, copies)
+
+    vmap(lambda copy: function(copy, watch))({name: tensor.requires_grad_() for name, tensor in stacked.items()})
+    tensors = watched | {name: (tensor, 0) for name, tensor in stacked.items()}
+    differentiated = [name for name in (*reversed(watched), *reversed(stacked)) if tensors[name][0].requires_grad]
+    gradients = torch.autograd.grad(
+        [watched[name][0] for name in cotangents],
+        [tensors[name][0] for name in differentiated],
+        [torch.from_numpy(cotangent).expand(copies, *cotangent.shape) for cotangent in cotangents.values()],
+    )
+    with_copies_first = {
+        f"d_{name}": gradient.movedim(tensors[name][1], 0)
+        for name, gradient in zip(differentiated, gradients, strict=True)
+    }
+    values = {name: tensor.movedim(axis, 0) for name, (tensor, axis) in watched.items()}
+    return {name: tensor.detach().numpy() for name, tensor in (values | with_copies_first).items()}
+
+
+def _with_copies(tensor: Tensor, copies: int) -> tuple[Tensor, int]:
+    """The tensor of all copies behind one that vmap shows of a single copy, and the axis of the copies in it."""
+    if _functorch.is_batchedtensor(tensor):
+        return _functorch.get_unwrapped(tensor), _functorch.maybe_get_bdim(tensor)
+    return tensor.expand(copies, *tensor.shape), 0
 
 
 # A step of the whole model
@@ -105,8 +159,8 @@ class Batch(NamedTuple):
     """What a step is taken on.
 
     inputs, targets   (B, T) token ids
-    dropout_seed      of the masks, the same for both models; None: no dropout
-    d_logits          (B, T, V), a cotangent to be propagated back in place of the loss's
+    dropout_seed      draws the masks, the same for both models; None: no dropout
+    d_logits          (B, T, V) cotangent to propagate back from the logits in place of the loss's gradient
     """
 
     inputs: Array
@@ -114,9 +168,19 @@ class Batch(NamedTuple):
     dropout_seed: int | None = None
     d_logits: Array | None = None
 
+    def masks(self, model: GPTModel) -> DropoutMasks | None:
+        """The model's dropout masks for this batch."""
+        if self.dropout_seed is None:
+            return None
+        return model.draw_dropout_masks(TorchGenerator(self.dropout_seed), *self.inputs.shape)
+
 
 def numpy_step(model: GPTModel, batch: Batch) -> Tensors:
-    """Every tensor of a step by name: activations, their gradients (`d_`) from the last back, then the parameters' likewise."""
+    """Every tensor of a step by name, copied.
+
+    In this order: activations as the forward computes them, the loss, the activations' gradients `d_...` as the
+    backward computes them, the parameters' gradients from the last to the first.
+    """
     tensors: Tensors = {}
 
     def watch(name: str, array: Any) -> None:
@@ -124,74 +188,60 @@ def numpy_step(model: GPTModel, batch: Batch) -> Tensors:
             raise ValueError(f"{name} was told twice")
         tensors[name] = np.array(array)
 
-    rng = None if batch.dropout_seed is None else TorchGenerator(batch.dropout_seed)
     if batch.d_logits is None:
+        rng = None if batch.dropout_seed is None else TorchGenerator(batch.dropout_seed)
         _, gradients = model.loss_and_grads(batch.inputs, batch.targets, rng=rng, watch=watch)
     else:
-        masks = None if rng is None else model.draw_dropout_masks(rng, *batch.inputs.shape)
-        _, saved = model.forward(batch.inputs, masks=masks, watch=watch)
+        _, saved = model.forward(batch.inputs, masks=batch.masks(model), watch=watch)
         gradients = model.backward(batch.d_logits.astype(model.dtype), saved, watch=watch)
     for name in reversed(gradients):
         watch(f"d_{name}", gradients[name])
     return tensors
 
 
-def torch_step(model: TorchGPTModel, masks: Any, batch: Batch) -> Tensors:
-    """The same of PyTorch's twin, with `masks` as `dropout_masks` takes them, or None."""
-    activations: dict[str, Tensor] = {}
+def torch_step(model: TorchGPTModel, batch: Batch, masks: DropoutMasks | None, copies: int) -> Tensors:
+    """The same tensors of PyTorch's twin, in copies; activations' gradients in the reversed order of the forward."""
+    inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
 
-    def watch(name: str, tensor: Tensor) -> None:
-        tensor.retain_grad()
-        activations[name] = tensor
+    def forward(weights: dict[str, Tensor], watch: Watch) -> Tensor:
+        logits: Tensor = functional_call(model, weights, (inputs, watch))
+        if batch.d_logits is None:
+            watch("loss", F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
+        return logits
 
-    model.zero_grad()
+    name, cotangent = ("loss", np.ones(())) if batch.d_logits is None else ("logits", batch.d_logits)
+    weights = dict(model.named_parameters())
+    dtype = str(weights["tok_emb.weight"].dtype).removeprefix("torch.")
     with nullcontext() if masks is None else dropout_masks(model, masks):
-        logits = model(torch.from_numpy(batch.inputs), watch)
-    if batch.d_logits is None:
-        loss = F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(batch.targets).flatten())
-        loss.backward()
-        losses = {"loss": loss.detach().numpy()}
-    else:
-        logits.backward(torch.from_numpy(batch.d_logits.astype(str(logits.dtype).removeprefix("torch."))))
-        losses = {}
-    differentiated = [*reversed(activations.items()), *reversed(list(model.named_parameters()))]
-    return (
-        {name: tensor.detach().numpy() for name, tensor in activations.items()}
-        | losses
-        | {f"d_{name}": tensor.grad.numpy() for name, tensor in differentiated if tensor.grad is not None}
-    )
+        tensors = run_in_copies(forward, weights, {name: cotangent.astype(dtype)}, copies)
+    tensors.pop("d_loss", None)
+    return tensors
 
 
-def model_reference(model: GPTModel, batch: Batch, seed: int = 0) -> Reference:
-    """The reference for `numpy_step(model, batch)`, a model in float32 or float64."""
-    weights, rng = model.state_dict(), batch.dropout_seed
+def step_reference(model: GPTModel, batch: Batch) -> Reference:
+    """What `numpy_step(model, batch)` is judged by, for a model in float32 or float64."""
+    weights, masks = model.state_dict(), batch.masks(model)
 
-    masks = None if rng is None else model.draw_dropout_masks(TorchGenerator(rng), *batch.inputs.shape)
-
-    def in_torch(dtype: Any) -> Callable[[], Tensors]:
+    def in_torch(dtype: Any) -> Callable[[int], Tensors]:
         twin = to_torch(GPTModel.from_state_dict(model.config, weights, dtype))
-        return lambda: torch_step(twin, masks, batch)
+        return lambda copies: torch_step(twin, batch, masks, copies)
 
-    return reference(in_torch, model.dtype, seed)
-
-
-def compare_step(model: GPTModel, batch: Batch, seed: int = 0) -> tuple[list[Comparison], Reference]:
-    """A comparison for every tensor of a step, and what it was judged by."""
-    judged_by = model_reference(model, batch, seed)
-    return compare(numpy_step(model, batch), judged_by.truth, judged_by.allowed, dtype=model.dtype), judged_by
+    return reference(in_torch, model.dtype, at_once=max(1, min(PROBES, NUMBERS_AT_ONCE // model.num_parameters())))
 
 
 # The report
 
 
 class Row(NamedTuple):
-    """A line of the parity report; errors and budget are relative to the tensor.
+    """One tensor in the report.
 
-    error     ours, ‖ours - truth‖ / ‖truth‖
-    pytorch   PyTorch's own in float32; None in float64, where PyTorch is the truth
+    Errors are relative to ‖truth‖; those of a tensor that is zero but for rounding, to what cancels in it.
+
+    error     ours
+    pytorch   PyTorch's own in float32; None in float64
     budget    the largest that agrees
-    used      the share of the budget used by the whole, or by the row that uses most of it
-    verdict   "agrees", "zero" (both, but for rounding), "over budget", or what is at fault
+    used      the share of the budget that is used up, by the whole tensor or by the row that uses most of its own
+    verdict   "agrees", "zero" (both are, but for rounding), "over budget", or why there is no error to measure
     """
 
     name: str
@@ -201,3 +251,43 @@ class Row(NamedTuple):
     used: float
     verdict: str
     passed: bool
+
+
+def report(cfg: GPTConfig | Mapping[str, Any], dtype: Any = "float32", seed: int = 0) -> list[Row]:
+    """Every tensor of one training step on random ids, a row each: in the forward's order, then in the backward's.
+
+    The weights are those of `GPTModel(cfg, seed)`, but for the norms': a scale of 1 and a shift of 0 would hide a
+    missing one. Dropout is on, where the configuration has it.
+
+    Raises InputError for an unusable configuration, and for a dtype other than float32 and float64.
+    """
+    if str(np.dtype(dtype)) not in DTYPES:
+        raise InputError(f"dtype is {np.dtype(dtype)}; expected {' or '.join(DTYPES)}")
+    rng = TorchGenerator(seed)
+    model = GPTModel(cfg, rng, dtype)
+    config = model.config
+    for name, array in model.named_parameters().items():
+        if "norm" in name:
+            array += rng.uniform(array.shape, -0.5, 0.5)
+    inputs, targets = rng.randint(0, config.vocab_size, (2, 2, config.context_length))
+    batch = Batch(inputs, targets, dropout_seed=seed if config.drop_rate else None)
+    judged_by = step_reference(model, batch)
+    comparisons = compare(numpy_step(model, batch), judged_by.truth, judged_by.allowed, dtype=dtype)
+    return [_row(comparison, judged_by, float(np.finfo(dtype).eps)) for comparison in comparisons]
+
+
+def _row(comparison: Comparison, judged_by: Reference, eps: float) -> Row:
+    name, size = comparison.name, comparison.size
+    if comparison.zero and name in judged_by.rounding:
+        size = judged_by.rounding[name].tensor / (FACTOR * eps / 2) or 1.0
+    verdict = comparison.fault or ("zero" if comparison.zero else "agrees" if comparison.passed else "over budget")
+    pytorch = judged_by.pytorch[name].tensor / size if judged_by.pytorch and name in judged_by.pytorch else None
+    return Row(
+        name,
+        comparison.error / size,
+        pytorch,
+        comparison.allowed / size,
+        comparison.used,
+        verdict,
+        comparison.passed,
+    )

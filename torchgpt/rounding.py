@@ -1,28 +1,30 @@
-"""What rounding does to each tensor of a PyTorch computation: PyTorch in float64, with the rounding errors of a shorter dtype.
+"""What rounding does to each tensor of a PyTorch computation: a run in float64 with a shorter dtype's rounding errors.
 
     with RoundingErrors(np.float32, seed=0):
-        loss = model(inputs).sum()      # every operation, in forward and backward, makes random errors as float32 might
+        loss = model(inputs).sum()      # every operation, of forward and backward, errs at random as float32 would
         loss.backward()
 
-One operation. In the standard model of floating-point arithmetic (Higham 2002, "Accuracy and Stability of Numerical Algorithms",
-section 2.2) an elementary result y comes out as y (1 + δ) with |δ| <= u, the unit roundoff; below the smallest normal number the error
-is absolute. A sum of n products makes n such errors, at the size of its partial sums: in the worst case n u |A||B| (section 3.1,
-3.5), but errors of random sign add up to about sqrt(n) u |A||B| (Higham & Mary 2019, "A new approach to probabilistic rounding error
-analysis", SIAM J. Sci. Comput. 41, section 3). What PyTorch computes in one operation but arithmetic in several (softmax, variance)
-makes the errors of its steps. So each operation has a *scale* of its rounding error, u times a formula of its operands: `SCALES`.
+One operation. In the standard model of floating-point arithmetic (Higham 2002, "Accuracy and Stability of Numerical
+Algorithms", section 2.2) an elementary result y comes out as y (1 + δ) with |δ| <= u, the unit roundoff; below the
+smallest normal number the error is absolute. A sum of n products errs n times, by u times its partial sums: at the
+worst by n u |A||B| (section 3.5), but errors of random sign add up to about sqrt(n) u |A||B| (Higham & Mary 2019, "A
+new approach to probabilistic rounding error analysis", SIAM J. Sci. Comput. 41, section 3). What is one operation to
+PyTorch but several to arithmetic (softmax, variance) makes the errors of its steps. So the rounding errors of an
+operation have a *scale*, u times a formula in its operands: `SCALES`.
 
-The chain. How later operations enlarge or cancel an error is a matter of the whole computation. It is not estimated but
-observed, as in Monte Carlo arithmetic (Parker 1997, UCLA report CSD-970002) and CESTAC (Vignes 1993, Math. Comput. Simul. 35): a normal
-random error of the operation's scale is added to each result, and the run's distance from the run without errors is what rounding may
-do to each tensor. This holds where first-order theory fails: in a saturated softmax, at a tie of two scores of 1e5, in a
-gradient that is zero but for rounding.
+The chain. Whether later operations enlarge an error or cancel it is a matter of the whole computation. It is not
+estimated but observed, as in Monte Carlo arithmetic (Parker 1997, UCLA report CSD-970002) and in CESTAC (Vignes 1993,
+Math. Comput. Simul. 35): each result gets a normal random error of its operation's scale, and the distance between the
+run with errors and the run without is what rounding may do to each tensor. That holds where first-order theory fails:
+in a saturated softmax, between two scores that tie at 1e5, in a gradient that is zero but for rounding.
 
-The scales are those of the standard formulas. An implementation that computes by a worse one (a variance that cancels, a softmax
-without its shift) is therefore not excused by its own rounding errors.
+The scales are those of the standard formulas, so an implementation that computes by a worse one (a variance that
+cancels, a softmax without its shift) is not excused by rounding errors of its own making.
 """
 
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
+
+
+def _own_size(y: Tensor, *_: Any, **__: Any) -> Tensor:
+    return y.abs()
 
 
 def _matrix_product(product: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -50,7 +56,7 @@ def _mean(mean: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _variance(variance: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Of the mean of c², where c = x - mean(x) is as accurate as its size: to first order, an error of the mean cancels."""
+    """Of the mean of c², c = x - mean(x): to first order, an error of mean(x) cancels in the sum."""
     return math.sqrt(x.numel() / variance.numel()) * variance
 
 
@@ -83,12 +89,9 @@ def _tanh_backward(d_x: Tensor, d_y: Tensor, y: Tensor) -> Tensor:
 
 
 def _embedding_backward(d_weight: Tensor, d_y: Tensor, ids: Tensor, *args: Any) -> Tensor:
-    """Of a row's sum over all places of its id."""
-    return math.sqrt(ids.numel()) * aten.embedding_dense_backward(d_y.abs(), ids, *args)
-
-
-def _mean_of_nonnegative(y: Tensor, x: Tensor, *_: Any) -> Tensor:
-    return math.sqrt(len(x)) * y.abs()
+    """Of each row's sum over the places of its id."""
+    places = aten.embedding_dense_backward(torch.ones_like(d_y), ids, *args)
+    return places.sqrt() * aten.embedding_dense_backward(d_y.abs(), ids, *args)
 
 
 def _linear_interpolation(y: Tensor, start: Tensor, end: Tensor, weight: float) -> Tensor:
@@ -104,8 +107,8 @@ def _add_quotient(y: Tensor, x: Tensor, a: Tensor, b: Tensor, *, value: float = 
     return y.abs() + (value * a / b).abs()
 
 
-#: scale(result, *operands) of the rounding error of an operation, in units of u. Elementwise operations that are not here
-#: round their result: |y|.
+#: scale(result, *operands) of an operation's rounding errors, in units of u. Elementwise operations that are not here
+#: round their result once: |y|.
 SCALES: Mapping[Any, Callable[..., Tensor]] = {
     aten.mm: _matrix_product,
     aten.bmm: _matrix_product,
@@ -119,34 +122,59 @@ SCALES: Mapping[Any, Callable[..., Tensor]] = {
     aten._log_softmax_backward_data: _log_softmax_backward,
     aten.tanh_backward: _tanh_backward,
     aten.embedding_dense_backward: _embedding_backward,
-    aten.nll_loss_forward: _mean_of_nonnegative,
-    aten.nll_loss_backward: lambda d_x, *_: d_x.abs(),
     aten.lerp_: _linear_interpolation,
     aten.addcmul_: _add_product,
     aten.addcdiv_: _add_quotient,
 }
 
-#: Operations that round nothing: they move numbers, or make small whole ones.
+#: Operations that round nothing: they move numbers or make small whole ones.
 EXACT = {
-    getattr(aten, name)
-    for name in (
-        "_unsafe_view arange cat clone copy_ embedding empty_like eq fill_ masked_fill neg new_zeros ones ones_like roll triu where "
-        "zero_ zeros zeros_like"
-    ).split()
+    aten._to_copy,
+    aten._unsafe_view,
+    aten.arange,
+    aten.clone,
+    aten.embedding,
+    aten.gather,
+    aten.masked_fill,
+    aten.neg,
+    aten.new_zeros,
+    aten.ones,
+    aten.ones_like,
+    aten.scalar_tensor,
+    aten.scatter_add,
+    aten.stack,
+    aten.where,
 }
 
 
+@cache
+def _scale(func: Any) -> Callable[..., Tensor] | None:
+    """The scale of an operation's rounding errors; None for one that rounds nothing."""
+    operation = func.overloadpacket
+    if func.is_view or operation in EXACT:
+        return None
+    if operation in SCALES:
+        return SCALES[operation]
+    if torch.Tag.pointwise in func.tags:
+        return _own_size
+    raise NotImplementedError(f"the rounding errors of {func} are not known; add it to SCALES or EXACT")
+
+
 class RoundingErrors(TorchDispatchMode):
-    """Within the `with`, every operation on float64 tensors makes random rounding errors of the size of `dtype`'s.
+    """Within the `with`, every operation on float64 tensors makes random rounding errors as `dtype` would.
+
+    dtype    float32 or float64
+    seed     of the errors
+    factor   makes them this many times as large
 
     Raises NotImplementedError for an operation whose rounding errors have no formula here.
     """
 
-    def __init__(self, dtype: Any, seed: int):
+    def __init__(self, dtype: Any, seed: int, factor: float = 1.0):
         super().__init__()
-        self.unit_roundoff = float(np.finfo(dtype).eps) / 2
-        self.smallest = float(np.finfo(dtype).smallest_normal)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.relative = factor * float(np.finfo(dtype).eps) / 2
+        self.absolute = factor * float(np.finfo(dtype).smallest_normal)
+        self.rng = np.random.default_rng(seed)  # draws normals faster than PyTorch's
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -156,16 +184,9 @@ class RoundingErrors(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         y = result[0] if isinstance(result, tuple) else result
-        if not func.is_view and isinstance(y, Tensor) and y.dtype == torch.float64:
-            operation = func.overloadpacket
-            if operation in SCALES:
-                self._disturb(y, SCALES[operation](y, *args, **(kwargs or {})))
-            elif operation not in EXACT:
-                if torch.Tag.pointwise not in func.tags:
-                    raise NotImplementedError(f"the size of {func}'s rounding errors is not known; add it to SCALES or EXACT")
-                self._disturb(y, y.abs())
+        if isinstance(y, Tensor) and y.dtype == torch.float64:
+            scale = _scale(func)
+            if scale is not None:
+                errors = torch.from_numpy(np.asarray(self.rng.standard_normal(y.shape)))
+                y.addcmul_(errors, self.relative * scale(y, *args, **(kwargs or {})) + self.absolute)
         return result
-
-    def _disturb(self, y: Tensor, scale: Tensor) -> None:
-        errors = torch.randn(y.shape, generator=self.generator, dtype=y.dtype)
-        y += errors * (self.unit_roundoff * scale + self.smallest)

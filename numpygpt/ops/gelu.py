@@ -17,8 +17,8 @@ Derivation, from dL = <d_y, dy>; tanh' = 1 - tanh²:
     d_x = d_y ((1 + t)/2 + x/2 (1 - t²) c (1 + 3 a x²))
 
 Saved: x, and t because a tanh costs more than the memory that holds it.
-Traps: the erf form differs from this one by up to 5e-4, and so does its derivative; truncated constants pass a loose
-check.
+Traps: the erf form differs from this one by up to 5e-4, and so does its derivative; truncated
+constants pass a loose check.
 """
 
 import math

@@ -25,8 +25,8 @@ Derivation, from dL = <d_y, dy>:
     dc = dx - mean(dx)                             <a, dx - mean(dx)> = <a - mean(a), dx>, and mean(z) = 0, so
     d_x = r (d_z - mean(d_z) - z mean(d_z z))
 
-Each row of d_x is orthogonal to 1, for shifting x changes nothing; and, but for eps, to z, for scaling c changes
-nothing.
+Each row of d_x is orthogonal to 1, for shifting x changes nothing; and, but for eps, to z, for
+scaling c changes nothing.
 
 Saved: z, r and g; x itself is not needed again.
 Traps: the unbiased variance (D - 1); eps outside the root; E[x²] - E[x]², which cancels where the mean is large.

@@ -1,0 +1,327 @@
+"""A training run: resumed, interrupted or overwritten, it is the run it would have been, bit for bit."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import safetensors
+
+from numpygpt import GPTConfig, InputError
+from numpygpt.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
+from numpygpt.run import Options, TrainingRun, stop_between_steps
+from parity_tests.command import TEXT, TRAINING, files, python, run, write_text
+
+CONFIG = GPTConfig(vocab_size=256, context_length=6, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.2, qkv_bias=True)
+#: An epoch is 8 batches, and a step takes 3 of them: steps begin at every place in an epoch, and some span two.
+OPTIONS = Options(steps=4, batch_size=9, accumulate=3, warmup_steps=2, eval_batches=1, lr=0.01)
+PLAIN = replace(OPTIONS, accumulate=1, dtype="float64", schedule="constant", clip=0.0, weight_decay=0.0)
+
+
+@pytest.fixture
+def text(tmp_path):
+    return write_text(tmp_path)
+
+
+def go_on(training, until):
+    """As the command does, with an evaluation every two steps."""
+    while training.step < until:
+        training.train_step()
+        if training.step % 2 == 0:
+            training.evaluate()
+    return training
+
+
+def state(training):
+    """All that a later step depends on, and all that was recorded."""
+    optimizer = training.optimizer.state_dict()
+    arrays = {f"weights.{name}": array for name, array in training.model.state_dict().items()}
+    for moments in ("exp_avg", "exp_avg_sq"):
+        arrays |= {f"{moments}.{name}": array for name, array in optimizer.pop(moments).items()}
+    arrays["generator"] = training.rng.to_torch_state()
+    history = [asdict(evaluation) for evaluation in training.history]
+    place = training.step, training.tokens_seen, training._batches.position, training.config, training.options
+    return {name: (array.dtype, array.tobytes()) for name, array in arrays.items()}, optimizer, history, place
+
+
+def assert_same(ours, expected):
+    assert ours[1:] == expected[1:]
+    assert [name for name in expected[0] if ours[0][name] != expected[0][name]] == []
+
+
+# Resuming
+
+
+@pytest.mark.parametrize(
+    ("options", "config"),
+    [(OPTIONS, CONFIG), (PLAIN, replace(CONFIG, drop_rate=0.0, tie_weights=True, qkv_bias=False))],
+    ids=["dropout, accumulation", "plain, tied"],
+)
+def test_a_run_resumed_at_any_step_is_the_run_that_never_stopped(tmp_path, text, options, config):
+    """From a checkpoint of each step: within an epoch, at its end, and before the first step."""
+    options = replace(options, text=(str(text),))
+    saving = TrainingRun.start(options, config, tmp_path / "run")
+    positions = []
+    for step in range(options.steps):
+        go_on(saving, step)
+        saving.save()
+        positions.append(saving._batches.position["batches_done"])
+        shutil.copytree(tmp_path / "run", tmp_path / f"stopped at {step}")
+    expected = state(go_on(TrainingRun.start(options, config, tmp_path / "other"), options.steps))
+    assert_same(state(go_on(saving, options.steps)), expected)
+    assert len(set(positions)) > 3
+    for step in range(options.steps):
+        resumed = TrainingRun.resume(tmp_path / f"stopped at {step}")
+        assert resumed.step == step
+        assert not resumed.finished
+        assert_same(state(go_on(resumed, options.steps)), expected)
+        assert resumed.finished
+
+
+def test_a_run_may_stop_and_go_on_again_and_again_and_be_made_longer(tmp_path, text):
+    options = replace(OPTIONS, text=(str(text),), schedule="constant")
+    expected = state(go_on(TrainingRun.start(options, CONFIG, tmp_path / "one"), 4))
+    training = TrainingRun.start(replace(options, steps=2), CONFIG, tmp_path / "two")
+    for until in (1, 2, 3, 4):
+        go_on(training, until)
+        training.save()
+        training = TrainingRun.resume(tmp_path / "two", steps=4)
+    assert_same(state(training), expected)
+
+
+def test_a_checkpoint_says_what_the_run_is(tmp_path, text):
+    training = go_on(TrainingRun.start(replace(OPTIONS, text=(str(text),)), CONFIG, tmp_path), 2)
+    assert training.save() == tmp_path / FILE_NAME
+    saved = load_checkpoint(tmp_path)
+    assert (saved.config, saved.tokenizer) == (CONFIG, "bytes")
+    assert (saved.training["step"], saved.training["tokens_seen"]) == (2, 2 * 3 * 9 * 6)
+    assert Options(**{**saved.training["options"], "text": (str(text),)}) == training.options
+    (entry,) = saved.training["history"]
+    assert (entry["step"], entry["tokens_seen"], entry["epochs_seen"]) == (2, 324, 2 * 3 / 8)
+    assert training.plot().read_bytes().startswith(b"\x89PNG")
+
+
+def test_another_text_than_the_runs_is_refused(tmp_path, text):
+    TrainingRun.start(replace(OPTIONS, text=(str(text),)), CONFIG, tmp_path / "run").save()
+    write_text(tmp_path, TEXT.replace("cat", "Cat", 1))
+    message = r"the text \(.*text\.txt\) is not the one .*; expected SHA-256 \w{64}, found \w{64}$"
+    with pytest.raises(InputError, match=message):
+        TrainingRun.resume(tmp_path / "run")
+
+
+def test_a_model_without_a_run_cannot_be_resumed(tmp_path, text):
+    training = TrainingRun.start(replace(OPTIONS, text=(str(text),)), CONFIG, tmp_path / "run")
+    save_checkpoint(tmp_path / "model", training.model, optimizer=training.optimizer)
+    with pytest.raises(InputError, match="holds a model but no training run; start one with --out"):
+        TrainingRun.resume(tmp_path / "model")
+
+
+def test_fewer_steps_than_are_done_are_refused(tmp_path, text):
+    go_on(TrainingRun.start(replace(OPTIONS, text=(str(text),)), CONFIG, tmp_path / "run"), 2).save()
+    with pytest.raises(InputError, match=r"^steps is 1, but the run in .*run has done 2; expected at least as many$"):
+        TrainingRun.resume(tmp_path / "run", steps=1)
+    assert TrainingRun.resume(tmp_path / "run", steps=2).finished
+
+
+# Starting
+
+
+def test_a_run_that_is_there_is_not_overwritten_unless_that_is_asked_for(tmp_path, text):
+    options = replace(OPTIONS, text=(str(text),))
+    directory = tmp_path / "run"
+    TrainingRun.start(options, CONFIG, directory).save()
+    before = files(tmp_path)
+    with pytest.raises(InputError) as refused:
+        TrainingRun.start(replace(options, seed=1), CONFIG, directory)
+    assert str(refused.value) == (
+        f"{directory} already holds a checkpoint; continue it with --resume {directory}, replace it with --overwrite, "
+        f"or choose another --out"
+    )
+    assert files(tmp_path) == before
+    training = TrainingRun.start(replace(options, seed=1), CONFIG, directory, overwrite=True)
+    assert files(tmp_path) == before, "until the first save"
+    training.save()
+    assert load_checkpoint(directory).training["options"]["seed"] == 1
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_training(tmp_path, text):
+    with pytest.raises(InputError, match=r"^cannot write to the folder .*text\.txt: File exists; choose another$"):
+        TrainingRun.start(replace(OPTIONS, text=(str(text),)), CONFIG, text)
+
+
+def test_a_folder_without_permission_is_found_before_the_training(tmp_path, text, monkeypatch):
+    def refuse(**options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(InputError, match=r"^cannot write to the folder .*run: Permission denied; choose another$"):
+        TrainingRun.start(replace(OPTIONS, text=(str(text),)), CONFIG, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps is 0; expected at least 1"),
+        ({"accumulate": -1}, "accumulate is -1; expected at least 1"),
+        ({"lr": float("nan")}, "lr is nan; expected 0 or more"),
+        ({"clip": -1.0}, "clip is -1.0; expected 0 or more"),
+        ({"schedule": "linear"}, "schedule is 'linear'; expected one of: cosine, constant"),
+        ({"dtype": "float16"}, "dtype is 'float16'; expected float32 or float64"),
+        ({"sample_prompt": ""}, "sample_prompt is empty; expected text for the samples to continue, or sample_every 0"),
+    ],
+)
+def test_options_out_of_range_are_named(changes, message):
+    with pytest.raises(InputError, match=f"^{message}$"):
+        Options(**changes)
+
+
+def test_without_samples_there_need_be_no_prompt():
+    assert Options(sample_every=0, sample_prompt="").sample_prompt == ""
+
+
+def test_the_tokenizer_must_fit_the_model(tmp_path, text):
+    with pytest.raises(InputError, match="tokenizer 'bytes' has 256 tokens, but the model's vocab_size is 255"):
+        TrainingRun.start(replace(OPTIONS, text=(str(text),)), replace(CONFIG, vocab_size=255), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("length", "batch_size", "message"),
+    [
+        (6, 1, "the training part of the text is too short: the text has 5 tokens; expected at least 7"),
+        (60, 1, "the validation part of the text is too short: the text has 6 tokens; expected at least 7"),
+        (60, 9, "the training part of the text is too short: 8 windows make no batch of 9"),
+    ],
+)
+def test_a_part_of_the_text_that_is_too_short_is_named(tmp_path, length, batch_size, message):
+    text = write_text(tmp_path, TEXT[:length])
+    with pytest.raises(InputError, match=message):
+        TrainingRun.start(Options(text=(str(text),), batch_size=batch_size), CONFIG, tmp_path / "run")
+
+
+def test_learning_rates_follow_the_schedule():
+    cosine = Options(steps=10, warmup_steps=2, lr=0.5, min_lr=0.25)
+    assert [cosine.learning_rate(step) for step in (0, 1, 2, 6, 10)] == [0.25, 0.5, 0.5, 0.375, 0.25]
+    assert replace(cosine, min_lr=0.75).learning_rate(10) == 0.5, "the cosine never climbs"
+    assert {replace(cosine, schedule="constant").learning_rate(step) for step in range(11)} == {0.5}
+
+
+# Ctrl-C
+
+
+def checkpoint_of(directory):
+    """Everything in the checkpoint's file."""
+    with safetensors.safe_open(directory / FILE_NAME, framework="numpy") as file:
+        tensors = {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118  it is no dict
+        return tensors, json.loads(file.metadata()["numpygpt"])["contents"]
+
+
+ARGUMENTS = (*TRAINING, "--steps", 4, "--drop-rate", 0.2, "--eval-every", 2, "--save-every", 3)
+
+
+@pytest.mark.parametrize(
+    ("method", "call", "stopped_at"),
+    [("evaluate", 1, 0), ("train_step", 1, 1), ("train_step", 3, 3), ("train_step", 4, 4)],
+    ids=["during the first evaluation", "in the first step", "in the third step", "in the last step"],
+)
+def test_ctrl_c_finishes_the_step_and_the_resumed_run_is_the_uninterrupted_one(
+    tmp_path, text, monkeypatch, capsys, method, call, stopped_at
+):
+    done = getattr(TrainingRun, method)
+    calls = []
+
+    def interrupted(training):
+        calls.append(method)
+        if len(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return done(training)
+
+    arguments = ("train", "--text", text, *ARGUMENTS)
+    monkeypatch.setattr(TrainingRun, "plot", lambda training: "no picture")
+    assert run(*arguments, "--out", tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, method, interrupted)
+        status = run(*arguments, "--out", tmp_path / "cut")
+    out = capsys.readouterr().out.splitlines()
+    if stopped_at == 4:
+        assert status == 0
+    else:
+        assert status == 130
+        assert out[-1] == f"stopped after step {stopped_at} of 4; go on with: numpygpt train --resume {tmp_path}/cut"
+    assert load_checkpoint(tmp_path / "cut").training["step"] == stopped_at
+    assert run("train", "--resume", tmp_path / "cut") == 0
+    ours, expected = checkpoint_of(tmp_path / "cut"), checkpoint_of(tmp_path / "whole")
+    assert ours[1] == expected[1]
+    assert ours[0] == expected[0]
+    assert (tmp_path / "cut" / FILE_NAME).read_bytes() == (tmp_path / "whole" / FILE_NAME).read_bytes()
+
+
+def test_ctrl_c_in_a_real_process(tmp_path, text):
+    """Stopped at whatever step the signal finds it; the same steps without the signal give the same checkpoint."""
+    arguments = ["train", "--text", text, *TRAINING, "--drop-rate", 0.2, "--schedule", "constant"]
+    command = [sys.executable, "-m", "numpygpt", *arguments, "--steps", 10**6, "--out", tmp_path / "cut"]
+    training = subprocess.Popen(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    for line in training.stdout:
+        if line.startswith("step 0:"):
+            break
+    training.send_signal(signal.SIGINT)
+    out, err = training.communicate(timeout=120)
+    assert training.returncode == 130, err
+    assert "Traceback" not in err
+    found = re.search(r"^stopped after step (\d+) of 1000000; go on with: numpygpt train --resume (.*)$", out, re.M)
+    step, folder = int(found[1]), found[2]
+    assert folder == str(tmp_path / "cut")
+    for more in (["--resume", folder], ["--text", text, *arguments[3:], "--out", tmp_path / "whole"]):
+        done = python("-m", "numpygpt", "train", *more, "--steps", step + 2)
+        assert done.returncode == 0, done.stderr
+    assert checkpoint_of(tmp_path / "cut") == checkpoint_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_interrupts(number):
+    def kill(number, frame):
+        raise KeyboardInterrupt
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(number, kill)
+    try:
+        with stop_between_steps() as stop:
+            assert not stop.requested
+            signal.raise_signal(number)
+            assert stop.requested
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(number)
+        assert signal.getsignal(number) is kill
+        with pytest.raises(ZeroDivisionError), stop_between_steps():
+            1 // 0  # noqa: B018
+        assert signal.getsignal(number) is kill, "also after an error"
+        with stop_between_steps() as stop:
+            assert not stop.requested, "one request does not outlive its run"
+    finally:
+        signal.signal(number, previous[number])
+    assert {number: signal.getsignal(number) for number in previous} == previous
+
+
+def test_numbers_that_json_writes_come_back_exactly(tmp_path, text):
+    """Learning rates and losses are floats of 17 digits."""
+    options = replace(OPTIONS, text=(str(text),), lr=0.1 + 0.2, min_lr=1 / 3)
+    training = go_on(TrainingRun.start(options, CONFIG, tmp_path), 2)
+    training.save()
+    resumed = TrainingRun.resume(tmp_path)
+    assert resumed.options == options
+    assert resumed.history == training.history
+    assert resumed.optimizer.lr == training.optimizer.lr
+    assert np.isfinite(resumed.history[0].train_loss)
