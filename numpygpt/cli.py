@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from numpygpt import gradcheck, memory
+from numpygpt.allocator import keep_freed_memory
 from numpygpt.checkpoint import Checkpoint, load_checkpoint
 from numpygpt.config import GPT2_SIZES, POSITIONS, GPTConfig
 from numpygpt.errors import InputError
@@ -27,7 +28,7 @@ from numpygpt.training import perplexity
 
 #: The default model: small enough to learn English in a minute on two cores.
 DEFAULT_CONFIG = GPTConfig(
-    vocab_size=256, context_length=128, emb_dim=128, n_heads=4, n_layers=4, drop_rate=0.0, qkv_bias=False
+    vocab_size=256, context_length=64, emb_dim=128, n_heads=4, n_layers=4, drop_rate=0.0, qkv_bias=False
 )
 DEFAULT_TEMPERATURE = 0.8
 #: Tokens that `numpygpt embeddings` draws unasked, at most.
@@ -39,6 +40,7 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, 1 where a check failed, 2 for bad input (one line on stderr)."""
     parsed = _parser().parse_args(arguments)
+    keep_freed_memory()
     try:
         with warnings.catch_warnings():
             # an overflow ends in a loss that is not finite, and that has a line of its own

@@ -62,7 +62,7 @@ def plot_losses(
 
 def plot_temperatures(
     words: Sequence[str],
-    probabilities: Mapping[float, Series],
+    probabilities: Mapping[int | float, Series],
     path: str | os.PathLike[str] | None = None,
 ) -> Figure:
     """Bars of the words' probabilities at several temperatures, side by side at each word (the book's figure 5.14).

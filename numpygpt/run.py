@@ -58,20 +58,20 @@ class Options:
     text: tuple[str, ...] = ()
     tokenizer: str = "bytes"
     vocab: str | None = None
-    steps: int = 500
+    steps: int = 800
     batch_size: int = 16
     accumulate: int = 1
-    lr: float = 3e-3
+    lr: float = 4e-3
     min_lr: float = 3e-4
     warmup_steps: int = 50
     schedule: str = "cosine"
     weight_decay: float = 0.1
     clip: float = 1.0
-    eval_every: int = 50
-    eval_batches: int = 8
-    sample_every: int = 100
+    eval_every: int = 200
+    eval_batches: int = 16
+    sample_every: int = 200
     sample_prompt: str = "The "
-    save_every: int = 250
+    save_every: int = 200
     seed: int = 123
     dtype: str = "float32"
 

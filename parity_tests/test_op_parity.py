@@ -14,7 +14,7 @@ import numpygpt.layers
 import numpygpt.ops
 from numpygpt import parameters as p
 from numpygpt.compare import compare, difference, norms
-from numpygpt.gradcheck import Case, check
+from numpygpt.gradcheck import complex_step, judge
 from parity_tests.records import (
     RECORDS,
     Call,
@@ -55,6 +55,18 @@ def changed(call, function):
     return Call(*({name: mapped(function, value) for name, value in part.items()} for part in call))
 
 
+def inputs_of(call):
+    """The arrays that have a gradient, by name."""
+    arrays = {path: array for name, value in call.arguments.items() for path, array in named_arrays(name, value)}
+    return {path: array for path, array in arrays.items() if np.issubdtype(array.dtype, np.inexact)}
+
+
+def with_input(call, path, array):
+    """The call with another array for one of its inputs."""
+    own = inputs_of(call)[path]
+    return changed(call, lambda each: array if each is own else each)
+
+
 def cast(call, dtype):
     return changed(call, lambda array: array.astype(dtype) if np.issubdtype(array.dtype, np.inexact) else array)
 
@@ -77,10 +89,12 @@ def in_numpy(record, call, saved_too=()):
     return {"output": output} | tensors | gradients_by_name(gradients)
 
 
+def as_tensor(array):
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
 def in_torch(record, call):
     """The same in PyTorch, as `torchgpt.parity.reference` takes it."""
-    arrays = {path: array for name, value in call.arguments.items() for path, array in named_arrays(name, value)}
-    inputs = {path: array for path, array in arrays.items() if np.issubdtype(array.dtype, np.inexact)}
     output = np.asarray(record.operation.forward(*call.arguments.values(), **call.options)[0])
 
     def forward(tensors, watch):
@@ -89,7 +103,7 @@ def in_torch(record, call):
         def arguments(part):
             paths = iter([path for name, value in part.items() for path, _ in named_arrays(name, value)])
             return {
-                name: mapped(lambda array: tensors.get(next(paths), torch.from_numpy(np.ascontiguousarray(array))), value)
+                name: mapped(lambda array: tensors.get(next(paths), as_tensor(array)), value)
                 for name, value in part.items()
             }
 
@@ -100,7 +114,7 @@ def in_torch(record, call):
         return y
 
     def prepare(dtype):
-        leaves = {path: torch.tensor(array.astype(dtype)) for path, array in inputs.items()}
+        leaves = {path: torch.tensor(array.astype(dtype)) for path, array in inputs_of(call).items()}
         d_output = {"output": cotangent(output).astype(dtype)}
 
         def run(copies):
@@ -130,8 +144,22 @@ def test_every_module_has_a_record():
 @settings(max_examples=10)
 @given(data=st.data())
 def test_gradients_are_complex_steps(record, data):
+    """Along random directions of each argument; `test_gradcheck` goes through their elements one by one."""
     call = data.draw(record.calls(ordinary=True))
-    verdicts = check(Case(record.name, record.operation, *call), np.random.default_rng(2))
+    output, saved = record.operation.forward(*call.arguments.values(), **call.options)
+    d_output = cotangent(np.asarray(output))
+    gradients = gradients_by_name(record.operation.backward(d_output[()], saved))
+    ours, references = {}, {}
+    for path, array in inputs_of(call).items():
+        directions = np.random.default_rng(2).standard_normal((2, *array.shape))
+
+        def along(steps, path=path, array=array, directions=directions):
+            stepped = with_input(cast(call, np.complex128), path, array + np.tensordot(steps, directions, axes=1))
+            return (d_output * record.operation.forward(*stepped.arguments.values(), **call.options)[0]).sum()
+
+        references[path] = complex_step(along, np.zeros(2))
+        ours[path] = np.array([(gradients[f"d_{path}"] * direction).sum() for direction in directions])
+    verdicts = judge(record.name, ours, references)
     assert verdicts
     assert not [verdict for verdict in verdicts if verdict.passed is False]
 

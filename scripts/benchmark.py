@@ -1,14 +1,14 @@
 """Time numpygpt against its peers, in turn, on the same cores, and where its own time goes.
 
-    python scripts/benchmark.py step                        # a training step of the 124M model, us and PyTorch as the book writes it
+    python scripts/benchmark.py step                        # a training step of the 124M model, and PyTorch's
     python scripts/benchmark.py step --peers all --tokens 1024 --batch-size 1
     python scripts/benchmark.py step --preset demo          # the model of `make demo`
     python scripts/benchmark.py decode                      # 128 tokens after a prompt of 32
     python scripts/benchmark.py parts                       # a step by part, and the floor that this machine sets
 
-Every contender is a process of its own with the same number of threads, and waits without computing while the others run. They take
-turns, a round at a time, and the ratio is taken within each round, so that a machine whose speed drifts does not favor anybody; the
-median over the rounds is what counts, and the spread shows how noisy the machine was.
+Every contender is a process of its own with the same number of threads, and waits without computing while the others
+run. They take turns, a round at a time, and the ratio is taken within each round, so that a machine whose speed drifts
+does not favor anybody; the median over the rounds is what counts, and the spread shows how noisy the machine was.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from numpygpt import GPT2_SIZES, AdamW, GPTConfig, GPTModel
+from numpygpt.allocator import keep_freed_memory
 from numpygpt.cli import DEFAULT_CONFIG
 
 PRESETS = {**GPT2_SIZES, "demo": DEFAULT_CONFIG}
@@ -122,7 +123,9 @@ def contender(name: str, task: str, config: GPTConfig, batch_size: int, tokens: 
 
 def work(parsed: argparse.Namespace) -> None:
     """A contender's process: for each line on standard input one timed run, for each run a line of JSON."""
-    if parsed.contender != OURS:
+    if parsed.contender == OURS:
+        keep_freed_memory()
+    else:
         import torch
 
         torch.set_num_threads(parsed.threads)

@@ -145,7 +145,6 @@ def chapter_5_nine_words(backend: Any, report: Report, directory: Path) -> None:
     report.figure("pizza at temperature 5", f"{100 * pizza:.0f} %", figures.PIZZA_AT_TEMPERATURE_5)
     top_3 = zip(figures.WORDS, backend.top_k_probabilities(figures.WORD_LOGITS, 3), strict=True)
     report.figure("top 3", ", ".join(f"{word} {p:.4f}" for word, p in top_3 if p), figures.TOP_3_PROBABILITIES)
-    directory.mkdir(parents=True, exist_ok=True)
     plot_temperatures(figures.WORDS, by_temperature, directory / "temperatures.png")
 
 
@@ -155,13 +154,6 @@ def drawn_words(backend: Any, probabilities: Any) -> str:
         backend.package.print_sampled_tokens(probabilities, figures.WORDS)
     counts = (line.split(" x ") for line in printed.getvalue().splitlines())
     return ", ".join(f"{count} {word}" for count, word in counts if count != "0")
-
-
-def appendix_a(backend: Any, report: Report) -> None:
-    """The book's first derivatives."""
-    report.heading("Appendix A: sigmoid(w x + b) at x 1.1, w 2.2, b 0, and its cross-entropy with y 1")
-    d_w, d_b = backend.derivatives(x=1.1, y=1.0, w=2.2, b=0.0)
-    report.figure("derivatives", f"dw {d_w:.4f}, db {d_b:.4f}", figures.DERIVATIVES)
 
 
 # Training
@@ -223,14 +215,13 @@ def show_step(run: Any, record: Record, report: Report, step: int) -> None:
 
 
 def keep(run: Any, record: Record) -> None:
-    """Write the record, the curves and the checkpoint: the record first, for a run resumes at its checkpoint's step."""
+    """Write the record, the checkpoint and the curves: the record first, for a run resumes at its checkpoint's step."""
     record.peak_memory_bytes = max(record.peak_memory_bytes, peak_memory_bytes())
-    written = [record.save(run.directory)]
+    written = [record.save(run.directory), run.save()]
     columns = ("epochs_seen", "tokens_seen", "train_loss", "val_loss")
     if run.history:
         written.append(run.directory / "losses.png")
         plot_losses(*([getattr(entry, column) for entry in run.history] for column in columns), path=written[-1])
-    written.append(run.save())
     tqdm.write(f"\nwrote {', '.join(map(str, written))}")
 
 
@@ -242,7 +233,7 @@ def run_book(parsed: argparse.Namespace) -> int:
     text_file = find_verdict(parsed.text)
     tokenizer = get_tokenizer("gpt2", parsed.vocab)
     backend, report = new_backend(parsed.backend, tokenizer), Report()
-    directory = parsed.out or Path("runs") / f"book-{parsed.backend}"
+    directory = made_folder(parsed.out or Path("runs") / f"book-{parsed.backend}")
     text = read_text(text_file)
     chapter_4(backend, report)
     seconds = chapter_5_before_training(backend, report, text)
@@ -264,8 +255,16 @@ def run_book(parsed: argparse.Namespace) -> int:
         if run.step == figures.EPOCHS * len(run.train_loader):
             chapter_5_after_training(backend, report, run.model)
     chapter_5_nine_words(backend, report, directory)
-    appendix_a(backend, report)
     return report.conclude()
+
+
+def made_folder(directory: Path) -> Path:
+    """The folder, now there. InputError, before any work is done, where it cannot be."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {directory}: {error.strerror}; choose another --out") from error
+    return directory
 
 
 def new_backend(name: str, tokenizer: Encoding) -> Any:

@@ -3,24 +3,30 @@
 A step of the whole model, forward and backward, is taken by NumPy and by its PyTorch twin on the same weights, token
 ids and dropout masks, and compared tensor by tensor: every activation, the loss, the gradient of every activation and
 of every parameter. The truth is PyTorch in float64. Allowed are errors FACTOR times as large as those of the sound
-computations it is compared with. With *rounding* for the largest error, of a tensor or row, in PROBES float64 runs that
-make FACTOR times the dtype's rounding errors at random (`torchgpt.rounding`):
+computations that ours is compared with:
 
-    float32   max(FACTOR times PyTorch's own float32 error, rounding)   of the whole tensor and of each row
-    float64   rounding                                                  of each row
-              max(rounding, FLOAT64_NORMWISE ‖truth‖)                   of the whole tensor
+    float32   FACTOR max(PyTorch's own float32 error, rounding)    of the whole tensor and of each row
+    float64   FACTOR rounding                                      of each row
+              max(FACTOR rounding, FLOAT64_NORMWISE ‖truth‖)       of the whole tensor
 
-So a tensor in float64 agrees to FLOAT64_NORMWISE unless no computation could: a gradient that is zero but for rounding,
-a LayerNorm over two numbers, a saturated softmax.
+where *rounding* is what random rounding errors do to the tensor or row (`torchgpt.rounding`). So a tensor in float64
+agrees to FLOAT64_NORMWISE unless no computation could: a gradient that is zero but for rounding, a LayerNorm over two
+numbers, a saturated softmax.
+
+FACTOR rounding is sqrt(FACTOR) times the largest error among PROBES runs that make rounding errors sqrt(FACTOR)
+times as large. Where errors are in proportion to the roundings, this is the same as enlarging either by FACTOR. In a
+saturated softmax they are not: the error of a weight near 0 or 1 is an exponential of the roundings, and only larger
+roundings show what it can be; where two scores tie, a weight may flip and its error is then at its bound, which only a
+margin on the error itself lets through.
 
 How often a sound run is blamed. A row of one number may by chance have a small error in every probe. Let the sum of
-roundings that moves it be normal, with the deviation FACTOR σ in a probe and σ/2 in a run (a rounding error is at most
-u, and 0.4 u on average), and let the error grow with that sum to one side only, as the exponential errors of a
-saturated softmax do. The chance that no probe moves it as far as the run is E[Φ(x/8)^PROBES] for a standard normal x:
-1e-14 for 64 probes, 5e-3 for 8. (So FACTOR enlarges the errors made, not the errors seen: those need not be in
-proportion.) Longer rows, errors to both sides, and PyTorch's own beside the probes' make it smaller.
+roundings that moves it be normal, with the deviation 2σ in a probe and at most σ/2 in a run (a rounding error is at
+most u, and 0.4 u on average), and let the error grow with that sum, to one side only. The chance that no probe moves it
+as far as the run does is E[Φ(x/4)^PROBES] for a standard normal x: 4e-9 for 64 probes, 2e-6 for 32. The margin on the
+error, errors to both sides, rows of several numbers and PyTorch's own errors beside the probes' make it smaller still.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -43,7 +49,8 @@ from torchgpt.bridge import DTYPES, dropout_masks, to_torch
 from torchgpt.model import GPTModel as TorchGPTModel
 from torchgpt.rounding import RoundingErrors
 
-FACTOR = 4
+FACTOR = 4.0
+MARGIN = math.sqrt(FACTOR)
 PROBES = 64
 
 #: Numbers that all copies of a computation's inputs may have together; larger computations are probed in several runs.
@@ -56,7 +63,7 @@ class Reference(NamedTuple):
     """What a run in float32 or float64 is judged by.
 
     truth      PyTorch's tensors in float64
-    rounding   the largest errors of the probes
+    rounding   what rounding does
     pytorch    PyTorch's own error in float32; None for float64, where it is as unknown as ours
     allowed    the largest errors that agree
     """
@@ -76,19 +83,19 @@ def reference(in_torch: Callable[[Any], Callable[[int], Tensors]], dtype: Any, *
     at_once    the largest number of copies
     """
     run = in_torch(np.float64)
-    truth = {name: copies[0] for name, copies in run(1).items()}
+    truth = {name: np.asarray(copies[0]) for name, copies in run(1).items()}
     errors = [_errors(probes, truth) for probes in _probes(run, dtype, at_once)]
-    rounding = {name: largest(error[name] for error in errors) for name in truth}
+    rounding = {name: scaled(largest(error[name] for error in errors), 1 / MARGIN) for name in truth}
     if np.dtype(dtype) == np.float64:
         allowed = {name: _allowed_in_float64(truth[name], rounding[name]) for name in truth}
         return Reference(truth, rounding, None, allowed)
     pytorch = _errors(in_torch(dtype)(1), truth)
-    allowed = {name: largest([scaled(pytorch[name], FACTOR), rounding[name]]) for name in truth}
+    allowed = {name: scaled(largest([pytorch[name], rounding[name]]), FACTOR) for name in truth}
     return Reference(truth, rounding, pytorch, allowed)
 
 
 def _probes(run: Callable[[int], Tensors], dtype: Any, at_once: int) -> Iterator[Tensors]:
-    rounding_errors = RoundingErrors(dtype, seed=0, factor=FACTOR)
+    rounding_errors = RoundingErrors(dtype, seed=0, factor=MARGIN)
     for done in range(0, PROBES, at_once):
         with rounding_errors:
             tensors = run(min(at_once, PROBES - done))
@@ -106,7 +113,8 @@ def _errors(copies: Tensors, truth: Tensors) -> dict[str, Norms]:
 
 
 def _allowed_in_float64(truth: Array, rounding: Norms) -> Norms:
-    return Norms(max(rounding.tensor, normwise(truth).tensor), rounding.rows)
+    allowed = scaled(rounding, FACTOR)
+    return Norms(max(allowed.tensor, normwise(truth).tensor), allowed.rows)
 
 
 def run_in_copies(
@@ -135,7 +143,10 @@ def run_in_copies(
     gradients = torch.autograd.grad(
         [watched[name][0] for name in cotangents],
         [tensors[name][0] for name in differentiated],
-        [torch.from_numpy(cotangent).expand(copies, *cotangent.shape) for cotangent in cotangents.values()],
+        [
+            torch.from_numpy(cotangent).expand(copies, *cotangent.shape).movedim(0, watched[name][1])
+            for name, cotangent in cotangents.items()
+        ],
     )
     with_copies_first = {
         f"d_{name}": gradient.movedim(tensors[name][1], 0)
@@ -279,7 +290,7 @@ def report(cfg: GPTConfig | Mapping[str, Any], dtype: Any = "float32", seed: int
 def _row(comparison: Comparison, judged_by: Reference, eps: float) -> Row:
     name, size = comparison.name, comparison.size
     if comparison.zero and name in judged_by.rounding:
-        size = judged_by.rounding[name].tensor / (FACTOR * eps / 2) or 1.0
+        size = judged_by.rounding[name].tensor / (eps / 2) or 1.0
     verdict = comparison.fault or ("zero" if comparison.zero else "agrees" if comparison.passed else "over budget")
     pytorch = judged_by.pytorch[name].tensor / size if judged_by.pytorch and name in judged_by.pytorch else None
     return Row(

@@ -55,9 +55,10 @@ def _mean(mean: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return math.sqrt(x.numel() / mean.numel()) * x.abs().mean(*args, **kwargs)
 
 
-def _variance(variance: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Of the mean of c², c = x - mean(x): to first order, an error of mean(x) cancels in the sum."""
-    return math.sqrt(x.numel() / variance.numel()) * variance
+def _variance(variance: Tensor, x: Tensor, dim: Any = None, *, keepdim: bool = False, **_: Any) -> Tensor:
+    """Of Welford's updates: in proportion to ‖x‖ / ‖x - mean(x)‖ (Chan, Golub & LeVeque 1983, Amer. Statist. 37)."""
+    mean_square = (x * x).mean(dim, keepdim)
+    return math.sqrt(x.numel() / variance.numel()) * (variance * mean_square).sqrt()
 
 
 def _softmax(y: Tensor, x: Tensor, dim: int, *_: Any) -> Tensor:

@@ -82,5 +82,3 @@ DRAWN_WORDS = "73 closer, 582 forward, 2 inches, 343 toward"
 PIZZA_AT_TEMPERATURE_5 = "4 %"
 TOP_3_PROBABILITIES = "closer 0.0615, forward 0.5775, toward 0.3610"
 TEMPERATURES = (1, 0.1, 5)
-
-DERIVATIVES = "dw -0.0898, db -0.0817"  # appendix A

@@ -86,11 +86,6 @@ class Backend:
         """The softmax of the k largest logits; 0 for the rest."""
         return numpygpt.softmax_with_temperature(keep_top_k(self.array(logits)[np.newaxis], k), 1)[0]
 
-    def derivatives(self, x: float, y: float, w: float, b: float) -> tuple[float, float]:
-        """Of the binary cross-entropy of sigmoid(w x + b) with y, by w and b: z = w x + b has d_z = sigmoid(z) - y."""
-        d_z = 1 / (1 + np.exp(-(w * x + b))) - y
-        return d_z * x, d_z
-
     def mask_seconds(self, model: GPTModel, batch_size: int, length: int) -> float | None:
         """The time to draw the dropout masks of one training step."""
         began = time.perf_counter()

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -199,12 +198,6 @@ class Backend:
         all_logits = self.array(logits)
         smallest_kept = torch.topk(all_logits, k).values[-1]
         return torch.softmax(all_logits.masked_fill(all_logits < smallest_kept, -torch.inf), dim=-1).numpy()
-
-    def derivatives(self, x: float, y: float, w: float, b: float) -> tuple[float, float]:
-        """Of the binary cross-entropy of sigmoid(w x + b) with y, by w and b."""
-        weight, bias = torch.tensor(w, requires_grad=True), torch.tensor(b, requires_grad=True)
-        F.binary_cross_entropy(torch.sigmoid(weight * x + bias), torch.tensor(y)).backward()
-        return weight.grad.item(), bias.grad.item()
 
     def mask_seconds(self, model: GPTModel, batch_size: int, length: int) -> float | None:
         """Not told: PyTorch draws its masks amid the forward."""
