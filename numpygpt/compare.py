@@ -88,12 +88,12 @@ class Comparison(NamedTuple):
     @property
     def passed(self) -> bool:
         """Whether ours agrees with the reference."""
-        return not self.fault and self.used <= 1
+        return not self.fault and bool(self.used <= 1)
 
     @property
     def zero(self) -> bool:
         """Whether the reference is no larger than its error may be, so that a tensor of zeros would pass as well."""
-        return self.size <= self.allowed
+        return bool(self.size <= self.allowed)
 
 
 def compare(

@@ -1,9 +1,13 @@
 """What hypothesis draws: sizes and scales, which it shrinks, and the seed of the random numbers in the arrays."""
 
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import numpy as np
 from hypothesis import strategies as st
 
-from numpygpt.config import GPTConfig
+from numpygpt.config import POSITIONS, GPTConfig
 from numpygpt.model import GPTModel
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
 from torchgpt.parity import Batch
@@ -59,7 +63,7 @@ class Source:
     def config(self):
         n_heads, half = self.size(3), self.draw(st.integers(2 if self.ordinary else 1, 2))
         head_dim = self.draw(st.integers(half, 2 * half))
-        position = "learned" if n_heads * head_dim % 2 else self.draw(st.sampled_from(["learned", "sinusoidal"]))
+        position = "learned" if n_heads * head_dim % 2 else self.draw(st.sampled_from(POSITIONS))
         return GPTConfig(
             vocab_size=self.draw(st.integers(2, 9)),
             context_length=self.size(6),
@@ -72,31 +76,54 @@ class Source:
             position=position,
         )
 
-    def model(self, dtype):
-        """A model with random weights: of the book's size and with norms that scale and shift, or of any size."""
-        model = GPTModel(self.config(), self.draw(seeds), dtype)
-        for name, parameter in model.named_parameters().items():
-            if not self.ordinary:
-                parameter[...] = self.normal(*parameter.shape)
-            elif "norm" in name:
-                parameter += self.rng.uniform(-0.5, 0.5, parameter.shape)
-        return model
 
-    def batch(self, config):
-        """Token ids, and either targets or a random cotangent of the logits; dropout at every site, or at none."""
-        shape = self.size(3), self.size(config.context_length)
-        random_cotangent = self.draw(st.booleans())
-        return Batch(
-            inputs=self.ids(config.vocab_size, shape),
-            targets=self.targets(config.vocab_size, shape),
-            dropout_seed=self.draw(st.none() | seeds) if config.drop_rate else None,
-            d_logits=self.normal(*shape, config.vocab_size).astype(np.float32) if random_cotangent else None,
-        )
+class Step(NamedTuple):
+    """A training step on a random model; `make` makes its arrays, outside of hypothesis' drawing.
+
+    scales   of the parameters, by their names without the block's number; None for weights as they are initialized, with
+             norms that shift and scale
+    """
+
+    config: GPTConfig
+    seed: int
+    scales: Mapping[str, float] | None
+    batch: Batch
+
+    def make(self, dtype):
+        """The model and the batch."""
+        rng = np.random.default_rng(self.seed)
+        model = GPTModel(self.config, self.seed, dtype)
+        for name, parameter in model.named_parameters().items():
+            if self.scales is not None:
+                parameter[...] = self.scales[_kind(name)] * rng.standard_normal(parameter.shape)
+            elif "norm" in name:
+                parameter += rng.uniform(-0.5, 0.5, parameter.shape)
+        return model, self.batch
+
+
+def _kind(name):
+    return re.sub(r"trf_blocks\.\d+\.", "", name)
+
+
+KINDS = (
+    "tok_emb.weight pos_emb.weight att.W_query.weight att.W_query.bias att.W_key.weight att.W_key.bias "
+    "att.W_value.weight att.W_value.bias att.out_proj.weight att.out_proj.bias ff.layers.0.weight ff.layers.0.bias "
+    "ff.layers.2.weight ff.layers.2.bias norm1.scale norm1.shift norm2.scale norm2.shift "
+    "final_norm.scale final_norm.shift out_head.weight"
+).split()
 
 
 @st.composite
-def steps(draw, dtype, *, ordinary=False):
-    """A model and a batch to take a step on."""
+def steps(draw, *, ordinary=False):
+    """With the initial weights or with weights of any scale; from the loss or from a random cotangent of the logits."""
     source = Source(draw, ordinary)
-    model = source.model(dtype)
-    return model, source.batch(model.config)
+    config = source.config()
+    shape = source.size(3), source.size(config.context_length)
+    random_cotangent = draw(st.booleans())
+    batch = Batch(
+        inputs=source.ids(config.vocab_size, shape),
+        targets=source.targets(config.vocab_size, shape),
+        dropout_seed=draw(st.none() | seeds) if config.drop_rate else None,
+        d_logits=source.normal(*shape, config.vocab_size).astype(np.float32) if random_cotangent else None,
+    )
+    return Step(config, draw(seeds), None if ordinary else {kind: draw(scales) for kind in KINDS}, batch)

@@ -132,7 +132,7 @@ def test_options_of_generate(capsys, trained, options, message):
     ],
 )
 def test_options_of_info(capsys, folder, options, message):
-    assert re.search(message, refused(capsys, folder, "info", *options))
+    assert re.search(message, refused(capsys, folder, "info", "--context-length", 128, *options))
 
 
 @pytest.mark.parametrize(
@@ -248,6 +248,15 @@ def test_a_checkpoint_without_a_tokenizer_cannot_take_a_prompt(capsys, folder):
     save_checkpoint(folder / "run", MODEL)
     line = refused(capsys, folder, "generate", "--checkpoint", "run", "--prompt", "x")
     assert "names no tokenizer, so a prompt cannot be encoded" in line
+
+
+def test_a_prompt_past_the_models_vocabulary(capsys, folder):
+    """The prompt is printed before the model reads it."""
+    save_checkpoint(folder / "run", GPTModel({**CONFIG.to_dict(), "vocab_size": 100}), tokenizer="bytes")
+    assert run("generate", "--checkpoint", "run", "--prompt", "az") == 2
+    printed = capsys.readouterr()
+    assert printed.out == "az"
+    assert re.fullmatch(r"numpygpt: error: id 122 is outside .* 100 .*; ids go from 0 to 99.*\n", printed.err)
 
 
 # Resuming

@@ -147,6 +147,16 @@ def test_no_new_tokens_print_the_prompt(trained, capsys):
     assert capsys.readouterr().out == "The\n"
 
 
+def test_ctrl_c_while_generating_ends_without_a_traceback(trained, capsys, monkeypatch):
+    def interrupted(*arguments, **options):
+        yield np.array([ord("!")])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("numpygpt.cli.stream", interrupted)
+    assert run("generate", "--checkpoint", trained[0], "--prompt", "The") == 130
+    assert capsys.readouterr() == ("The!", "")
+
+
 # info
 
 

@@ -213,6 +213,24 @@ def test_learning_rates_follow_the_schedule():
     assert {replace(cosine, schedule="constant").learning_rate(step) for step in range(11)} == {0.5}
 
 
+@pytest.mark.parametrize(("clip", "max_norm"), [(0.5, 0.5), (0.0, None)])
+def test_every_step_has_the_options_rate_decay_clipping_batches_and_generator(
+    tmp_path, text, monkeypatch, clip, max_norm
+):
+    options = replace(OPTIONS, text=(str(text),), clip=clip, weight_decay=0.3)
+    training = TrainingRun.start(options, CONFIG, tmp_path)
+    steps = []
+
+    def record(model, optimizer, micro_batches, **given):
+        steps.append((optimizer.lr, optimizer.weight_decay, [inputs.shape for inputs, _ in micro_batches], given))
+        return 1.5
+
+    monkeypatch.setattr("numpygpt.run.training_step", record)
+    assert [training.train_step() for _ in range(4)] == [1.5] * 4
+    given = {"rng": training.rng, "max_norm": max_norm}
+    assert steps == [(options.learning_rate(step), 0.3, [(9, 6)] * 3, given) for step in range(4)]
+
+
 # Ctrl-C
 
 

@@ -108,7 +108,7 @@ def _errors(copies: Tensors, truth: Tensors) -> dict[str, Norms]:
     for name, tensor in truth.items():
         tensor = np.atleast_1d(tensor)
         rows = difference(copies[name].reshape(-1, *tensor.shape), tensor).rows.reshape(-1, tensor[..., 0].size)
-        errors[name] = Norms(norms(rows).rows.max(), rows.max(axis=0))
+        errors[name] = Norms(float(norms(rows).rows.max()), rows.max(axis=0))
     return errors
 
 

@@ -55,6 +55,10 @@ def _mean(mean: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return math.sqrt(x.numel() / mean.numel()) * x.abs().mean(*args, **kwargs)
 
 
+def _norm(norm: Tensor, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return math.sqrt(x.numel() / norm.numel()) * norm
+
+
 def _variance(variance: Tensor, x: Tensor, dim: Any = None, *, keepdim: bool = False, **_: Any) -> Tensor:
     """Of Welford's updates: in proportion to ‖x‖ / ‖x - mean(x)‖ (Chan, Golub & LeVeque 1983, Amer. Statist. 37)."""
     mean_square = (x * x).mean(dim, keepdim)
@@ -96,8 +100,12 @@ def _embedding_backward(d_weight: Tensor, d_y: Tensor, ids: Tensor, *args: Any) 
 
 
 def _linear_interpolation(y: Tensor, start: Tensor, end: Tensor, weight: float) -> Tensor:
-    """Of start + weight (end - start); start may have been overwritten by y."""
-    return y.abs() + (weight / (1 - weight) * (end - y)).abs()
+    """Of start + weight (end - start), or for a larger weight of end - (1 - weight) (end - start).
+
+    start may have been overwritten by y, so the second term is written with end - y = (1 - weight) (end - start).
+    """
+    share = weight / (1 - weight) if weight < 0.5 else 1.0
+    return y.abs() + share * (end - y).abs()
 
 
 def _add_product(y: Tensor, x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
@@ -117,6 +125,7 @@ SCALES: Mapping[Any, Callable[..., Tensor]] = {
     aten.sum: _sum,
     aten.mean: _mean,
     aten.var: _variance,
+    aten.linalg_vector_norm: _norm,
     aten._softmax: _softmax,
     aten._log_softmax: _log_softmax,
     aten._softmax_backward_data: _softmax_backward,
@@ -145,6 +154,7 @@ EXACT = {
     aten.scatter_add,
     aten.stack,
     aten.where,
+    aten.zeros_like,
 }
 
 
@@ -189,5 +199,5 @@ class RoundingErrors(TorchDispatchMode):
             scale = _scale(func)
             if scale is not None:
                 errors = torch.from_numpy(np.asarray(self.rng.standard_normal(y.shape)))
-                y.addcmul_(errors, self.relative * scale(y, *args, **(kwargs or {})) + self.absolute)
+                y.addcmul_(errors, self.relative * scale(y, *args, **(kwargs or {})) + self.absolute * (y != 0))
         return result
