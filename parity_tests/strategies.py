@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
+from numpygpt import parameters as p
 from numpygpt.config import POSITIONS, GPTConfig
 from numpygpt.model import GPTModel
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
@@ -61,8 +62,8 @@ class Source:
         return self.rng.random(shape) >= drop_rate if self.draw(st.booleans()) else None
 
     def config(self):
-        n_heads, half = self.size(3), self.draw(st.integers(2 if self.ordinary else 1, 2))
-        head_dim = self.draw(st.integers(half, 2 * half))
+        smallest = 2 if self.ordinary else 1
+        n_heads, head_dim = self.draw(st.integers(smallest, 3)), self.draw(st.integers(smallest, 4))
         position = "learned" if n_heads * head_dim % 2 else self.draw(st.sampled_from(POSITIONS))
         return GPTConfig(
             vocab_size=self.draw(st.integers(2, 9)),
@@ -80,8 +81,8 @@ class Source:
 class Step(NamedTuple):
     """A training step on a random model; `make` makes its arrays, outside of hypothesis' drawing.
 
-    scales   of the parameters, by their names without the block's number; None for weights as they are initialized, with
-             norms that shift and scale
+    scales   of the parameters, by their names without the block's number; None for weights as they are initialized,
+             with norms that shift and scale
     """
 
     config: GPTConfig
@@ -105,12 +106,7 @@ def _kind(name):
     return re.sub(r"trf_blocks\.\d+\.", "", name)
 
 
-KINDS = (
-    "tok_emb.weight pos_emb.weight att.W_query.weight att.W_query.bias att.W_key.weight att.W_key.bias "
-    "att.W_value.weight att.W_value.bias att.out_proj.weight att.out_proj.bias ff.layers.0.weight ff.layers.0.bias "
-    "ff.layers.2.weight ff.layers.2.bias norm1.scale norm1.shift norm2.scale norm2.shift "
-    "final_norm.scale final_norm.shift out_head.weight"
-).split()
+KINDS = sorted({_kind(name) for name, _ in p.named(p.allocate(GPTConfig(1, 1, 1, 1, 1, 0.0, True), np.float64))})
 
 
 @st.composite
