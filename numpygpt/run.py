@@ -58,7 +58,7 @@ class Options:
     text: tuple[str, ...] = ()
     tokenizer: str = "bytes"
     vocab: str | None = None
-    steps: int = 500
+    steps: int = 600
     batch_size: int = 16
     accumulate: int = 1
     lr: float = 4e-3
@@ -67,11 +67,11 @@ class Options:
     schedule: str = "cosine"
     weight_decay: float = 0.1
     clip: float = 1.0
-    eval_every: int = 100
+    eval_every: int = 150
     eval_batches: int = 16
-    sample_every: int = 100
+    sample_every: int = 150
     sample_prompt: str = "The "
-    save_every: int = 250
+    save_every: int = 300
     seed: int = 123
     dtype: str = "float32"
 

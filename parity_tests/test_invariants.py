@@ -37,7 +37,7 @@ def configs(draw, **fixed):
     fields = {
         "vocab_size": draw(st.integers(2, 13)),
         "context_length": draw(st.integers(2, 6)),
-        "emb_dim": n_heads * draw(st.integers(2, 4)),
+        "emb_dim": n_heads * draw(st.integers(4, 6)),  # two features normalize to ±1, with next to no gradient
         "n_heads": n_heads,
         "n_layers": draw(st.integers(1, 2)),
         "drop_rate": draw(st.sampled_from([0.0, 0.3])),
@@ -149,7 +149,8 @@ def test_attention_reads_and_writes_no_later_position(seed, last, size, dtype):
     later_values[:, :, last:] = rng.standard_normal((2, 2, 6 - last, 4)) * size
     changed, _ = attention.forward(queries, later_keys, later_values)
     assert np.array_equal(context[:, :, :last], changed[:, :, :last])
-    assert not np.array_equal(context[:, :, last:], changed[:, :, last:])
+    if size == 1:  # at 1e5 each query reads one key alone, which need not be a changed one
+        assert not np.array_equal(context[:, :, last:], changed[:, :, last:])
     d_context = rng.standard_normal(context.shape).astype(dtype)
     d_context[:, :, last:] = 0
     for gradient in attention.backward(d_context, saved):

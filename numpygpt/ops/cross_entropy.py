@@ -2,25 +2,28 @@
 
     logits           (N, V)   x
     targets          (N)      y, ids in [0, V); rows whose target is ignore_index do not count
-    log_normalizer   (N, 1)   z
+    highest          (N, 1)   h
+    log_sum          (N, 1)   l
     loss             ()       in nats
 
 Forward, with n the number of counted rows:
 
-    (1)  z = max(x) + log(sum(exp(x - max(x))))    log of the softmax's denominator, without overflow
-    (2)  loss = sum over counted rows of (z - x[y]) / n
+    (1)  h = max(x)                                the shift cancels, and keeps exp from overflowing
+    (2)  l = log(sum(exp(x - h)))                  so that log softmax(x) = (x - h) - l
+    (3)  loss = sum over counted rows of (l - (x[y] - h)) / n
 
-Derivation, for a counted row; softmax's log derivative gives dz = sum(p dx) with p = exp(x - z):
+Derivation, for a counted row; h drops out, as in softmax, and l + h has the differential sum(p dx) with p = softmax(x):
 
     dloss = (sum(p dx) - dx[y]) / n
-    d_x = d_loss (p - onehot(y)) / n               0 for rows that do not count
+    d_x = d_loss (p - onehot(y)) / n               0 for rows that do not count; p = exp((x - h) - l)
 
 Each row of d_x sums to 0, for adding a constant to a row's logits changes nothing.
 
-Saved: the logits, z and the targets; the probabilities are formed again in the backward, block by block, because a
+Saved: the logits, h, l and the targets; the probabilities are formed again in the backward, block by block, because a
 second array of N x V (103 MB for two sequences of 256 GPT-2 tokens) would be the largest in the run.
-Traps: a mean over all rows where some are ignored; 0/0 where all are: the sum over no target is 0, with gradient 0
-(PyTorch gives NaN), so that a micro-batch of padding adds nothing.
+Traps: (h + l) - x[y] for (3): where x[y] is the largest logit the loss is what is left of their difference, and h + l
+is rounded to the size of h; a mean over all rows where some are ignored; 0/0 where all are: the sum over no target is
+0, with gradient 0 (PyTorch gives NaN), so that a micro-batch of padding adds nothing.
 """
 
 from typing import Any, NamedTuple
@@ -36,7 +39,8 @@ IGNORE_INDEX = -100
 
 class Saved(NamedTuple):
     logits: Inexact[Array, "N V"]
-    log_normalizer: Inexact[Array, "N 1"]
+    highest: Inexact[Array, "N 1"]
+    log_sum: Inexact[Array, "N 1"]
     targets: Integer[Array, "N"]
     ignore_index: int
 
@@ -51,19 +55,18 @@ def forward(
 
     Raises InputError for a target outside [0, V) that is not ignore_index.
     """
-    log_normalizer = np.empty((len(logits), 1), logits.dtype)
+    highest, log_sum = np.empty((2, len(logits), 1), logits.dtype)
 
-    def block(logits: Array, log_normalizer: Array) -> None:
-        highest = logits.real.max(axis=-1, keepdims=True)
-        np.log(np.exp(logits - highest).sum(axis=-1, keepdims=True), out=log_normalizer)
-        log_normalizer += highest  # (1)
+    def block(logits: Array, highest: Array, log_sum: Array) -> None:
+        highest[...] = logits.real.max(axis=-1, keepdims=True)  # (1)
+        np.log(np.exp(logits - highest).sum(axis=-1, keepdims=True), out=log_sum)  # (2)
 
-    over_rows(block, logits, log_normalizer)
+    over_rows(block, logits, highest, log_sum)
     counted = np.flatnonzero(targets != ignore_index)
     _refuse_targets_outside_the_vocabulary(targets[counted], logits.shape[1])
-    losses = log_normalizer[counted, 0] - logits[counted, targets[counted]]
-    loss = losses.sum() / logits.dtype.type(max(1, len(counted)))  # (2)
-    return loss, Saved(logits, log_normalizer, targets, ignore_index)
+    losses = log_sum[counted, 0] - (logits[counted, targets[counted]] - highest[counted, 0])
+    loss = losses.sum() / logits.dtype.type(max(1, len(counted)))  # (3)
+    return loss, Saved(logits, highest, log_sum, targets, ignore_index)
 
 
 class Gradients(NamedTuple):
@@ -71,18 +74,19 @@ class Gradients(NamedTuple):
 
 
 def backward(d_loss: Any, saved: Saved) -> Gradients:
-    logits, log_normalizer, targets, ignore_index = saved
+    logits, highest, log_sum, targets, ignore_index = saved
     counted = np.flatnonzero(targets != ignore_index)
     row_weight = np.zeros((len(targets), 1), logits.dtype)
-    row_weight[counted] = d_loss / max(1, len(counted))  # undoes (2)
+    row_weight[counted] = d_loss / max(1, len(counted))  # undoes (3)
     d_logits = np.empty(logits.shape, logits.dtype)
 
-    def block(logits: Array, log_normalizer: Array, row_weight: Array, d_logits: Array) -> None:
-        np.subtract(logits, log_normalizer, out=d_logits)
-        np.exp(d_logits, out=d_logits)  # undoes (1)
+    def block(logits: Array, highest: Array, log_sum: Array, row_weight: Array, d_logits: Array) -> None:
+        np.subtract(logits, highest, out=d_logits)
+        d_logits -= log_sum
+        np.exp(d_logits, out=d_logits)  # undoes (2) and (1)
         d_logits *= row_weight
 
-    over_rows(block, logits, log_normalizer, row_weight, d_logits)
+    over_rows(block, logits, highest, log_sum, row_weight, d_logits)
     d_logits[counted, targets[counted]] -= row_weight[counted, 0]
     return Gradients(d_logits)
 
