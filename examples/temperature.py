@@ -5,6 +5,8 @@
 Below 1 the likeliest word gets likelier still, above 1 the others catch up. Temperature 0 stands for the argmax.
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from numpygpt.generation import keep_top_k, print_sampled_tokens, softmax_with_temperature
@@ -22,7 +24,7 @@ def torch_probabilities() -> dict[float, list[float]]:
     return {temperature: torch.softmax(logits / temperature, dim=0).tolist() for temperature in TEMPERATURES}
 
 
-def print_probabilities(probabilities: dict[float, np.ndarray]) -> None:
+def print_probabilities(probabilities: Mapping[float, Sequence[float] | np.ndarray]) -> None:
     """A line a word, a column a temperature."""
     print(" " * 8 + "".join(f"{f'T = {temperature:g}':>10}" for temperature in probabilities))
     for word, row in zip(WORDS, zip(*probabilities.values(), strict=True), strict=True):

@@ -6,7 +6,13 @@ Start reading at `numpygpt.ops`, then `numpygpt.layers`, then `numpygpt.model`.
 from numpygpt.config import GPT2_SIZES, GPT_CONFIG_124M, GPTConfig
 from numpygpt.data import GPTDatasetV1, create_dataloader_v1
 from numpygpt.errors import InputError
-from numpygpt.generation import generate, generate_text_simple, print_sampled_tokens, softmax_with_temperature
+from numpygpt.generation import (
+    beam_search,
+    generate,
+    generate_text_simple,
+    print_sampled_tokens,
+    softmax_with_temperature,
+)
 from numpygpt.model import GPTModel
 from numpygpt.optim import AdamW, clip_grad_norm
 from numpygpt.plots import plot_losses
@@ -17,6 +23,7 @@ from numpygpt.training import (
     calc_loss_loader,
     evaluate_model,
     generate_and_print_sample,
+    perplexity,
     train_model_simple,
 )
 
@@ -31,6 +38,7 @@ __all__ = [
     "GPTModel",
     "InputError",
     "TorchGenerator",
+    "beam_search",
     "calc_loss_batch",
     "calc_loss_loader",
     "clip_grad_norm",
@@ -40,6 +48,7 @@ __all__ = [
     "generate_and_print_sample",
     "generate_text_simple",
     "get_tokenizer",
+    "perplexity",
     "plot_losses",
     "print_sampled_tokens",
     "softmax_with_temperature",

@@ -161,7 +161,7 @@ class TrainingRun:
         run.model = GPTModel(config, seed=run.rng, dtype=options.dtype)
         run.optimizer = AdamW(run.model, lr=options.lr, weight_decay=options.weight_decay)
         run._batches = iter(run.train_loader)
-        _make_writable(directory)
+        make_writable(directory)
         return run
 
     @classmethod
@@ -288,7 +288,8 @@ class TrainingRun:
         return next(self._batches)
 
 
-def _make_writable(directory: Path) -> None:
+def make_writable(directory: Path) -> None:
+    """Make the folder, if it is not there. InputError where files cannot be written to it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):

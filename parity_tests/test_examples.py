@@ -10,6 +10,7 @@ import pytest
 
 from numpygpt.gradcheck import complex_step, judge
 from parity_tests.properties import agree
+from parity_tests.tolerances import FLOAT64_CURVE
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -85,6 +86,85 @@ toward      0.3610
 0 x you
 """
 
+TINY_GPT = """\
+step      numpygpt    by PyTorch
+   0       16.0204       16.0204
+   5        2.8811        2.8811
+  10        1.7722        1.7722
+  20        1.3899        1.3899
+  40        1.3063        1.3063
+  59        1.3033        1.3033
+floor       1.3015
+"""
+
+DECODERS = """\
+greedy                    the cat slept on the sofa .   0.1120
+beam search, 2 beams      the dog slept on the rug .    0.4420
+beam search, 4 beams      the dog slept on the rug .    0.4420
+temperature 1             the cat ran to the door .     0.1105
+temperature 3             the cat sat on on sofa .      0.0000
+temperature 3, top-k 2    the dog slept on the rug .    0.4420
+temperature 3, top-p 0.6  the dog slept on the rug .    0.4420
+"""
+
+WORD_VECTORS = """\
+share of the variance      0.247   0.191
+.                         -1.045  -0.656
+cat                       -2.821  -0.946
+dog                        0.410   2.113
+door                       2.388  -0.142
+mat                        0.318   0.012
+on                        -1.316  -2.281
+ran                        0.908   4.654
+rug                       -1.085   0.215
+sat                       -0.158  -0.557
+slept                      0.048  -0.544
+sofa                       5.096  -2.058
+the                       -1.070  -0.233
+to                        -1.673   0.424
+wrote runs/word_vectors.png
+"""
+
+ATTENTION_MAPS = """\
+head 0     the     dog   slept      on     the     rug
+the      1.000
+dog      0.000   1.000
+slept    0.338   0.000   0.662
+on       0.344   0.182   0.204   0.270
+the      0.000   1.000   0.000   0.000   0.000
+rug      0.156   0.001   0.207   0.043   0.589   0.004
+head 1     the     dog   slept      on     the     rug
+the      1.000
+dog      0.570   0.430
+slept    0.877   0.057   0.066
+on       0.459   0.102   0.248   0.191
+the      0.001   0.999   0.000   0.000   0.000
+rug      0.001   0.000   0.573   0.399   0.018   0.009
+rows that sum to 1: 12 of 12
+wrote runs/attention_maps.png
+"""
+
+POSITIONS = """\
+  0   0.0000   1.0000   0.0000   1.0000   0.0000   1.0000   0.0000   1.0000
+  1   0.8415   0.5403   0.0998   0.9950   0.0100   1.0000   0.0010   1.0000
+  2   0.9093  -0.4161   0.1987   0.9801   0.0200   0.9998   0.0020   1.0000
+  3   0.1411  -0.9900   0.2955   0.9553   0.0300   0.9996   0.0030   1.0000
+  4  -0.7568  -0.6536   0.3894   0.9211   0.0400   0.9992   0.0040   1.0000
+  5  -0.9589   0.2837   0.4794   0.8776   0.0500   0.9988   0.0050   1.0000
+"""
+
+SINUSOIDAL_POSITIONS = f"""\
+numpygpt: a line a position, a column a feature
+{POSITIONS}by PyTorch
+{POSITIONS}dot products: the same along each diagonal, and largest on the main one
+  0   4.0000   3.5353   2.5637   1.9649   2.2666   3.1600
+  1   3.5353   4.0000   3.5353   2.5637   1.9649   2.2666
+  2   2.5637   3.5353   4.0000   3.5353   2.5637   1.9649
+  3   1.9649   2.5637   3.5353   4.0000   3.5353   2.5637
+  4   2.2666   1.9649   2.5637   3.5353   4.0000   3.5353
+  5   3.1600   2.2666   1.9649   2.5637   3.5353   4.0000
+"""
+
 #: {example: (what it prints, [(a part of it, what stands there without PyTorch)])}
 OUTPUTS = {
     "autodiff": (AUTODIFF, [("loss 0.0852   d_w -0.0898   d_b -0.0817\n", "skipped, PyTorch is not installed\n")]),
@@ -94,7 +174,19 @@ OUTPUTS = {
         [(PARAMETER_COUNT.splitlines()[-1], "PyTorch's count is skipped: PyTorch is not installed")],
     ),
     "temperature": (TEMPERATURE, [(PROBABILITIES, "skipped: PyTorch is not installed\n")]),
+    "sinusoidal_positions": (SINUSOIDAL_POSITIONS, [(POSITIONS, "skipped: PyTorch is not installed\n")]),
+    "tiny_gpt": (TINY_GPT, []),
+    "decoders": (DECODERS, []),
+    "word_vectors": (WORD_VECTORS, []),
+    "attention_maps": (ATTENTION_MAPS, []),
 }
+
+
+@pytest.fixture(autouse=True)
+def beside_the_others_in_an_empty_folder(tmp_path, monkeypatch):
+    """Where examples import from each other, and where they write their pictures."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.chdir(tmp_path)
 
 
 def printed_by(name, capsys):
@@ -118,7 +210,7 @@ def test_without_pytorch_the_rest_is_printed_and_the_gap_noted(name, capsys, mon
     expected, replacements = OUTPUTS[name]
     for part, note in replacements:
         expected = note.join(expected.rsplit(part, maxsplit=1))
-    if name == "relu_network":
+    if name in ("relu_network", "tiny_gpt"):
         expected = "PyTorch is not installed: its column is skipped\n" + "".join(
             line[:18] + "\n" for line in expected.splitlines()
         )
@@ -143,3 +235,16 @@ def test_both_networks_learn_along_one_curve():
     losses, by_torch = np.array(network["train"]()), np.array(network["train_by_torch"]())
     agree(losses, by_torch, "losses")
     assert losses[-1] < losses[0] / 10
+
+
+@pytest.mark.parametrize("name", ["word_vectors", "attention_maps"])
+def test_an_example_draws_its_picture(name, capsys, tmp_path):
+    printed_by(name, capsys)
+    assert (tmp_path / "runs" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_tiny_gpt_learns_along_pytorchs_curve_and_not_below_its_floor():
+    example = runpy.run_path(str(EXAMPLES / "tiny_gpt.py"))
+    losses = np.array(example["trained"]()[1])
+    assert np.abs(losses - example["losses_by_torch"]()).max() <= FLOAT64_CURVE
+    assert np.exp(losses.min()) > example["floor"]()

@@ -1,5 +1,6 @@
 """TorchGenerator draws what the installed PyTorch's CPU generator draws, bit for bit, and leaves the same state."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,11 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import torchgpt
+from numpygpt.config import GPTConfig
 from numpygpt.errors import InputError
+from numpygpt.model import GPTModel
+from numpygpt.ops.dropout import draw_keep_mask
 from numpygpt.random import TORCH_STATE, GeneratorState, TorchGenerator
 
 #: PyTorch rounds a * b + c once, and draws float32 normals with Cephes' polynomials, where it uses these.
@@ -261,6 +266,43 @@ def test_dropout_keeps_where_bernoulli_is_true():
     torch.manual_seed(7)
     kept = torch.nn.functional.dropout(torch.ones(40, 50), 0.1) != 0
     np.testing.assert_array_equal(kept, TorchGenerator(7).bernoulli(1 - 0.1, (40, 50)))
+
+
+@given(SEEDS, st.lists(st.integers(0, 9), min_size=1, max_size=3), st.floats(0, 1, exclude_max=True))
+def test_a_mask_is_the_same_by_booleans_and_by_uniforms(seed, shape, drop_rate):
+    """draw_keep_mask asks TorchGenerator for the first, and a source without bernoulli for the second."""
+    by_booleans, by_uniforms = TorchGenerator(seed), TorchGenerator(seed)
+    without_bernoulli = SimpleNamespace(random=by_uniforms.random)
+    masks = [draw_keep_mask(rng, shape, drop_rate) for rng in (by_booleans, without_bernoulli)]
+    np.testing.assert_array_equal(*masks)
+    assert (masks[0] is None) == (drop_rate == 0)
+    np.testing.assert_array_equal(by_booleans.to_torch_state(), by_uniforms.to_torch_state())
+
+
+@given(
+    seed=SEEDS,
+    heads=st.integers(1, 3),
+    head_dim=st.integers(1, 3),
+    n_layers=st.integers(1, 3),
+    vocab_size=st.integers(1, 30),
+    context_length=st.integers(1, 20),
+    qkv_bias=st.booleans(),
+    tie_weights=st.booleans(),
+)
+def test_a_model_holds_the_weights_of_pytorchs_and_draws_on_from_there(seed, heads, head_dim, **sizes):
+    config = GPTConfig(emb_dim=heads * head_dim, n_heads=heads, drop_rate=0.0, **sizes)
+    rng = TorchGenerator(seed)
+    weights = GPTModel(config, seed=rng).state_dict()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        twin = torchgpt.GPTModel(config)
+        np.testing.assert_array_equal(rng.to_torch_state(), torch.get_rng_state())
+    assert list(weights) == list(twin.state_dict())
+    for name, tensor in twin.state_dict().items():
+        if VECTOR_KERNELS:
+            np.testing.assert_array_equal(bits(weights[name]), bits(tensor.numpy()), name)
+        else:
+            assert_nearly_equal(weights[name], tensor.numpy(), {"std": 1.0})
 
 
 @pytest.mark.parametrize("shuffle", [False, True])

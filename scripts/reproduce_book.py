@@ -5,8 +5,10 @@
     python scripts/reproduce_book.py --compare runs/book-numpy runs/book-torch
 
 Ctrl-C keeps what was done, and the same command goes on from there. Exit status: 0 where every figure is the book's,
-1 where one differs, 2 for unusable input, 130 when interrupted.
+1 where one differs, 2 for unusable input, 130 when interrupted. --compare takes a run by NumPy and one by PyTorch of
+the same sitting: 0 where they print the same and NumPy's time, memory and masks stay within their bounds.
 
+The verdict on a figure is "same", "close" (but for last digits, which hang on the order of float32 sums) or "DIFFERS".
 The seeds are set where the book sets them: before a model is made, before losses are measured, before text is sampled.
 """
 
@@ -29,12 +31,11 @@ from book.report import Report
 from tqdm import tqdm
 
 from numpygpt.book import find_verdict
-from numpygpt.cli import BAD_INPUT, INTERRUPTED
 from numpygpt.config import GPT_CONFIG_124M, GPTConfig
 from numpygpt.data import read_text, split_text
-from numpygpt.errors import InputError
+from numpygpt.errors import BAD_INPUT, INTERRUPTED, InputError
 from numpygpt.plots import plot_losses, plot_temperatures
-from numpygpt.run import TRAIN_SHARE, Options, stop_between_steps
+from numpygpt.run import TRAIN_SHARE, Options, make_writable, stop_between_steps
 from numpygpt.tokenizer import Encoding, get_tokenizer
 from numpygpt.training import loss_line
 
@@ -218,10 +219,13 @@ def keep(run: Any, record: Record) -> None:
     """Write the record, the checkpoint and the curves: the record first, for a run resumes at its checkpoint's step."""
     record.peak_memory_bytes = max(record.peak_memory_bytes, peak_memory_bytes())
     written = [record.save(run.directory), run.save()]
-    columns = ("epochs_seen", "tokens_seen", "train_loss", "val_loss")
     if run.history:
         written.append(run.directory / "losses.png")
-        plot_losses(*([getattr(entry, column) for entry in run.history] for column in columns), path=written[-1])
+        epochs, tokens, train_losses, val_losses = (
+            [getattr(entry, column) for entry in run.history]
+            for column in ("epochs_seen", "tokens_seen", "train_loss", "val_loss")
+        )
+        plot_losses(epochs, tokens, train_losses, val_losses, written[-1])
     tqdm.write(f"\nwrote {', '.join(map(str, written))}")
 
 
@@ -233,7 +237,8 @@ def run_book(parsed: argparse.Namespace) -> int:
     text_file = find_verdict(parsed.text)
     tokenizer = get_tokenizer("gpt2", parsed.vocab)
     backend, report = new_backend(parsed.backend, tokenizer), Report()
-    directory = made_folder(parsed.out or Path("runs") / f"book-{parsed.backend}")
+    directory = parsed.out or Path("runs") / f"book-{parsed.backend}"
+    make_writable(directory)
     text = read_text(text_file)
     chapter_4(backend, report)
     seconds = chapter_5_before_training(backend, report, text)
@@ -250,21 +255,15 @@ def run_book(parsed: argparse.Namespace) -> int:
         keep(run, record)
         print_costs(record)
         if not run.finished:
-            tqdm.write(f"stopped after step {run.step} of {options.steps}; the same command goes on from there")
+            command = "the same command without --overwrite" if parsed.overwrite else "the same command"
+            tqdm.write(f"stopped after step {run.step} of {options.steps}; {command} goes on from there")
             return INTERRUPTED
         if run.step == figures.EPOCHS * len(run.train_loader):
             chapter_5_after_training(backend, report, run.model)
+        record.figures = report.exact
+        record.save(directory)
     chapter_5_nine_words(backend, report, directory)
     return report.conclude()
-
-
-def made_folder(directory: Path) -> Path:
-    """The folder, now there. InputError, before any work is done, where it cannot be."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {directory}: {error.strerror}; choose another --out") from error
-    return directory
 
 
 def new_backend(name: str, tokenizer: Encoding) -> Any:
@@ -287,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     try:
         if parsed.compare:
-            return compare(*map(Record.load, parsed.compare))
+            return compare([Record.load(directory) for directory in parsed.compare])
         if parsed.epochs < 0:
             raise InputError(f"--epochs is {parsed.epochs}; expected 0 or more")
         return run_book(parsed)

@@ -1,10 +1,11 @@
-"""What a training run leaves for comparison, in DIR/losses.json: losses, samples, time and memory."""
+"""What a training run leaves for comparison, in DIR/losses.json: losses, samples, figures, time and memory."""
 
 import json
 import os
 import resource
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,11 @@ from numpygpt.errors import InputError
 
 FILE_NAME = "losses.json"
 LOSSES = ("train_loss", "val_loss")
+
+#: The goals of NumPy's run: time and peak memory as a multiple of PyTorch's, masks as a share of a training step.
+MOST_TIME = 1.3
+MOST_MEMORY = 1.0
+MOST_TIME_FOR_MASKS = 0.15
 
 
 @dataclass
@@ -32,16 +38,20 @@ class Record:
     peak_memory_bytes: int = 0
     samples: list[str] = field(default_factory=list)
     evaluations: list[dict[str, float]] = field(default_factory=list)
+    figures: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, directory: Path) -> "Record":
-        """Of an earlier run in that folder."""
+        """Of an earlier run in that folder. InputError where there is none, or one without a step."""
         try:
-            return cls(**json.loads((directory / FILE_NAME).read_text(encoding="utf-8")))
+            record = cls(**json.loads((directory / FILE_NAME).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise InputError(
                 f"{directory} holds no readable {FILE_NAME} ({error}); expected the folder of a run of this script"
             ) from error
+        if not record.step_seconds:
+            raise InputError(f"{directory / FILE_NAME} tells of no training step; expected that of a training run")
+        return record
 
     def save(self, directory: Path) -> Path:
         """Write it in place of an earlier one; returns its path."""
@@ -69,26 +79,60 @@ def print_costs(record: Record) -> None:
     )
 
 
-def compare(first: Record, second: Record) -> int:
-    """Print how far two runs lie apart; returns the exit status."""
-    runs = (first, second)
-    for run in runs:
+def compare(runs: Sequence[Record]) -> int:
+    """Print how far NumPy's run and PyTorch's lie apart, and whether the goals are reached; returns the exit status."""
+    ours, theirs = sorted(runs, key=lambda run: run.backend)
+    if (ours.backend, theirs.backend) != ("numpy", "torch"):
+        raise InputError(f"the runs are by {ours.backend} and {theirs.backend}; expected one by numpy and one by torch")
+    for run in (ours, theirs):
         print_costs(run)
-    train_losses, val_losses = ([[entry[loss] for entry in run.evaluations] for run in runs] for loss in LOSSES)
-    for what, (ours, theirs) in {
-        "losses of the steps": [run.step_losses for run in runs],
-        "training losses": train_losses,
-        "validation losses": val_losses,
-    }.items():
-        largest = max((abs(a - b) for a, b in zip(ours, theirs, strict=False)), default=0.0)
-        tqdm.write(f"{what}: {len(ours)} and {len(theirs)}, largest difference {largest:.1e}")
-    steps = [statistics.median(run.step_seconds) for run in runs]
-    tqdm.write(
-        f"{first.backend} / {second.backend}: a step {steps[0] / steps[1]:.2f}, "
-        f"the whole training {first.training_seconds / second.training_seconds:.2f}, "
-        f"peak memory {first.peak_memory_bytes / second.peak_memory_bytes:.2f}"
-    )
-    ours, theirs = [[f"{entry[loss]:.3f}" for loss in LOSSES for entry in run.evaluations] for run in runs]
-    same = ours == theirs and first.samples == second.samples
-    tqdm.write(f"printed losses and samples: {'the same' if same else 'DIFFERENT'}")
-    return 0 if same else DIFFERENT
+    print_differences(ours, theirs)
+    same = printed(ours) == printed(theirs)
+    tqdm.write(f"printed losses, samples and exact figures: {'the same' if same else 'DIFFERENT'}")
+    if ours.threads != theirs.threads:
+        tqdm.write("the runs had other numbers of threads: their times say nothing of each other")
+    reached = [print_goal(what, value, most) for what, value, most in goals(ours, theirs)]
+    return 0 if same and all(reached) else DIFFERENT
+
+
+def print_differences(ours: Record, theirs: Record) -> None:
+    """The largest difference of each kind of loss, and the figures that are not the same."""
+    for what, our_losses, their_losses in (
+        ("losses of the steps", ours.step_losses, theirs.step_losses),
+        *((f"evaluations' {loss}", evaluated(ours, loss), evaluated(theirs, loss)) for loss in LOSSES),
+    ):
+        largest = max((abs(a - b) for a, b in zip(our_losses, their_losses, strict=False)), default=0.0)
+        tqdm.write(f"{what}: {len(our_losses)} and {len(their_losses)}, largest difference {largest:.1e}")
+    for what in ours.figures | theirs.figures:
+        figures = [run.figures.get(what, "none") for run in (ours, theirs)]
+        if figures[0] != figures[1]:
+            tqdm.write(f"{what} DIFFERS\n  numpy: {figures[0]}\n  torch: {figures[1]}")
+
+
+def evaluated(run: Record, loss: str) -> list[float]:
+    """One of LOSSES at every evaluation."""
+    return [evaluation[loss] for evaluation in run.evaluations]
+
+
+def printed(run: Record) -> tuple[list[str], list[str], dict[str, str]]:
+    """What a run prints, to the digits that it prints."""
+    return [f"{value:.3f}" for loss in LOSSES for value in evaluated(run, loss)], run.samples, run.figures
+
+
+def goals(ours: Record, theirs: Record) -> list[tuple[str, float, float]]:
+    """What they are: a list of (what, its value, the largest that will do)."""
+    found = [
+        ("time of the training, numpy / torch", ours.training_seconds / theirs.training_seconds, MOST_TIME),
+        ("peak memory, numpy / torch", ours.peak_memory_bytes / theirs.peak_memory_bytes, MOST_MEMORY),
+    ]
+    if ours.mask_seconds is not None:
+        share = ours.mask_seconds / statistics.median(ours.step_seconds)
+        found.append(("dropout masks' share of a step in numpy", share, MOST_TIME_FOR_MASKS))
+    return found
+
+
+def print_goal(what: str, value: float, most: float) -> bool:
+    """Returns whether it is reached."""
+    reached = value <= most
+    tqdm.write(f"{what}: {value:.2f}, wanted at most {most:g}: {'reached' if reached else 'MISSED'}")
+    return reached

@@ -6,10 +6,18 @@ DIFFERENT = 1
 
 
 class Report:
-    """Prints figures beside the book's, with a verdict, and counts."""
+    """Prints figures beside the book's, with a verdict, and counts.
+
+    same      in every character
+    close     but for last digits, which hang on the order in which a machine sums float32 numbers
+    DIFFERS   neither
+
+    exact   {what: the figure here}, of those that have to be the book's in every character
+    """
 
     def __init__(self) -> None:
         self.compared = 0
+        self.exact: dict[str, str] = {}
         self.different: list[str] = []
 
     def heading(self, text: str) -> None:
@@ -17,8 +25,12 @@ class Report:
         tqdm.write(f"\n{text}\n{'verdict':<9}{'figure':<46}{'here':<27}the book")
 
     def figure(self, what: str, here: str, books: str, same: bool | None = None) -> None:
-        """A figure here and in the book; the verdict is that of their texts, unless it is given."""
-        verdict = self._verdict(what, here == books if same is None else same)
+        """A figure here and in the book; the verdict is that of their texts, unless `same` says how it is judged."""
+        if same is None:
+            same, self.exact[what] = here == books, here
+        verdict = self._verdict(what, same)
+        if same and here != books:
+            verdict = "close"
         if max(len(here), len(books)) <= 26:
             tqdm.write(f"{verdict:<9}{what:<46}{here:<27}{books}")
         else:

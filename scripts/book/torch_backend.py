@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -60,16 +61,22 @@ class TorchRun:
     @classmethod
     def resume(cls, directory: Path, **changes: Any) -> "TorchRun":
         """The run whose checkpoint is in `directory`, with `changes` of its options."""
-        saved = torch.load(directory / CHECKPOINT, weights_only=True)
+        saved = _load(directory / CHECKPOINT)
         options = Options(**{**saved["options"], "text": tuple(saved["options"]["text"]), **changes})
+        if options.steps < saved["step"]:
+            raise InputError(
+                f"steps is {options.steps}, but the run in {directory} has done {saved['step']}; "
+                f"expected at least as many"
+            )
         run = cls(options, GPTConfig.of(saved["config"]), directory)
         run.model.load_state_dict(saved["model"])
         run.optimizer.load_state_dict(saved["optimizer"])
         run.step, run.tokens_seen = saved["step"], saved["tokens_seen"]
         run.history = [Evaluation(**entry) for entry in saved["history"]]
+        run._random_state_of_epoch = saved["random_state_of_epoch"]
         batches_done = run.step % len(run.train_loader)
         if batches_done:  # a DataLoader starts at the front: draw the epoch's order again and pass over its batches
-            torch.set_rng_state(saved["random_state_of_epoch"])
+            torch.set_rng_state(run._random_state_of_epoch)
             run._begin_epoch()
             for _ in range(batches_done):
                 next(run._batches)
@@ -90,7 +97,8 @@ class TorchRun:
         """One optimizer step; returns its loss."""
         if self.step % len(self.train_loader) == 0:
             self._begin_epoch()
-        loss = training_step(self.model, self.optimizer, *next(self._batches), DEVICE)
+        inputs, targets = next(self._batches)
+        loss = training_step(self.model, self.optimizer, inputs, targets, DEVICE)
         self.step += 1
         self.tokens_seen += self.tokens_per_step
         return loss.item()
@@ -130,6 +138,15 @@ class TorchRun:
         with replacing(path) as unfinished:
             torch.save(contents, unfinished)
         return path
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        saved: dict[str, Any] = torch.load(path, weights_only=True)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"the checkpoint {path} cannot be read ({reason}); start anew with --overwrite") from error
+    return saved
 
 
 class Backend:
