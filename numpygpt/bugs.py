@@ -325,8 +325,8 @@ _CATALOGUE = (
         (
             Change(
                 "model:GPTModel._without_saving",
-                "n_heads=self.config.n_heads, past=block_past",
-                "n_heads=self.config.n_heads, past=block_past, drop_rate=0.5, masks=transformer_block.DropoutMasks("
+                "n_heads=self.config.n_heads, past=cache",
+                "n_heads=self.config.n_heads, past=cache, drop_rate=0.5, masks=transformer_block.DropoutMasks("
                 "after_attention=np.random.default_rng().random(x.shape) < 0.5)",
             ),
         ),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from numpygpt.errors import InputError
-from numpygpt.layers.multi_head_attention import KeysValues
+from numpygpt.layers.key_value_cache import KeyValueCache
 from numpygpt.model import GPTModel
 from numpygpt.ops import softmax
 from numpygpt.random import TorchGenerator
@@ -94,8 +94,8 @@ def stream(
 
 
 def _decode_after(
-    model: GPTModel, idx: Array, past: tuple[KeysValues, ...] | None, context_size: int
-) -> tuple[Inexact[Array, "B V"], tuple[KeysValues, ...]]:
+    model: GPTModel, idx: Array, past: tuple[KeyValueCache, ...] | None, context_size: int
+) -> tuple[Inexact[Array, "B V"], tuple[KeyValueCache, ...]]:
     """Logits after the last `context_size` tokens of idx; `past`, if any, is of all but the last token."""
     if past is None or idx.shape[1] > context_size:
         return model.decode(idx[:, -context_size:])
@@ -145,7 +145,7 @@ def beam_search(
         parents, token_ids = np.divmod(best, logits.shape[1])
         log_probs = extended[rows, parents, token_ids]
         beams = np.concatenate([beams[rows, parents], token_ids[..., np.newaxis]], axis=2)
-        past = tuple(KeysValues(*(cached[(rows * N + parents).ravel()] for cached in layer)) for layer in past)
+        past = tuple(cache.rows((rows * N + parents).ravel()) for cache in past)
         ended = token_ids == eos_id
         for row, n in np.argwhere((ended | (length == max_new_tokens)) & (log_probs > -math.inf)):
             score = log_probs[row, n] / length**length_penalty

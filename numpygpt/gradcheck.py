@@ -19,9 +19,19 @@ import numpy as np
 
 from numpygpt import parameters as p
 from numpygpt.config import GPTConfig
-from numpygpt.layers import feed_forward, multi_head_attention, transformer_block
+from numpygpt.layers import feed_forward, multi_head_attention, recomputed_block, transformer_block
 from numpygpt.model import GPTModel
-from numpygpt.ops import attention, cross_entropy, dropout, embedding, gelu, layer_norm, linear, softmax
+from numpygpt.ops import (
+    attention,
+    cross_entropy,
+    dropout,
+    embedding,
+    flash_attention,
+    gelu,
+    layer_norm,
+    linear,
+    softmax,
+)
 from numpygpt.ops.dropout import draw_keep_mask
 from numpygpt.shapes import Array
 
@@ -197,15 +207,16 @@ def cases(rng: np.random.Generator) -> Iterator[Case]:
     yield Case("dropout", dropout, {"x": x, "keep": keep(B, T, D)}, {"drop_rate": rate})
     yield Case("attention", attention, heads)
     yield Case("attention, dropout", attention, heads, {"keep": keep(B, H, T, T), "drop_rate": rate})
+    yield Case("flash_attention", flash_attention, heads, {"tile": 2})
+    yield Case(
+        "flash_attention, dropout", flash_attention, heads, {"keep": keep(B, H, T, T), "drop_rate": rate, "tile": 3}
+    )
     yield Case("cross_entropy", cross_entropy, {"logits": normal(N, V), "targets": targets})
     yield Case("feed_forward", feed_forward, {"x": x, "parameters": block.ff})
-    yield Case("multi_head_attention", multi_head_attention, {"x": x, "parameters": block.att}, {"n_heads": H})
-    yield Case(
-        "transformer_block",
-        transformer_block,
-        {"x": x, "parameters": block},
-        {"n_heads": H, "masks": masks, "drop_rate": rate},
-    )
+    for name, options in (("multi_head_attention", {}), ("multi_head_attention, flash", {"flash": True})):
+        yield Case(name, multi_head_attention, {"x": x, "parameters": block.att}, {"n_heads": H, **options})
+    for name, layer in (("transformer_block", transformer_block), ("recomputed_block", recomputed_block)):
+        yield Case(name, layer, {"x": x, "parameters": block}, {"n_heads": H, "masks": masks, "drop_rate": rate})
 
 
 def check_all(seed: int = 0) -> Iterator[list[Verdict]]:

@@ -14,7 +14,7 @@ sum. Sinusoidal positions are constants and have no gradient.
 With tied weights W_out is tok_emb itself, used twice, and its gradient is the sum of both uses.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,8 +22,8 @@ import numpy as np
 from numpygpt import parameters as p
 from numpygpt.config import GPTConfig
 from numpygpt.errors import InputError
-from numpygpt.layers import multi_head_attention, transformer_block
-from numpygpt.layers.multi_head_attention import KeysValues
+from numpygpt.layers import recomputed_block, transformer_block
+from numpygpt.layers.key_value_cache import KeyValueCache
 from numpygpt.ops import cross_entropy, dropout, embedding, layer_norm, linear, sinusoidal_positions
 from numpygpt.ops.dropout import RandomSource, draw_keep_mask
 from numpygpt.random import TorchGenerator
@@ -31,6 +31,7 @@ from numpygpt.shapes import Array, Bool, Inexact, Integer
 from numpygpt.watch import Watch, under, unwatched
 
 DTYPES = (np.float32, np.float64, np.complex128)
+ATTENTIONS = ("math", "flash")
 
 
 class DropoutMasks(NamedTuple):
@@ -46,7 +47,7 @@ class Saved(NamedTuple):
     tok_emb: embedding.Saved
     pos_emb: embedding.Saved
     drop_emb: dropout.Saved
-    trf_blocks: list[transformer_block.Saved]
+    trf_blocks: list[transformer_block.Saved | recomputed_block.Saved]
     final_norm: layer_norm.Saved
     out_head: linear.Saved
 
@@ -58,12 +59,19 @@ class GPTModel:
     seed    an int, or a TorchGenerator to draw on from where it stands; the initial weights are those of
             `torch.manual_seed(seed); GPTModel(cfg)` in PyTorch
     dtype   float32 or float64 to compute in, or complex128 to differentiate by complex step
+    attention               "math" computes attention's (B, H, T, T) tensors, as the book does; "flash" gives the same
+                            numbers but for rounding, tile by tile, in memory that grows with T: faster from about 512
+                            tokens on, and a watch is not told those tensors
+    checkpoint_activations  save each block's input alone and compute the block again in the backward: the same
+                            gradients bit for bit, for less memory and a third more time
 
-    Raises InputError for an invalid configuration, seed or dtype.
+    Both may be set later, as attributes. Raises InputError for an invalid configuration, seed, dtype or attention.
     """
 
     config: GPTConfig
     dtype: np.dtype
+    attention: str
+    checkpoint_activations: bool
     parameters: p.GPT
 
     def __init__(
@@ -71,21 +79,36 @@ class GPTModel:
         cfg: GPTConfig | Mapping[str, Any],
         seed: int | TorchGenerator = 123,
         dtype: Any = np.float32,
+        *,
+        attention: str = "math",
+        checkpoint_activations: bool = False,
     ) -> None:
-        self._allocate(cfg, dtype)
+        self._allocate(cfg, dtype, attention, checkpoint_activations)
         p.initialize(self.parameters, seed if isinstance(seed, TorchGenerator) else TorchGenerator(seed))
 
     @classmethod
     def from_state_dict(
-        cls, cfg: GPTConfig | Mapping[str, Any], state_dict: Mapping[str, Array], dtype: Any = None
+        cls,
+        cfg: GPTConfig | Mapping[str, Any],
+        state_dict: Mapping[str, Array],
+        dtype: Any = None,
+        *,
+        attention: str = "math",
+        checkpoint_activations: bool = False,
     ) -> "GPTModel":
         """A model with these weights, copied; nothing is drawn. `dtype` defaults to the weights' own."""
         model = cls.__new__(cls)
-        model._allocate(cfg, next(iter(state_dict.values())).dtype if dtype is None else dtype)
+        dtype = next(iter(state_dict.values())).dtype if dtype is None else dtype
+        model._allocate(cfg, dtype, attention, checkpoint_activations)
         model.load_state_dict(state_dict)
         return model
 
-    def _allocate(self, cfg: GPTConfig | Mapping[str, Any], dtype: Any) -> None:
+    def _allocate(
+        self, cfg: GPTConfig | Mapping[str, Any], dtype: Any, attention: str, checkpoint_activations: bool
+    ) -> None:
+        if attention not in ATTENTIONS:
+            raise InputError(f"attention is {attention!r}; expected {' or '.join(map(repr, ATTENTIONS))}")
+        self.attention, self.checkpoint_activations = attention, checkpoint_activations
         self.config = GPTConfig.of(cfg)
         self.dtype = np.dtype(dtype)
         if self.dtype not in DTYPES:
@@ -152,34 +175,39 @@ class GPTModel:
 
     def __call__(self, in_idx: Any) -> Inexact[Array, "B T V"]:
         """Logits (B, T, V) for token ids (B, T), without dropout."""
-        x, _ = self._without_saving(self._token_ids(in_idx), past=None)
+        x, _ = self._without_saving(self._token_ids(in_idx), past=(None,) * self.config.n_layers)
         return self._head(x)
 
     def decode(
-        self, in_idx: Any, past: tuple[KeysValues, ...] | None = None
-    ) -> tuple[Inexact[Array, "B V"], tuple[KeysValues, ...]]:
+        self, in_idx: Any, past: tuple[KeyValueCache, ...] | None = None
+    ) -> tuple[Inexact[Array, "B V"], tuple[KeyValueCache, ...]]:
         """Logits of the last of these tokens, and the keys and values of all tokens so far.
 
         in_idx   (B, T) token ids that follow those of `past`
-        past     what an earlier call returned; it is not changed
+        past     what an earlier call returned, a cache a block; it is not changed
         """
-        x, present = self._without_saving(self._token_ids(in_idx, past), past)
-        return self._head(x[:, -1:])[:, 0], present
+        in_idx = self._token_ids(in_idx, past)
+        x, present = self._without_saving(in_idx, past or self._empty_caches(len(in_idx)))
+        return self._head(x[:, -1:])[:, 0], tuple(cache for cache in present if cache)
+
+    def _empty_caches(self, B: int) -> tuple[KeyValueCache, ...]:
+        H, C, K = self.config.n_heads, self.config.context_length, self.config.emb_dim // self.config.n_heads
+        return tuple(KeyValueCache.empty(B, H, C, K, self.dtype) for _ in range(self.config.n_layers))
 
     def _without_saving(
-        self, in_idx: Array, past: tuple[KeysValues, ...] | None
-    ) -> tuple[Array, tuple[KeysValues, ...]]:
+        self, in_idx: Array, past: Sequence[KeyValueCache | None]
+    ) -> tuple[Array, list[KeyValueCache | None]]:
+        """The residual stream after the last block, and each block's cache, where there is one, with these tokens."""
         parameters = self.parameters
-        start = past[0].keys.shape[2] if past else 0
+        start = past[0].length if past[0] else 0
         tokens, _ = embedding.forward(in_idx, *parameters.tok_emb)
         x = tokens + self._pos_emb.weight[start : start + in_idx.shape[1]]
         present = []
-        for block, block_past in zip(
-            parameters.trf_blocks, past or [None] * self.config.n_layers, strict=True
-        ):
-            x, saved = transformer_block.forward(x, block, n_heads=self.config.n_heads, past=block_past)
-            present.append(multi_head_attention.present(saved.att))
-        return x, tuple(present)
+        for block, cache in zip(parameters.trf_blocks, past, strict=True):
+            flash = self.attention == "flash" and cache is None
+            x, saved = transformer_block.forward(x, block, n_heads=self.config.n_heads, past=cache, flash=flash)
+            present.append(saved.att.present)
+        return x, present
 
     def _head(self, x: Inexact[Array, "B T D"]) -> Inexact[Array, "B T V"]:
         normed, _ = layer_norm.forward(x, *self.parameters.final_norm)
@@ -208,9 +236,10 @@ class GPTModel:
         logits, saved = self.forward(inputs, masks=masks, watch=watch)
         loss, scored = cross_entropy.forward(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
         watch("loss", loss)
-        d_logits = cross_entropy.backward(loss.dtype.type(1), scored).logits.reshape(logits.shape)
-        del logits, scored  # the largest arrays of the run, not needed by the backward
-        return loss, self.backward(d_logits, saved, watch=watch)
+        out = scored.logits if watch is unwatched else None  # the largest array of the run: kept only for a watch
+        d_logits = cross_entropy.backward(loss.dtype.type(1), scored, out=out).logits.reshape(logits.shape)
+        del logits, scored, out
+        return loss, self.backward(d_logits, saved, consume=True, watch=watch)
 
     def draw_dropout_masks(self, rng: RandomSource, B: int, T: int) -> DropoutMasks:
         """Masks for a batch (B, T), in the order in which PyTorch draws them during a forward."""
@@ -238,14 +267,16 @@ class GPTModel:
         watch("pos_emb", positions)
         x, drop_emb = dropout.forward(tokens + positions, masks.embedding, drop_rate=config.drop_rate)  # (1)
         watch("drop_emb", x)
-        saved_blocks = []
+        layer = recomputed_block if self.checkpoint_activations else transformer_block
+        saved_blocks: list[transformer_block.Saved | recomputed_block.Saved] = []
         for i, (block, block_masks) in enumerate(zip(parameters.trf_blocks, masks.blocks, strict=True)):
-            x, saved = transformer_block.forward(  # (2)
+            x, saved = layer.forward(  # (2)
                 x,
                 block,
                 n_heads=config.n_heads,
                 masks=block_masks,
                 drop_rate=config.drop_rate,
+                flash=self.attention == "flash",
                 watch=under(watch, f"trf_blocks.{i}"),
             )
             watch(f"trf_blocks.{i}", x)
@@ -257,19 +288,23 @@ class GPTModel:
         return logits, Saved(tok_emb, pos_emb, drop_emb, saved_blocks, final_norm, out_head)
 
     def backward(
-        self, d_logits: Inexact[Array, "B T V"], saved: Saved, *, watch: Watch = unwatched
+        self, d_logits: Inexact[Array, "B T V"], saved: Saved, *, consume: bool = False, watch: Watch = unwatched
     ) -> dict[str, Array]:
-        """{PyTorch name: gradient}, with the names of `named_parameters`."""
+        """{PyTorch name: gradient}, with the names of `named_parameters`.
+
+        consume   drop what a block saved as soon as it is used, so that gradients take the place of activations;
+                  `saved` then serves for this one backward
+        """
         watch("d_logits", d_logits)
         d_normed, d_out_head, _ = linear.backward(d_logits, saved.out_head)  # undoes (4)
         watch("d_final_norm", d_normed)
         d_x, *d_final_norm = layer_norm.backward(d_normed, saved.final_norm)  # undoes (3)
         d_blocks: list[p.TransformerBlock] = []
-        for i, saved_block in reversed(list(enumerate(saved.trf_blocks))):
+        for i in reversed(range(self.config.n_layers)):
             watch(f"d_trf_blocks.{i}", d_x)
-            d_x, d_block = transformer_block.backward(  # undoes (2)
-                d_x, saved_block, watch=under(watch, f"trf_blocks.{i}")
-            )
+            saved_block = saved.trf_blocks.pop() if consume else saved.trf_blocks[i]
+            layer = recomputed_block if isinstance(saved_block, recomputed_block.Saved) else transformer_block
+            d_x, d_block = layer.backward(d_x, saved_block, watch=under(watch, f"trf_blocks.{i}"))  # undoes (2)
             d_blocks.insert(0, d_block)
         watch("d_drop_emb", d_x)
         d_embedded = dropout.backward(d_x, saved.drop_emb).x  # undoes (1)
@@ -293,7 +328,7 @@ class GPTModel:
         return gradients
 
     def _token_ids(
-        self, in_idx: Any, past: tuple[KeysValues, ...] | None = None
+        self, in_idx: Any, past: Sequence[KeyValueCache] | None = None
     ) -> Integer[Array, "B T"]:
         in_idx = np.asarray(in_idx)
         if in_idx.ndim != 2 or not np.issubdtype(in_idx.dtype, np.integer) or not in_idx.size:
@@ -301,7 +336,7 @@ class GPTModel:
                 f"token ids are {in_idx.dtype} {in_idx.shape}; "
                 f"expected integers of shape (batch, tokens), at least one of each"
             )
-        end = in_idx.shape[1] + (past[0].keys.shape[2] if past else 0)
+        end = in_idx.shape[1] + (past[0].length if past else 0)
         if end > self.config.context_length:
             raise InputError(
                 f"a sequence of {end} tokens is longer than context_length {self.config.context_length}: "

@@ -160,6 +160,19 @@ def draw_attention(source):
     return Call(arguments, {"keep": source.keep((B, H, T, S), rate), "drop_rate": rate})
 
 
+def torch_flash_attention(queries, keys, values, *, keep=None, drop_rate=0.0, tile):
+    context, _ = torch_attention(queries, keys, values, keep=keep, drop_rate=drop_rate)
+    later = torch.from_numpy(~np.tri(queries.shape[-2], keys.shape[-2], keys.shape[-2] - queries.shape[-2], dtype=bool))
+    attn_scores = (queries @ keys.mT / math.sqrt(queries.shape[-1])).detach().masked_fill(later, -math.inf)
+    highest = attn_scores.amax(dim=-1, keepdim=True)
+    return context, {"highest": highest, "total": (attn_scores - highest).exp().sum(dim=-1, keepdim=True)}
+
+
+def draw_flash_attention(source):
+    arguments, options = draw_attention(source)
+    return Call(arguments, {**options, "tile": source.size(4)})
+
+
 def attention_of(size, T, K):
     queries, keys, values = np.random.default_rng(0).standard_normal((3, 2, 3, T, K))
     return Call({"queries": size * queries, "keys": keys, "values": values})
@@ -171,7 +184,10 @@ def attention_of(size, T, K):
 def torch_cross_entropy(logits, targets, *, ignore_index=IGNORE_INDEX):
     """PyTorch's mean over no target is NaN; ours is the sum over no target, 0."""
     reduction = "mean" if (targets != ignore_index).any() else "sum"
-    return F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction=reduction), {}
+    highest = logits.detach().amax(dim=-1, keepdim=True)
+    log_sum = (logits.detach() - highest).exp().sum(dim=-1, keepdim=True).log()
+    loss = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction=reduction)
+    return loss, {"highest": highest, "log_sum": log_sum}
 
 
 def draw_cross_entropy(source):
@@ -190,14 +206,14 @@ def torch_feed_forward(x, parameters):
     return torch_linear(torch_gelu(torch_linear(x, *expand)[0])[0], *contract)
 
 
-def torch_multi_head_attention(x, parameters, *, n_heads, keep=None, drop_rate=0.0):
+def torch_multi_head_attention(x, parameters, *, n_heads, keep=None, drop_rate=0.0, flash=False):
     *projections, out_proj = parameters
     heads = [torch_linear(x, *projection)[0].unflatten(2, (n_heads, -1)).transpose(1, 2) for projection in projections]
     context, _ = torch_attention(*heads, keep=keep, drop_rate=drop_rate)
     return torch_linear(context.transpose(1, 2).flatten(2), *out_proj)
 
 
-def torch_transformer_block(x, parameters, *, n_heads, masks, drop_rate):
+def torch_transformer_block(x, parameters, *, n_heads, masks, drop_rate, flash):
     attended, _ = torch_multi_head_attention(
         torch_layer_norm(x, *parameters.norm1)[0],
         parameters.att,
@@ -229,7 +245,8 @@ def draw_multi_head_attention(source):
     B, T, _ = x.shape
     rate = source.draw(drop_rates)
     keep = source.keep((B, n_heads, T, T), rate)
-    return Call({"x": x, "parameters": block.att}, {"n_heads": n_heads, "keep": keep, "drop_rate": rate})
+    options = {"n_heads": n_heads, "keep": keep, "drop_rate": rate, "flash": source.draw(st.booleans())}
+    return Call({"x": x, "parameters": block.att}, options)
 
 
 def draw_transformer_block(source):
@@ -238,7 +255,8 @@ def draw_transformer_block(source):
     rate = source.draw(drop_rates)
     shapes = (B, n_heads, T, T), x.shape, x.shape
     masks = transformer_block.DropoutMasks(*(source.keep(shape, rate) for shape in shapes))
-    return Call({"x": x, "parameters": block}, {"n_heads": n_heads, "masks": masks, "drop_rate": rate})
+    options = {"n_heads": n_heads, "masks": masks, "drop_rate": rate, "flash": source.draw(st.booleans())}
+    return Call({"x": x, "parameters": block}, options)
 
 
 HUGE_SCORES = np.array([[1e5, -1e5, 0.0, 99_999.0], [-1e5, -1e5, -1e5, -1e5], [1e5, 1e5, -1e5, 1e5]])
@@ -293,6 +311,16 @@ RECORDS = [
         },
     ),
     Record(
+        ops.flash_attention,
+        torch_flash_attention,
+        draw_flash_attention,
+        {
+            "scores of 1e5, tiles of 2": attention_of(1e5, T=5, K=4)._replace(options={"tile": 2}),
+            "one tile": attention_of(1, T=5, K=4)._replace(options={"tile": 5}),
+            "one token a tile": attention_of(1, T=5, K=1)._replace(options={"tile": 1}),
+        },
+    ),
+    Record(
         ops.cross_entropy,
         torch_cross_entropy,
         draw_cross_entropy,
@@ -304,4 +332,5 @@ RECORDS = [
     Record(layers.feed_forward, torch_feed_forward, draw_feed_forward),
     Record(layers.multi_head_attention, torch_multi_head_attention, draw_multi_head_attention),
     Record(layers.transformer_block, torch_transformer_block, draw_transformer_block),
+    Record(layers.recomputed_block, torch_transformer_block, draw_transformer_block),
 ]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpygpt.config import GPTConfig
 from numpygpt.errors import InputError
 from numpygpt.generation import beam_search, generate
-from numpygpt.layers.multi_head_attention import KeysValues
+from numpygpt.layers.key_value_cache import KeyValueCache
 from numpygpt.model import GPTModel
 from torchgpt.bridge import to_torch
 
@@ -37,7 +37,8 @@ class Erratic(GPTModel):
     def decode(self, in_idx, past=None):
         text = in_idx if past is None else np.append(past[0].keys[:, 0, :, 0].astype(int), in_idx, axis=1)
         cached = text[:, np.newaxis, :, np.newaxis].astype(float)
-        return np.array([self.logits_after(row) for row in text]), (KeysValues(cached, cached),)
+        cache = KeyValueCache.empty(len(text), 1, 1, 1, np.dtype(float)).extended(cached, cached)
+        return np.array([self.logits_after(row) for row in text]), (cache,)
 
 
 class LogProbs:

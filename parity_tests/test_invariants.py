@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from numpygpt import gradcheck, parallel
 from numpygpt import parameters as p
 from numpygpt.config import GPTConfig
+from numpygpt.layers.key_value_cache import KeyValueCache
 from numpygpt.model import GPTModel
-from numpygpt.ops import attention, cross_entropy, dropout, gelu, layer_norm, linear, softmax
+from numpygpt.ops import attention, cross_entropy, dropout, flash_attention, gelu, layer_norm, linear, softmax
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
 from numpygpt.optim import AdamW, clip_grad_norm
 from numpygpt.random import TorchGenerator
@@ -90,6 +91,8 @@ def arrays_in(tree):
     """Every array in nested tuples, lists and named records."""
     if isinstance(tree, (np.ndarray, np.generic)):
         yield tree
+    elif isinstance(tree, KeyValueCache):
+        yield from (tree.keys, tree.values)
     elif isinstance(tree, (tuple, list)):
         for child in tree:
             yield from arrays_in(child)
@@ -113,6 +116,7 @@ def run(case):
 # Causality, bit for bit
 
 
+@pytest.mark.long_run
 @FEWER
 @given(configs(), seeds, st.data())
 def test_logits_do_not_depend_on_later_tokens(config, seed, data):
@@ -137,6 +141,7 @@ def test_logits_do_not_depend_on_later_tokens(config, seed, data):
     assume(np.abs(seen).max() > size / 10)
 
 
+@pytest.mark.long_run
 @given(seeds, st.integers(1, 5), st.sampled_from([1.0, 1e5]), st.sampled_from([np.float32, np.float64]))
 def test_attention_reads_and_writes_no_later_position(seed, last, size, dtype):
     """Keys and values after a position do not reach its context; its gradient does not reach them."""
@@ -188,14 +193,99 @@ def test_cached_decoding_equals_the_full_forward(config, seed, chunks):
         before = [np.copy(array) for array in arrays_in(past)]
         logits, present = model.decode(in_idx[:, start:end], past)
         assert_close(logits, full[:, end - 1])
+        after = [np.copy(array) for array in arrays_in(present)]
         model.decode(in_idx[:, :1])
+        model.decode((in_idx[:, start:end] + 1) % config.vocab_size, past)
         again, _ = model.decode(in_idx[:, start:end], past)
         assert np.array_equal(logits, again)
         assert all(map(np.array_equal, arrays_in(past), before))
+        assert all(map(np.array_equal, arrays_in(present), after))
         past = present
-        for keys_values in past:
-            assert keys_values.keys.shape == keys_values.values.shape
-            assert keys_values.keys.shape == (2, config.n_heads, end, config.head_dim)
+        for cache in past:
+            assert cache.keys.shape == cache.values.shape == (2, config.n_heads, end, config.head_dim)
+
+
+def test_a_cache_is_allocated_once_and_copied_only_where_a_past_is_gone_on_from_twice():
+    config = GPTConfig(11, 5, 6, 2, n_layers=2, drop_rate=0.0, qkv_bias=False)
+    model, in_idx = model_of(config, 0), ids_of(config, 0)
+    _, past = model.decode(in_idx[:, :2])
+    _, present = model.decode(in_idx[:, 2:3], past)
+    _, other = model.decode(in_idx[:, 3:4], past)
+    for first, longer, copied in zip(past, present, other, strict=True):
+        assert np.shares_memory(first.keys, longer.keys)
+        assert np.shares_memory(first.values, longer.values)
+        assert not np.shares_memory(copied.room.keys_values, first.room.keys_values)
+
+
+def test_a_cache_without_room_gets_more():
+    keys, values = np.random.default_rng(0).standard_normal((2, 1, 2, 5, 3))
+    cache = KeyValueCache.empty(1, 2, 2, 3, keys.dtype).extended(keys[:, :, :2], values[:, :, :2])
+    longer = cache.extended(keys[:, :, 2:], values[:, :, 2:])
+    assert_equal({"keys": longer.keys, "values": longer.values}, {"keys": keys, "values": values})
+    assert cache.length == 2
+
+
+# Less memory, the same gradients
+
+
+@pytest.mark.parametrize("attention", ["math", "flash"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@given(configs(), seeds)
+def test_recomputed_activations_give_the_same_bits(attention, dtype, config, seed):
+    model, in_idx = model_of(config, seed, dtype), ids_of(config, seed)
+    model.attention = attention
+    loss, grads = model.loss_and_grads(in_idx, in_idx, rng=TorchGenerator(seed))
+    model.checkpoint_activations = True
+    again, same = model.loss_and_grads(in_idx, in_idx, rng=TorchGenerator(seed))
+    assert loss == again
+    assert_equal(same, grads)
+
+
+def test_a_watch_is_told_recomputed_activations_once():
+    config = GPTConfig(11, 5, 6, 2, n_layers=2, drop_rate=0.3, qkv_bias=True)
+    model, in_idx = model_of(config, 0), ids_of(config, 0)
+    told = {False: [], True: []}
+    for model.checkpoint_activations, names in told.items():
+
+        def watch(name, _, names=names):
+            names.append(name)
+
+        model.loss_and_grads(in_idx, in_idx, rng=TorchGenerator(0), watch=watch)
+    assert told[True] == told[False]
+
+
+@pytest.mark.parametrize("checkpoint_activations", [False, True])
+def test_watched_or_not_and_freed_on_the_way_or_not_the_gradients_are_the_same_bits(checkpoint_activations):
+    """Unwatched, the logits' gradient takes the logits' place, and a block's record is dropped when it is used."""
+    config = GPTConfig(11, 5, 6, 2, n_layers=2, drop_rate=0.3, qkv_bias=True)
+    model, in_idx = model_of(config, 0), ids_of(config, 0)
+    model.checkpoint_activations = checkpoint_activations
+    _, unwatched = model.loss_and_grads(in_idx, in_idx, rng=TorchGenerator(0))
+    _, watched = model.loss_and_grads(in_idx, in_idx, rng=TorchGenerator(0), watch=lambda *_: None)
+    assert_equal(watched, unwatched)
+    logits, saved = model.forward(in_idx)
+    kept, freed = model.backward(logits, saved), model.backward(logits, saved, consume=True)
+    assert_equal(freed, kept)
+    assert not saved.trf_blocks
+
+
+@given(configs(drop_rate=0.0), seeds)
+def test_flash_attention_reads_no_later_token(config, seed):
+    model, in_idx = model_of(config, seed), ids_of(config, seed)
+    model.attention = "flash"
+    changed = in_idx.copy()
+    changed[:, -1] = (changed[:, -1] + 1) % config.vocab_size
+    assert np.array_equal(model(in_idx)[:, :-1], model(changed)[:, :-1])
+
+
+@pytest.mark.parametrize("operation", [attention, flash_attention], ids=["attention", "flash_attention"])
+def test_what_attention_saves_grows_with_the_square_of_the_tokens_and_flash_attentions_with_the_tokens(operation):
+    saved_bytes = []
+    for tokens in (64, 128):
+        _, saved = operation.forward(*np.ones((3, 1, 2, tokens, 4)))
+        saved_bytes.append(sum(array.nbytes for array in arrays_in(saved)))
+    per_token = saved_bytes[1] / (2 * saved_bytes[0])
+    assert (per_token == 1) == (operation is flash_attention)
 
 
 @FEWER
@@ -217,6 +307,7 @@ def test_a_batch_is_its_sequences(config, seed):
 # Sums that are zero
 
 
+@pytest.mark.long_run
 @given(seeds, st.integers(1, 6), st.integers(1, 20), st.floats(-3, 3))
 @example(seed=0, rows=3, vocab=2, exponent=3.0)
 def test_rows_of_the_softmax_losss_gradient_sum_to_zero(seed, rows, vocab, exponent):
@@ -232,6 +323,7 @@ def test_rows_of_the_softmax_losss_gradient_sum_to_zero(seed, rows, vocab, expon
     assert (np.abs(d_logits[counted].sum(axis=-1)) <= FLOAT64_NORMWISE / max(1, counted.sum())).all()
 
 
+@pytest.mark.long_run
 @given(seeds, st.integers(1, 40), st.floats(-2, 2), st.floats(-2, 2), st.sampled_from([1e-12, 1e-5, 0.5]))
 def test_layer_norms_d_x_is_orthogonal_to_1_and_but_for_eps_to_the_normalized_x(seed, width, scale, shift, eps):
     """<d_x, 1> = 0 and <d_x, z> = eps r³ <d_z, z>, which vanishes with eps; relative to the terms that cancel."""
@@ -480,6 +572,7 @@ def test_a_training_step_gives_the_same_on_any_number_of_threads(monkeypatch):
     assert_equal(results[1], results[0])
 
 
+@pytest.mark.long_run
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 200))
 def test_blocks_cover_every_row_once_in_order_whatever_the_threads(rows, columns, block_bytes):
     x = np.arange(rows * columns, dtype=np.float32).reshape(rows, columns)

@@ -157,6 +157,11 @@ def test_other_dtypes_are_refused(dtype):
 # Tied weights
 
 
+def test_another_attention_is_refused():
+    with pytest.raises(InputError, match="attention is 'fast'; expected 'math' or 'flash'"):
+        GPTModel(GPTConfig(11, 5, 6, 2, 1, 0.0, False), attention="fast")
+
+
 def test_tied_weights_are_one_array_with_one_gradient():
     model = GPTModel(TIED, dtype=np.float64)
     state_dict = model.state_dict()

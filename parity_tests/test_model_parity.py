@@ -1,5 +1,7 @@
 """The whole model, tensor by tensor: activations, loss, gradients of activations and of parameters are PyTorch's."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from numpygpt.model import GPTModel
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
 from parity_tests.strategies import steps
 from parity_tests.tolerances import FLOAT64_NORMWISE
+from torchgpt import parity
 from torchgpt.parity import Batch, numpy_step, report, step_reference
 
 CONFIG = GPTConfig(vocab_size=7, context_length=5, emb_dim=6, n_heads=2, n_layers=2, drop_rate=0.25, qkv_bias=True)
@@ -40,6 +43,20 @@ def test_every_tensor_of_a_step_is_pytorchs(dtype, step):
 def test_float64_agrees_normwise_at_ordinary_scales(step):
     for comparison in compared(*step.make(np.float64)):
         assert comparison.zero or comparison.error <= FLOAT64_NORMWISE * comparison.size, comparison
+
+
+@BOTH
+@settings(max_examples=15)
+@given(step=steps())
+def test_flash_attention_is_within_the_budgets_of_the_books(dtype, step):
+    """Every tensor but those of T x S numbers, which it does not have."""
+    model, batch = step.make(dtype)
+    model.attention = "flash"
+    judged_by = step_reference(model, batch)
+    names = [name for name in judged_by.truth if not re.search(r"attn_scores|attn_weights|att\.dropout", name)]
+    truth, allowed = ({name: part[name] for name in names} for part in (judged_by.truth, judged_by.allowed))
+    found = compare(numpy_step(model, batch), truth, allowed, dtype=dtype)
+    assert not [comparison for comparison in found if not comparison.passed]
 
 
 @BOTH
@@ -103,6 +120,19 @@ def test_the_report_names_the_first_wrong_tensor_of_a_planted_bug(seed, dtype):
     assert first.name == bug.first_wrong
     assert first.verdict == "over budget"
     assert first.used > 1
+
+
+def test_the_report_tells_missing_unexpected_and_wrong_tensors_apart(monkeypatch):
+    zero = "d_trf_blocks.0.att.W_key.bias"
+
+    def broken_step(model, batch):
+        tensors = numpy_step(model, batch)
+        tensors[zero] += 1
+        return {name.replace("final_norm.scale", "final_norm.weight"): tensor for name, tensor in tensors.items()}
+
+    monkeypatch.setattr(parity, "numpy_step", broken_step)
+    failed = {row.name: row.verdict for row in report(CONFIG) if not row.passed}
+    assert failed == {"d_final_norm.scale": "missing", zero: "over budget", "d_final_norm.weight": "unexpected"}
 
 
 def test_a_report_in_another_dtype_is_refused():

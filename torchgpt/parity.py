@@ -27,7 +27,7 @@ error, errors to both sides, rows of several numbers and PyTorch's own errors be
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -47,16 +47,20 @@ from numpygpt.shapes import Array
 from numpygpt.watch import Watch
 from torchgpt.bridge import DTYPES, dropout_masks, to_torch
 from torchgpt.model import GPTModel as TorchGPTModel
-from torchgpt.rounding import RoundingErrors
+from torchgpt.rounding import RoundingErrors, format_of
 
 FACTOR = 4.0
 MARGIN = math.sqrt(FACTOR)
 PROBES = 64
+REPORT_PROBES = 16  # of one step, and of a larger model, whose rows are long
 
-#: Numbers that all copies of a computation's inputs may have together; larger computations are probed in several runs.
-NUMBERS_AT_ONCE = 2**24
+#: How many numbers the weights of all copies of a model may have together; a larger model's probes take several runs.
+NUMBERS_AT_ONCE = 2**22
 
 Tensors = dict[str, Array]
+
+#: Goes through what has to be done, telling a person how far it is: `tqdm`, or `iter` to say nothing.
+Progress = Callable[[range], Iterable[int]]
 
 
 class Reference(NamedTuple):
@@ -74,18 +78,26 @@ class Reference(NamedTuple):
     allowed: dict[str, Norms]
 
 
-def reference(in_torch: Callable[[Any], Callable[[int], Tensors]], dtype: Any, *, at_once: int = PROBES) -> Reference:
+def reference(
+    in_torch: Callable[[Any], Callable[[int], Tensors]],
+    dtype: Any,
+    *,
+    probes: int = PROBES,
+    at_once: int = PROBES,
+    progress: Progress = iter,
+) -> Reference:
     """What a computation in `dtype`, float32 or float64, is judged by.
 
     in_torch   in_torch(dtype) prepares the computation in PyTorch in that dtype, always on the same numbers; calling
                what it returns with a number of copies runs it in as many copies side by side, and returns its tensors
                by name, with the copies along a new first axis
+    probes     how many runs make rounding errors
     at_once    the largest number of copies
+    progress   goes through the runs
     """
     run = in_torch(np.float64)
     truth = {name: np.asarray(copies[0]) for name, copies in run(1).items()}
-    errors = [_errors(probes, truth) for probes in _probes(run, dtype, at_once)]
-    rounding = {name: scaled(largest(error[name] for error in errors), 1 / MARGIN) for name in truth}
+    rounding = rounding_errors(run, truth, dtype, probes=probes, at_once=at_once, progress=progress)
     if np.dtype(dtype) == np.float64:
         allowed = {name: _allowed_in_float64(truth[name], rounding[name]) for name in truth}
         return Reference(truth, rounding, None, allowed)
@@ -94,11 +106,31 @@ def reference(in_torch: Callable[[Any], Callable[[int], Tensors]], dtype: Any, *
     return Reference(truth, rounding, pytorch, allowed)
 
 
-def _probes(run: Callable[[int], Tensors], dtype: Any, at_once: int) -> Iterator[Tensors]:
-    rounding_errors = RoundingErrors(dtype, seed=0, factor=MARGIN)
-    for done in range(0, PROBES, at_once):
-        with rounding_errors:
-            tensors = run(min(at_once, PROBES - done))
+def rounding_errors(
+    run: Callable[[int], Tensors],
+    truth: Tensors,
+    dtype: Any,
+    *,
+    probes: int = PROBES,
+    at_once: int = PROBES,
+    progress: Progress = iter,
+) -> dict[str, Norms]:
+    """What rounding to `dtype`, one of `torchgpt.rounding.FORMATS`, does to a computation; the rest as `reference`.
+
+    run     run(copies) computes in float64, in as many copies
+    truth   its tensors without rounding errors
+    """
+    errors = [_errors(tensors, truth) for tensors in _probes(run, dtype, probes, at_once, progress)]
+    return {name: scaled(largest(error[name] for error in errors), 1 / MARGIN) for name in truth}
+
+
+def _probes(
+    run: Callable[[int], Tensors], dtype: Any, probes: int, at_once: int, progress: Progress
+) -> Iterator[Tensors]:
+    making_errors = RoundingErrors(dtype, seed=0, factor=MARGIN)
+    for done in progress(range(0, probes, at_once)):
+        with making_errors:
+            tensors = run(min(at_once, probes - done))
         yield tensors
 
 
@@ -210,7 +242,9 @@ def numpy_step(model: GPTModel, batch: Batch) -> Tensors:
     return tensors
 
 
-def torch_step(model: TorchGPTModel, batch: Batch, masks: DropoutMasks | None, copies: int) -> Tensors:
+def torch_step(
+    model: TorchGPTModel, batch: Batch, masks: DropoutMasks | None, copies: int, *, d_loss: float = 1.0
+) -> Tensors:
     """The same tensors of PyTorch's twin, in copies; activations' gradients in the reversed order of the forward."""
     inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
 
@@ -220,7 +254,7 @@ def torch_step(model: TorchGPTModel, batch: Batch, masks: DropoutMasks | None, c
             watch("loss", F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
         return logits
 
-    name, cotangent = ("loss", np.ones(())) if batch.d_logits is None else ("logits", batch.d_logits)
+    name, cotangent = ("loss", np.full((), d_loss)) if batch.d_logits is None else ("logits", batch.d_logits)
     weights = dict(model.named_parameters())
     dtype = str(weights["tok_emb.weight"].dtype).removeprefix("torch.")
     with nullcontext() if masks is None else dropout_masks(model, masks):
@@ -229,7 +263,9 @@ def torch_step(model: TorchGPTModel, batch: Batch, masks: DropoutMasks | None, c
     return tensors
 
 
-def step_reference(model: GPTModel, batch: Batch) -> Reference:
+def step_reference(
+    model: GPTModel, batch: Batch, *, probes: int = PROBES, progress: Progress = iter
+) -> Reference:
     """What `numpy_step(model, batch)` is judged by, for a model in float32 or float64."""
     weights, masks = model.state_dict(), batch.masks(model)
 
@@ -237,7 +273,12 @@ def step_reference(model: GPTModel, batch: Batch) -> Reference:
         twin = to_torch(GPTModel.from_state_dict(model.config, weights, dtype))
         return lambda copies: torch_step(twin, batch, masks, copies)
 
-    return reference(in_torch, model.dtype, at_once=max(1, min(PROBES, NUMBERS_AT_ONCE // model.num_parameters())))
+    return reference(in_torch, model.dtype, probes=probes, at_once=copies_at_once(model), progress=progress)
+
+
+def copies_at_once(model: GPTModel) -> int:
+    """In how many copies a step of the model may be run side by side."""
+    return max(1, NUMBERS_AT_ONCE // model.num_parameters())
 
 
 # The report
@@ -264,7 +305,14 @@ class Row(NamedTuple):
     passed: bool
 
 
-def report(cfg: GPTConfig | Mapping[str, Any], dtype: Any = "float32", seed: int = 0) -> list[Row]:
+def report(
+    cfg: GPTConfig | Mapping[str, Any],
+    dtype: Any = "float32",
+    seed: int = 0,
+    *,
+    probes: int = REPORT_PROBES,
+    progress: Progress = iter,
+) -> list[Row]:
     """Every tensor of one training step on random ids, a row each: in the forward's order, then in the backward's.
 
     The weights are those of `GPTModel(cfg, seed)`, but for the norms': a scale of 1 and a shift of 0 would hide a
@@ -282,23 +330,23 @@ def report(cfg: GPTConfig | Mapping[str, Any], dtype: Any = "float32", seed: int
             array += rng.uniform(array.shape, -0.5, 0.5)
     inputs, targets = rng.randint(0, config.vocab_size, (2, 2, config.context_length))
     batch = Batch(inputs, targets, dropout_seed=seed if config.drop_rate else None)
-    judged_by = step_reference(model, batch)
+    judged_by = step_reference(model, batch, probes=probes, progress=progress)
     comparisons = compare(numpy_step(model, batch), judged_by.truth, judged_by.allowed, dtype=dtype)
-    return [_row(comparison, judged_by, float(np.finfo(dtype).eps)) for comparison in comparisons]
+    return [_row(comparison, judged_by, dtype) for comparison in comparisons]
 
 
-def _row(comparison: Comparison, judged_by: Reference, eps: float) -> Row:
-    name, size = comparison.name, comparison.size
-    if comparison.zero and name in judged_by.rounding:
-        size = judged_by.rounding[name].tensor / (eps / 2) or 1.0
-    verdict = comparison.fault or ("zero" if comparison.zero else "agrees" if comparison.passed else "over budget")
-    pytorch = judged_by.pytorch[name].tensor / size if judged_by.pytorch and name in judged_by.pytorch else None
+def _row(comparison: Comparison, judged_by: Reference, dtype: Any) -> Row:
+    name = comparison.name
+    rounding = judged_by.rounding[name].tensor if name in judged_by.rounding else 0.0
+    pytorch = judged_by.pytorch[name].tensor if judged_by.pytorch and name in judged_by.pytorch else None
+    size = (rounding / format_of(dtype).roundoff if comparison.zero else comparison.size) or 1.0
+    agreement = "zero" if comparison.zero else "agrees"
     return Row(
         name,
-        comparison.error / size,
-        pytorch,
-        comparison.allowed / size,
-        comparison.used,
-        verdict,
-        comparison.passed,
+        error=comparison.error / size,
+        pytorch=None if pytorch is None else pytorch / size,
+        budget=comparison.allowed / size,
+        used=comparison.used,
+        verdict=agreement if comparison.passed else comparison.fault or "over budget",
+        passed=comparison.passed,
     )

@@ -25,7 +25,7 @@ cancels, a softmax without its shift) is not excused by rounding errors of its o
 import math
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -141,6 +141,7 @@ SCALES: Mapping[Any, Callable[..., Tensor]] = {
 EXACT = {
     aten._to_copy,
     aten._unsafe_view,
+    aten.amax,
     aten.arange,
     aten.clone,
     aten.embedding,
@@ -171,10 +172,39 @@ def _scale(func: Any) -> Callable[..., Tensor] | None:
     raise NotImplementedError(f"the rounding errors of {func} are not known; add it to SCALES or EXACT")
 
 
+class Format(NamedTuple):
+    """How a floating-point format rounds.
+
+    roundoff    u, the largest relative error of a result
+    inside      the same of the steps within an operation: PyTorch computes short formats in float32 and rounds the
+                operation's result once
+    underflow   the largest absolute error of what is too small: the smallest normal number where smaller ones may be
+                flushed to zero
+    """
+
+    roundoff: float
+    inside: float
+    underflow: float
+
+
+FORMATS: Mapping[str, Format] = {
+    "float64": Format(2.0**-53, 2.0**-53, 2.0**-1022),
+    "float32": Format(2.0**-24, 2.0**-24, 2.0**-126),
+    "tf32": Format(2.0**-11, 2.0**-11, 2.0**-126),  # only the operands of products, taken here for every operation
+    "bfloat16": Format(2.0**-8, 2.0**-24, 2.0**-126),
+    "float16": Format(2.0**-11, 2.0**-24, 2.0**-25),  # its numbers below the normal ones are in use
+}
+
+
+def format_of(dtype: Any) -> Format:
+    """The format of that name, or of what NumPy takes for a dtype."""
+    return FORMATS[dtype if dtype in FORMATS else str(np.dtype(dtype))]
+
+
 class RoundingErrors(TorchDispatchMode):
     """Within the `with`, every operation on float64 tensors makes random rounding errors as `dtype` would.
 
-    dtype    float32 or float64
+    dtype    one of FORMATS
     seed     of the errors
     factor   makes them this many times as large
 
@@ -183,8 +213,7 @@ class RoundingErrors(TorchDispatchMode):
 
     def __init__(self, dtype: Any, seed: int, factor: float = 1.0):
         super().__init__()
-        self.relative = factor * float(np.finfo(dtype).eps) / 2
-        self.absolute = factor * float(np.finfo(dtype).smallest_normal)
+        self.result, self.inside, self.absolute = (factor * largest for largest in format_of(dtype))
         self.rng = np.random.default_rng(seed)  # draws normals faster than PyTorch's
 
     @classmethod
@@ -199,5 +228,6 @@ class RoundingErrors(TorchDispatchMode):
             scale = _scale(func)
             if scale is not None:
                 errors = torch.from_numpy(np.asarray(self.rng.standard_normal(y.shape)))
-                y.addcmul_(errors, self.relative * scale(y, *args, **(kwargs or {})) + self.absolute * (y != 0))
+                inside = self.inside * scale(y, *args, **(kwargs or {}))
+                y.addcmul_(errors, inside + (self.result - self.inside) * y.abs() + self.absolute * (y != 0))
         return result

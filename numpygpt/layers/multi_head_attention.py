@@ -9,12 +9,12 @@
 
     (1)  qkv = x [Wq; Wk; Wv]ᵀ (+ bias)            one product where three share the operand x
     (2)  split: feature h K + i of queries is feature i of head h's; the same for keys and values
-    (3)  context = attention(queries, keys, values)
+    (3)  context = attention(queries, keys, values)    or flash_attention, the same numbers in less memory
     (4)  merge: the inverse of the split
     (5)  y = context_vec Woᵀ + bo
 
 Splitting and merging move no number; their gradients are each other. Decoding with a cache: `past` holds the keys and
-values of earlier positions, and `present(saved)` those of all positions so far.
+values of earlier positions, and `saved.present` those of all positions so far.
 """
 
 from typing import NamedTuple
@@ -22,22 +22,17 @@ from typing import NamedTuple
 import numpy as np
 
 from numpygpt import parameters as p
-from numpygpt.ops import attention, linear
+from numpygpt.layers.key_value_cache import KeyValueCache
+from numpygpt.ops import attention, flash_attention, linear
 from numpygpt.shapes import Array, Bool, Inexact
 from numpygpt.watch import Watch, unwatched
 
 
-class KeysValues(NamedTuple):
-    """What later positions need of earlier ones."""
-
-    keys: Inexact[Array, "B H S K"]
-    values: Inexact[Array, "B H S K"]
-
-
 class Saved(NamedTuple):
     qkv: linear.Saved
-    attention: attention.Saved
+    attention: attention.Saved | flash_attention.Saved
     out_proj: linear.Saved
+    present: KeyValueCache | None
 
 
 def forward(
@@ -47,9 +42,11 @@ def forward(
     n_heads: int,
     keep: Bool[Array, "B {n_heads} T S"] | None = None,
     drop_rate: float = 0.0,
-    past: KeysValues | None = None,
+    past: KeyValueCache | None = None,
+    flash: bool = False,
     watch: Watch = unwatched,
 ) -> tuple[Inexact[Array, "B T D"], Saved]:
+    """With `flash`, a watch is not told the tensors of T x S numbers, which then never exist."""
     *projections, out_proj = parameters
     weight, bias = stacked_projections(projections)
     qkv, projected = linear.forward(x, weight, bias)  # (1)
@@ -57,21 +54,19 @@ def forward(
     watch("queries", queries)
     watch("keys", keys)
     watch("values", values)
-    if past is not None:
-        keys, values = (np.concatenate(pair, axis=2) for pair in zip(past, (keys, values), strict=True))
-    context, attended = attention.forward(  # (3)
-        queries, keys, values, keep=keep, drop_rate=drop_rate, watch=watch
-    )
+    present = None if past is None else past.extended(keys, values)
+    if present is not None:
+        keys, values = present.keys, present.values
+    attended: attention.Saved | flash_attention.Saved
+    if flash:
+        context, attended = flash_attention.forward(queries, keys, values, keep=keep, drop_rate=drop_rate)  # (3)
+    else:
+        context, attended = attention.forward(queries, keys, values, keep=keep, drop_rate=drop_rate, watch=watch)
     context_vec = merge_heads(context)  # (4)
     watch("context_vec", context_vec)
     y, put_out = linear.forward(context_vec, *out_proj)  # (5)
     watch("out_proj", y)
-    return y, Saved(projected, attended, put_out)
-
-
-def present(saved: Saved) -> KeysValues:
-    """The keys and values of every position up to now, to be the `past` of the next call."""
-    return KeysValues(saved.attention.keys, saved.attention.values)
+    return y, Saved(projected, attended, put_out, present)
 
 
 class Gradients(NamedTuple):
@@ -86,11 +81,17 @@ def backward(d_y: Inexact[Array, "B T D"], saved: Saved, *, watch: Watch = unwat
     d_context_vec, d_out_weight, d_out_bias = linear.backward(d_y, saved.out_proj)  # undoes (5)
     watch("d_context_vec", d_context_vec)
     d_context = split_heads(d_context_vec, n_heads)  # undoes (4)
-    d_heads = attention.backward(d_context, saved.attention, watch=watch)  # undoes (3)
+    d_heads: attention.Gradients | flash_attention.Gradients
+    if isinstance(saved.attention, flash_attention.Saved):
+        d_heads = flash_attention.backward(d_context, saved.attention)  # undoes (3)
+    else:
+        d_heads = attention.backward(d_context, saved.attention, watch=watch)
     watch("d_values", d_heads.values)
     watch("d_keys", d_heads.keys)
     watch("d_queries", d_heads.queries)
-    d_qkv = np.concatenate([merge_heads(d_part) for d_part in d_heads], axis=-1)  # undoes (2)
+    d_qkv = np.empty((*d_y.shape[:2], 3 * d_context_vec.shape[2]), d_y.dtype)
+    for d_part, d_head in zip(np.split(d_qkv, 3, axis=-1), d_heads, strict=True):
+        split_heads(d_part, n_heads)[...] = d_head  # undoes (2)
     d_x, d_weight, d_bias = linear.backward(d_qkv, saved.qkv)  # undoes (1)
     d_weights = np.split(d_weight, 3)
     d_biases = [None] * 3 if d_bias is None else np.split(d_bias, 3)
@@ -110,5 +111,5 @@ def split_heads(x: Inexact[Array, "B T D"], n_heads: int) -> Inexact[Array, "B {
 
 
 def merge_heads(x: Inexact[Array, "B H T K"]) -> Inexact[Array, "B T D"]:
-    """The inverse of split_heads: heads back beside each other, a copy."""
+    """The inverse of split_heads: heads back beside each other; a copy, unless x is a view that split_heads made."""
     return x.swapaxes(1, 2).reshape(len(x), x.shape[2], -1)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from numpygpt import parameters as p
 from numpygpt.layers import feed_forward, multi_head_attention
+from numpygpt.layers.key_value_cache import KeyValueCache
 from numpygpt.ops import dropout, layer_norm
 from numpygpt.ops.dropout import RandomSource, draw_keep_mask
 from numpygpt.shapes import Array, Bool, Inexact
@@ -60,7 +61,8 @@ def forward(
     n_heads: int,
     masks: DropoutMasks = NO_MASKS,
     drop_rate: float = 0.0,
-    past: multi_head_attention.KeysValues | None = None,
+    past: KeyValueCache | None = None,
+    flash: bool = False,
     watch: Watch = unwatched,
 ) -> tuple[Inexact[Array, "B T D"], Saved]:
     a, norm1 = layer_norm.forward(x, *parameters.norm1)  # (1)
@@ -72,6 +74,7 @@ def forward(
         keep=masks.attention,
         drop_rate=drop_rate,
         past=past,
+        flash=flash,
         watch=under(watch, "att"),
     )
     dropped, drop_att = dropout.forward(b, masks.after_attention, drop_rate=drop_rate)

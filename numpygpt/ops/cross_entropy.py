@@ -20,7 +20,8 @@ Derivation, for a counted row; h drops out, as in softmax, and l + h has the dif
 Each row of d_x sums to 0, for adding a constant to a row's logits changes nothing.
 
 Saved: the logits, h, l and the targets; the probabilities are formed again in the backward, block by block, because a
-second array of N x V (103 MB for two sequences of 256 GPT-2 tokens) would be the largest in the run.
+second array of N x V (103 MB for two sequences of 256 GPT-2 tokens) would be the largest in the run. For the same
+reason a caller who does not need the logits again may have their gradient in their place (`out`).
 Traps: (h + l) - x[y] for (3): where x[y] is the largest logit the loss is what is left of their difference, and h + l
 is rounded to the size of h; a mean over all rows where some are ignored; 0/0 where all are: the sum over no target is
 0, with gradient 0 (PyTorch gives NaN), so that a micro-batch of padding adds nothing.
@@ -73,12 +74,13 @@ class Gradients(NamedTuple):
     logits: Inexact[Array, "N V"]
 
 
-def backward(d_loss: Any, saved: Saved) -> Gradients:
+def backward(d_loss: Any, saved: Saved, *, out: Inexact[Array, "N V"] | None = None) -> Gradients:
+    """`out` receives the gradient, and may be the saved logits themselves; None: a new array."""
     logits, highest, log_sum, targets, ignore_index = saved
     counted = np.flatnonzero(targets != ignore_index)
     row_weight = np.zeros((len(targets), 1), logits.dtype)
     row_weight[counted] = d_loss / max(1, len(counted))  # undoes (3)
-    d_logits = np.empty(logits.shape, logits.dtype)
+    d_logits = np.empty(logits.shape, logits.dtype) if out is None else out
 
     def block(logits: Array, highest: Array, log_sum: Array, row_weight: Array, d_logits: Array) -> None:
         np.subtract(logits, highest, out=d_logits)
