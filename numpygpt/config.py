@@ -112,3 +112,8 @@ GPT2_SIZES: dict[str, GPTConfig] = {
     "gpt2-large": replace(_SMALL, emb_dim=1280, n_layers=36, n_heads=20),
     "gpt2-xl": replace(_SMALL, emb_dim=1600, n_layers=48, n_heads=25),
 }
+
+#: The default model of the commands: small enough to learn English in a minute on two cores.
+DEFAULT_CONFIG = GPTConfig(
+    vocab_size=256, context_length=64, emb_dim=128, n_heads=4, n_layers=4, drop_rate=0.0, qkv_bias=False
+)

@@ -1,4 +1,7 @@
-"""The one exception for input that cannot be used."""
+"""The one exception for input that cannot be used, and the exit statuses of commands that do not finish."""
+
+BAD_INPUT = 2
+INTERRUPTED = 130
 
 
 class InputError(ValueError):

@@ -38,10 +38,11 @@ def num_parameters(config: GPTConfig) -> int:
 
 
 class TrainingBytes(NamedTuple):
-    """Bytes that a training step with AdamW holds at its peak.
+    """Bytes that a training step with AdamW holds.
 
-    activations   what the forward saves for the backward, with the dropout masks
-    logits        the logits and their gradient
+    activations   what the forward keeps for the backward, with the dropout masks
+    logits        the logits, whose gradient takes their place
+    peak          the most at one time; the temporaries of a single operation come on top
     """
 
     weights: int
@@ -49,26 +50,58 @@ class TrainingBytes(NamedTuple):
     optimizer: int
     activations: int
     logits: int
+    peak: int
 
 
-def training_bytes(config: GPTConfig, batch_size: int, tokens: int, dtype: Any = np.float32) -> TrainingBytes:
-    """Of a step on batch_size x tokens token ids. Temporaries of a single operation come on top."""
+def training_bytes(
+    config: GPTConfig,
+    batch_size: int,
+    tokens: int,
+    dtype: Any = np.float32,
+    *,
+    attention: str = "math",
+    checkpoint_activations: bool = False,
+) -> TrainingBytes:
+    """Of a step on batch_size x tokens token ids, with the options of `GPTModel`."""
     size = np.dtype(dtype).itemsize
+    rows = batch_size * tokens
+    stream = size * rows * config.emb_dim
+    block = _saved_block(config, batch_size, tokens, size, attention)
+    if checkpoint_activations:
+        blocks, last = config.n_layers * stream, block  # each block's input, and the one block that is computed again
+    else:
+        blocks, last = config.n_layers * block, 0
+    masks = config.n_layers * _mask_block(config, batch_size, tokens) + rows * config.emb_dim * bool(config.drop_rate)
+    activations = blocks + last + 2 * stream + size * rows + masks  # and the final norm's
     weights = size * num_parameters(config)
+    logits = size * rows * config.vocab_size
+    table = size * config.vocab_size * config.emb_dim
+    both_tables = weights + table * config.tie_weights  # a tied weight's two gradients are added at the end
+    backward_begins = activations + table
+    backward_ends = both_tables + block + masks
+    peak = weights + 2 * weights + logits + max(backward_begins, backward_ends)
+    return TrainingBytes(weights, weights, 2 * weights, activations, logits, peak)
+
+
+def _saved_block(config: GPTConfig, batch_size: int, tokens: int, size: int, attention: str) -> int:
+    """Bytes that a block's forward saves, but for the masks."""
     rows = batch_size * tokens
     stream = rows * config.emb_dim
     scores = rows * tokens * config.n_heads
-    saved_block = (
+    if attention == "flash":
+        attention_weights = 2 * rows * config.n_heads  # highest and total
+    else:
+        attention_weights = scores * (2 if config.drop_rate else 1)  # the weights before and after dropout
+    return size * (
         2 * (2 * stream + rows)  # each norm: normalized and its output, inv_std
         + 3 * stream  # queries, keys, values
-        + scores  # attn_weights
+        + attention_weights
         + stream  # context_vec
         + 3 * 4 * stream  # GELU: its input, its tanh, its output
     )
-    mask_block = 0
-    if config.drop_rate:
-        saved_block += scores  # attn_weights after dropout
-        mask_block = scores + 2 * stream  # booleans, a byte each
-    saved = config.n_layers * saved_block + 2 * stream + rows
-    masks = config.n_layers * mask_block + stream * bool(config.drop_rate)
-    return TrainingBytes(weights, weights, 2 * weights, size * saved + masks, 2 * size * rows * config.vocab_size)
+
+
+def _mask_block(config: GPTConfig, batch_size: int, tokens: int) -> int:
+    """Bytes of a block's dropout masks, one for each boolean."""
+    rows = batch_size * tokens
+    return (rows * tokens * config.n_heads + 2 * rows * config.emb_dim) * bool(config.drop_rate)

@@ -60,7 +60,7 @@ class GPTModel:
             `torch.manual_seed(seed); GPTModel(cfg)` in PyTorch
     dtype   float32 or float64 to compute in, or complex128 to differentiate by complex step
     attention               "math" computes attention's (B, H, T, T) tensors, as the book does; "flash" gives the same
-                            numbers but for rounding, tile by tile, in memory that grows with T: faster from about 512
+                            numbers but for rounding, tile by tile, in memory that grows with T: faster from about 500
                             tokens on, and a watch is not told those tensors
     checkpoint_activations  save each block's input alone and compute the block again in the backward: the same
                             gradients bit for bit, for less memory and a third more time

@@ -161,11 +161,16 @@ def draw_attention(source):
 
 
 def torch_flash_attention(queries, keys, values, *, keep=None, drop_rate=0.0, tile):
-    context, _ = torch_attention(queries, keys, values, keep=keep, drop_rate=drop_rate)
+    """The softmax's division after the product with the values: so the gradient's sum over a row is d_context · context,
+    whose rounding errors do not cancel with the other term's.
+    """
     later = torch.from_numpy(~np.tri(queries.shape[-2], keys.shape[-2], keys.shape[-2] - queries.shape[-2], dtype=bool))
-    attn_scores = (queries @ keys.mT / math.sqrt(queries.shape[-1])).detach().masked_fill(later, -math.inf)
-    highest = attn_scores.amax(dim=-1, keepdim=True)
-    return context, {"highest": highest, "total": (attn_scores - highest).exp().sum(dim=-1, keepdim=True)}
+    attn_scores = (queries @ keys.mT / math.sqrt(queries.shape[-1])).masked_fill(later, -math.inf)
+    highest = attn_scores.detach().amax(dim=-1, keepdim=True)
+    exponentials = (attn_scores - highest).exp()
+    total = exponentials.sum(dim=-1, keepdim=True)
+    dropped, _ = torch_dropout(exponentials, keep, drop_rate=drop_rate)
+    return dropped @ values / total, {"highest": highest, "total": total.detach()}
 
 
 def draw_flash_attention(source):

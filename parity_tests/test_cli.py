@@ -8,6 +8,7 @@ import pytest
 from numpygpt import GPT_CONFIG_124M, GPTConfig, GPTModel, TorchGenerator, generate, get_tokenizer, text_to_token_ids
 from numpygpt import parameters as p
 from numpygpt.checkpoint import load_checkpoint, load_model, save_checkpoint
+from numpygpt.cli import COMMANDS
 from numpygpt.data import python_reference_text
 from numpygpt.memory import num_parameters, parameter_table, training_bytes
 from parity_tests.command import TEXT, TRAINING, files, python, run, write_text
@@ -152,7 +153,7 @@ def test_ctrl_c_while_generating_ends_without_a_traceback(trained, capsys, monke
         yield np.array([ord("!")])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("numpygpt.cli.stream", interrupted)
+    monkeypatch.setattr("numpygpt.commands.generate.stream", interrupted)
     assert run("generate", "--checkpoint", trained[0], "--prompt", "The") == 130
     assert capsys.readouterr() == ("The!", "")
 
@@ -252,7 +253,7 @@ def test_the_activations_are_the_bytes_that_a_forward_keeps(config, batch_size, 
 # Help
 
 
-@pytest.mark.parametrize("command", [(), ("train",), ("generate",), ("info",), ("gradcheck",)])
+@pytest.mark.parametrize("command", [(), *((name,) for name, *_ in COMMANDS)])
 def test_help_names_each_default_once_and_no_default_of_none(command, capsys):
     assert run(*command, "--help") == 0
     out = " ".join(capsys.readouterr().out.split())

@@ -1,8 +1,6 @@
 """The comparator is tested before it is trusted: it passes what is right, and fails every fault in every place."""
 
-import re
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from numpygpt.compare import Norms, compare, difference, finite_norms, norms, no
 from numpygpt.config import GPTConfig
 from numpygpt.model import GPTModel
 from parity_tests.strategies import seeds
+from parity_tests.tolerances import FLOAT64_NORMWISE
 from torchgpt.parity import Batch, numpy_step, step_reference
 
 #: No reference is zero here: no key bias, two tokens at least, targets that count.
@@ -129,7 +128,8 @@ def test_a_reference_of_zero_is_judged_on_the_scale_of_its_rounding(size):
 
 def test_norms_neither_overflow_nor_underflow():
     for size in (1e-200, 1.0, 1e200):
-        assert norms(np.array([[3.0, 4.0], [0.0, 12.0]]) * size).tensor == pytest.approx(13 * size)
+        found = norms(np.array([[3.0, 4.0], [0.0, 12.0]]) * size).tensor
+        assert abs(found - 13 * size) <= FLOAT64_NORMWISE * size
     assert norms(np.float32(-2)).rows.tolist() == [2.0]
     infinite = np.array([-np.inf, 1.0])
     assert difference(infinite, infinite).tensor == 0
@@ -146,15 +146,3 @@ def test_a_tensor_told_twice_is_not_recorded_over():
     ids = np.zeros((1, 2), int)
     with pytest.raises(ValueError, match="logits was told twice"):
         numpy_step(Model(CONFIG), Batch(ids, ids))
-
-
-HAND_TUNED = re.compile(r"\b(rtol|atol|rel|abs|rel_tol|abs_tol)\s*=\s*[\d.]+(e-?\d+)?\s*[,)]|<=?\s*[\d.]+e-\d|allclose")
-
-
-def test_no_test_has_a_tolerance_of_its_own():
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.name != Path(__file__).name:
-            lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-            assert not [f"{path.name}:{number}" for number, line in lines if HAND_TUNED.search(line)]
-    for literal in ("isclose(a, b, rel_tol=1e-6)", "error < 1e-5", "np.testing.assert_allclose(a, b)", "abs=0.001)"):
-        assert HAND_TUNED.search(literal)

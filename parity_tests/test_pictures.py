@@ -201,7 +201,7 @@ def test_info_gives_the_last_perplexity(checkpoint, capsys, tmp_path):
 
 def test_attention_draws_every_layer_or_one(checkpoint, tmp_path, capsys, monkeypatch):
     drawn = []
-    monkeypatch.setattr("numpygpt.cli.plot_attention", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr("numpygpt.commands.attention.plot_attention", lambda *arguments: drawn.append(arguments))
     arguments = ("attention", "--checkpoint", checkpoint, "--prompt", "a $b")
     assert run(*arguments) == 0
     assert run(*arguments, "--layer", 1, "--out", tmp_path / "one.png") == 0
@@ -231,7 +231,7 @@ def test_embeddings_writes_a_picture(checkpoint, tmp_path, capsys):
 
 def test_embeddings_draws_the_models_own_vectors(checkpoint, monkeypatch):
     drawn = []
-    monkeypatch.setattr("numpygpt.cli.plot_word_vectors", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr("numpygpt.commands.embeddings.plot_word_vectors", lambda *arguments: drawn.append(arguments))
     assert run("embeddings", "--checkpoint", checkpoint) == 0
     assert run("embeddings", "--checkpoint", checkpoint, "--tokens", "z", " ", "z") == 0
     weights = load_checkpoint(checkpoint).model().state_dict()["tok_emb.weight"]

@@ -70,6 +70,10 @@ def test_moving_numbers_makes_no_errors():
 def test_zero_stays_zero_and_minus_infinity_is_no_nan():
     assert not errors_of(torch.exp, np.full((2, 3), -np.inf)).any()
     assert np.isfinite(errors_of(lambda x: torch.softmax(x, dim=-1), np.array([[0.0, -np.inf], [1e5, -1e5]]))).all()
+    scores = torch.full((2, REPEATS), -np.inf, dtype=torch.float64)
+    with RoundingErrors(np.float32, seed=0):
+        shifted = scores - 1.0
+    assert torch.equal(shifted, scores)
 
 
 def test_a_seed_gives_its_errors_again():

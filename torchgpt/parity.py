@@ -98,6 +98,7 @@ def reference(
     run = in_torch(np.float64)
     truth = {name: np.asarray(copies[0]) for name, copies in run(1).items()}
     rounding = rounding_errors(run, truth, dtype, probes=probes, at_once=at_once, progress=progress)
+    rounding = {name: _with_underflow(errors, float(np.finfo(dtype).tiny)) for name, errors in rounding.items()}
     if np.dtype(dtype) == np.float64:
         allowed = {name: _allowed_in_float64(truth[name], rounding[name]) for name in truth}
         return Reference(truth, rounding, None, allowed)
@@ -142,6 +143,11 @@ def _errors(copies: Tensors, truth: Tensors) -> dict[str, Norms]:
         rows = difference(copies[name].reshape(-1, *tensor.shape), tensor).rows.reshape(-1, tensor[..., 0].size)
         errors[name] = Norms(float(norms(rows).rows.max()), rows.max(axis=0))
     return errors
+
+
+def _with_underflow(rounding: Norms, smallest_normal: float) -> Norms:
+    """Below the smallest normal number digits are lost, which the probes, relative to each result, do not model."""
+    return Norms(max(rounding.tensor, smallest_normal), np.maximum(rounding.rows, smallest_normal))
 
 
 def _allowed_in_float64(truth: Array, rounding: Norms) -> Norms:

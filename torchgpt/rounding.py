@@ -229,5 +229,6 @@ class RoundingErrors(TorchDispatchMode):
             if scale is not None:
                 errors = torch.from_numpy(np.asarray(self.rng.standard_normal(y.shape)))
                 inside = self.inside * scale(y, *args, **(kwargs or {}))
-                y.addcmul_(errors, inside + (self.result - self.inside) * y.abs() + self.absolute * (y != 0))
+                size = inside + (self.result - self.inside) * y.abs() + self.absolute * (y != 0)
+                y.addcmul_(errors, size.masked_fill(~y.isfinite(), 0))
         return result

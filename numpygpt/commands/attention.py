@@ -1,0 +1,37 @@
+"""numpygpt attention: a picture of what each attention head reads."""
+
+import argparse
+from pathlib import Path
+
+from numpygpt.checkpoint import load_checkpoint
+from numpygpt.commands.trained import add_checkpoint_options, encoded, labels, tokenizer_of
+from numpygpt.errors import InputError
+from numpygpt.plots import plot_attention
+from numpygpt.shapes import Array
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add_checkpoint_options(parser)
+    parser.add_argument("--prompt", required=True, help="text to read")
+    parser.add_argument("--layer", type=int, metavar="N", help="of this transformer block only, counted from 0")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the picture, PNG (default: attention.png in DIR)")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Draw how much each token of a text reads of the others, one panel an attention head."""
+    checkpoint = load_checkpoint(parsed.checkpoint)
+    tokenizer = tokenizer_of(checkpoint, parsed.vocab)
+    idx = encoded(parsed.prompt, tokenizer)
+    layers = range(checkpoint.config.n_layers)
+    if parsed.layer is not None and parsed.layer not in layers:
+        raise InputError(f"--layer is {parsed.layer}; the model has layers 0 to {layers[-1]}")
+    seen: dict[str, Array] = {}
+    checkpoint.model().forward(idx, watch=seen.__setitem__)
+    attn_weights = {
+        layer: seen[f"trf_blocks.{layer}.att.attn_weights"][0] for layer in layers if parsed.layer in (None, layer)
+    }
+    path = parsed.out or checkpoint.path.with_name("attention.png")
+    plot_attention(attn_weights, labels(idx[0].tolist(), tokenizer), path)
+    print(f"wrote {path}")
+    return 0

@@ -1,0 +1,53 @@
+"""numpygpt embeddings: a picture of the word vectors."""
+
+import argparse
+import re
+from pathlib import Path
+
+from numpygpt.checkpoint import load_checkpoint
+from numpygpt.commands.trained import add_checkpoint_options, labels, tokenizer_of
+from numpygpt.errors import InputError
+from numpygpt.plots import plot_word_vectors
+from numpygpt.tokenizer import Encoding, text_to_token_ids
+
+#: Tokens that are drawn unasked, at most.
+MOST_TOKENS = 100
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add_checkpoint_options(parser)
+    parser.add_argument(
+        "--tokens",
+        nargs="+",
+        metavar="TEXT",
+        help=f"texts of one token each, like ' the' (default: the {MOST_TOKENS} commonest words, or all characters)",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the picture, PNG (default: embeddings.png in DIR)")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Draw tokens at their word vectors' places in two dimensions, found by principal component analysis."""
+    checkpoint = load_checkpoint(parsed.checkpoint)
+    tokenizer = tokenizer_of(checkpoint, parsed.vocab)
+    ids = [_single_token(text, tokenizer) for text in parsed.tokens or []] or _common_tokens(tokenizer)
+    vectors = checkpoint.model().state_dict()["tok_emb.weight"][ids]
+    path = parsed.out or checkpoint.path.with_name("embeddings.png")
+    plot_word_vectors(vectors, labels(ids, tokenizer), path)
+    print(f"wrote {path}")
+    return 0
+
+
+def _single_token(text: str, tokenizer: Encoding) -> int:
+    ids = text_to_token_ids(text, tokenizer)[0].tolist()
+    if len(ids) != 1:
+        raise InputError(f"{text!r} is {len(ids)} tokens of the tokenizer {tokenizer.name}; expected one")
+    return ids[0]
+
+
+def _common_tokens(tokenizer: Encoding) -> list[int]:
+    """The first words among the tokens: byte-pair encoding numbers tokens by how common they are. Or all characters."""
+    tokens = [tokenizer.decode_single_token_bytes(token_id) for token_id in range(tokenizer.n_vocab)]
+    words = [token_id for token_id, token in enumerate(tokens) if re.fullmatch(rb" [A-Za-z]{3,}", token)]
+    characters = [token_id for token_id, token in enumerate(tokens) if re.fullmatch(rb"[!-~]", token)]
+    return words[:MOST_TOKENS] or characters

@@ -1,0 +1,86 @@
+"""numpygpt generate: a trained model continues a prompt."""
+
+import argparse
+import codecs
+from typing import Any
+
+from numpygpt.checkpoint import load_checkpoint
+from numpygpt.commands.model_options import flag
+from numpygpt.commands.trained import add_checkpoint_options, encoded, tokenizer_of
+from numpygpt.errors import InputError
+from numpygpt.generation import beam_search, check_sampling, stream
+from numpygpt.random import TorchGenerator
+from numpygpt.tokenizer import Encoding, token_ids_to_text
+
+DEFAULT_TEMPERATURE = 0.8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add_checkpoint_options(parser)
+    add = parser.add_argument
+    add("--prompt", required=True, help="text to continue")
+    add("--max-new-tokens", type=int, default=200, help="tokens to add")
+    add(
+        "--temperature",
+        type=float,
+        help=f"0: always the likeliest token; higher: more surprising (default: {DEFAULT_TEMPERATURE})",
+    )
+    add("--top-k", type=int, help="choose among the k likeliest tokens only")
+    add("--top-p", type=float, help="choose among the likeliest tokens that together have this probability only")
+    add("--seed", type=int, help="for the same text again")
+    add("--num-samples", type=int, default=1, help="how many continuations")
+    add("--num-beams", type=int, help="search for the likeliest whole with this many beams, instead of drawing tokens")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Continue a prompt with a trained model, printing each token as it is chosen."""
+    for name, smallest in (("max_new_tokens", 0), ("num_samples", 1)):
+        if getattr(parsed, name) < smallest:
+            raise InputError(f"{flag(name)} is {getattr(parsed, name)}; expected {smallest} or more")
+    temperature = DEFAULT_TEMPERATURE if parsed.temperature is None else parsed.temperature
+    check_sampling(temperature, parsed.top_k, parsed.top_p)
+    checkpoint = load_checkpoint(parsed.checkpoint)
+    tokenizer = tokenizer_of(checkpoint, parsed.vocab)
+    idx = encoded(parsed.prompt, tokenizer)
+    model = checkpoint.model()
+    if parsed.num_beams is not None:
+        _refuse_sampling_options(parsed)
+        end = _end_of_text(tokenizer)
+        ids = beam_search(model, idx, parsed.max_new_tokens, model.config.context_length, parsed.num_beams, end)
+        print(token_ids_to_text(ids, tokenizer))
+        return 0
+    rng = TorchGenerator() if parsed.seed is None else TorchGenerator(parsed.seed)
+    for sample in range(parsed.num_samples):
+        if parsed.num_samples > 1:
+            print(f"--- sample {sample + 1} of {parsed.num_samples}")
+        choices = stream(
+            model, idx, model.config.context_length, temperature, parsed.top_k, top_p=parsed.top_p, rng=rng
+        )
+        _print_as_it_comes(parsed.prompt, (int(ids[0]) for ids in choices), parsed.max_new_tokens, tokenizer)
+    return 0
+
+
+def _end_of_text(tokenizer: Encoding) -> int | None:
+    return tokenizer.eot_token if tokenizer.special_tokens_set else None
+
+
+def _refuse_sampling_options(parsed: argparse.Namespace) -> None:
+    given = [name for name in ("temperature", "top_k", "top_p", "seed") if getattr(parsed, name) is not None]
+    given += ["num_samples"] if parsed.num_samples > 1 else []
+    if given:
+        flags = ", ".join(map(flag, given))
+        raise InputError(f"--num-beams draws no tokens and finds one continuation; leave out {flags}")
+
+
+def _print_as_it_comes(prompt: str, token_ids: Any, how_many: int, tokenizer: Any) -> None:
+    """Tokens are bytes, and a character may span several: the decoder holds back what is not yet whole."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    end = _end_of_text(tokenizer)
+    print(prompt, end="", flush=True)
+    for _ in range(how_many):
+        token_id = next(token_ids)
+        if token_id == end:
+            break
+        print(decoder.decode(tokenizer.decode_single_token_bytes(token_id)), end="", flush=True)
+    print(decoder.decode(b"", final=True))

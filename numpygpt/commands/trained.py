@@ -1,0 +1,36 @@
+"""What the commands that use a trained model share: its folder, its tokenizer, and text as its tokens."""
+
+import argparse
+from pathlib import Path
+
+from numpygpt.checkpoint import Checkpoint
+from numpygpt.errors import InputError
+from numpygpt.plots import token_label
+from numpygpt.shapes import Array
+from numpygpt.tokenizer import Encoding, get_tokenizer, text_to_token_ids
+
+
+def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    """Declare which trained model, and the file that its tokenizer may need."""
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="folder of a training run")
+    parser.add_argument("--vocab", metavar="FILE", help="file of GPT-2's ranks, where the model needs them")
+
+
+def tokenizer_of(checkpoint: Checkpoint, vocab: str | None) -> Encoding:
+    """The tokenizer that the model learned with. InputError where the checkpoint names none."""
+    if checkpoint.tokenizer is None:
+        raise InputError(f"the checkpoint {checkpoint.path} names no tokenizer, so a prompt cannot be encoded")
+    return get_tokenizer(checkpoint.tokenizer, vocab)
+
+
+def encoded(prompt: str, tokenizer: Encoding) -> Array:
+    """The prompt's token ids (1, T). InputError where it is empty."""
+    idx = text_to_token_ids(prompt, tokenizer)
+    if not idx.size:
+        raise InputError("the prompt is empty; expected text to continue")
+    return idx
+
+
+def labels(ids: list[int], tokenizer: Encoding) -> list[str]:
+    """The tokens as a picture shows them."""
+    return [token_label(tokenizer.decode_single_token_bytes(token_id)) for token_id in ids]

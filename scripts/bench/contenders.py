@@ -1,0 +1,138 @@
+"""What is timed: each function prepares a model and returns the run to be timed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from numpygpt import GPT2_SIZES, AdamW, GPTConfig, GPTModel, generate
+from numpygpt.config import DEFAULT_CONFIG
+from numpygpt.shapes import Array
+
+#: From the model of `make demo` up to the largest that trains in a few GB.
+PRESETS = {
+    "demo": DEFAULT_CONFIG,
+    "10M": replace(DEFAULT_CONFIG, vocab_size=8192, context_length=1024, emb_dim=256, n_heads=4, n_layers=6),
+    "50M": replace(DEFAULT_CONFIG, vocab_size=16384, context_length=1024, emb_dim=512, n_heads=8, n_layers=10),
+    **GPT2_SIZES,
+}
+OURS = "numpygpt"
+PROMPT_TOKENS, NEW_TOKENS = 32, 128
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training step on batch_size x tokens ids, or the decoding of NEW_TOKENS after PROMPT_TOKENS."""
+
+    kind: str
+    preset: str
+    batch_size: int
+    tokens: int
+    threads: int
+
+    @property
+    def config(self) -> GPTConfig:
+        """Without dropout; a step's context is as long as its sequences."""
+        config = replace(PRESETS[self.preset], drop_rate=0.0)
+        return config if self.kind == "decode" else replace(config, context_length=self.tokens)
+
+
+Run = Callable[[], object]
+
+
+def faster_attention(tokens: int) -> str:
+    return "math" if tokens <= 256 else "flash"
+
+
+def numpy_step(config: GPTConfig, ids: Array, **options: Any) -> Run:
+    """With the faster attention for the length, unless the options say which."""
+    model = GPTModel(config, **{"attention": faster_attention(config.context_length), **options})
+    optimizer = AdamW(model, lr=1e-4)
+
+    def step() -> None:
+        _, grads = model.loss_and_grads(ids[:, :-1], ids[:, 1:])
+        optimizer.step(grads)
+
+    return step
+
+
+def torch_step(
+    config: GPTConfig, ids: Array, *, attention: str = "math", fused: bool = False, compiled: bool = False
+) -> Run:
+    import torch
+
+    import torchgpt
+
+    torch.manual_seed(123)
+    model = torchgpt.GPTModel(config, attention=attention)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
+    run = torch.compile(model) if compiled else model
+    inputs, targets = (torch.from_numpy(np.ascontiguousarray(part)) for part in (ids[:, :-1], ids[:, 1:]))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        logits = run(inputs)
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+        optimizer.step()
+
+    return step
+
+
+def numpy_decode(config: GPTConfig, prompt: Array) -> Run:
+    model = GPTModel(config)
+    return lambda: generate(model, prompt, NEW_TOKENS, config.context_length)
+
+
+def book_decode(config: GPTConfig, prompt: Array) -> Run:
+    """The book's loop, which computes the whole text anew for each token."""
+    import torch
+
+    import torchgpt
+
+    model, idx = torchgpt.GPTModel(config).eval(), torch.from_numpy(prompt)
+    return lambda: torchgpt.generate_text_simple(model, idx, NEW_TOKENS, config.context_length)
+
+
+def huggingface_decode(config: GPTConfig, prompt: Array) -> Run:
+    """With its cache."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    hf_config = GPT2Config(
+        vocab_size=config.vocab_size,
+        n_positions=config.context_length,
+        n_embd=config.emb_dim,
+        n_layer=config.n_layers,
+        n_head=config.n_heads,
+        eos_token_id=None,
+        bos_token_id=None,
+    )
+    model, idx = GPT2LMHeadModel(hf_config).eval(), torch.from_numpy(prompt)
+    mask = torch.ones_like(idx)
+    return lambda: model.generate(
+        idx, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, use_cache=True, pad_token_id=0
+    )
+
+
+CONTENDERS: dict[str, dict[str, Callable[..., Run]]] = {
+    "step": {
+        OURS: numpy_step,
+        "eager": torch_step,
+        "fused": partial(torch_step, fused=True),
+        "sdpa": partial(torch_step, attention="sdpa"),
+        "compiled": partial(torch_step, fused=True, compiled=True),
+        "numpygpt-math": partial(numpy_step, attention="math"),
+        "numpygpt-flash": partial(numpy_step, attention="flash"),
+        "numpygpt-recompute": partial(numpy_step, checkpoint_activations=True),
+    },
+    "decode": {OURS: numpy_decode, "huggingface": huggingface_decode, "book": book_decode},
+}
+
+
+def prepared(name: str, task: Task) -> Run:
+    """A contender at its task, on random token ids."""
+    columns = PROMPT_TOKENS if task.kind == "decode" else task.tokens + 1
+    ids = np.random.default_rng(0).integers(0, task.config.vocab_size, (task.batch_size, columns))
+    return CONTENDERS[task.kind][name](task.config, ids)

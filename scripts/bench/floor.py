@@ -1,0 +1,150 @@
+"""Where a training step's time goes, and the floor that this machine's own rates set for it."""
+
+import importlib
+import platform
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.contenders import Task
+from numpygpt import AdamW, GPTConfig, GPTModel
+from numpygpt.memory import num_parameters
+from numpygpt.parallel import over_rows
+
+PARTS = {
+    "products": ("linear",),
+    "attention": ("attention", "flash_attention"),
+    "GELU": ("gelu",),
+    "norms": ("layer_norm",),
+    "loss": ("cross_entropy",),
+    "embedding": ("embedding",),
+    "dropout": ("dropout",),
+}
+
+
+@contextmanager
+def timed_parts() -> Iterator[dict[str, float]]:
+    """Seconds spent in the forwards and backwards of each part, within the block."""
+    seconds: dict[str, float] = defaultdict(float)
+    originals: list[tuple[Any, str, Callable[..., Any]]] = []
+    inside: list[str] = []
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            if inside:  # an operation that another one calls counts as the caller's
+                return function(*arguments, **options)
+            inside.append(part)
+            start = time.perf_counter()
+            result = function(*arguments, **options)
+            seconds[part] += time.perf_counter() - start
+            inside.pop()
+            return result
+
+        return run
+
+    for part, names in PARTS.items():
+        for module in (importlib.import_module(f"numpygpt.ops.{name}") for name in names):
+            for direction in ("forward", "backward"):
+                originals.append((module, direction, getattr(module, direction)))
+                setattr(module, direction, timed(part, getattr(module, direction)))
+    try:
+        yield seconds
+    finally:
+        for module, direction, function in originals:
+            setattr(module, direction, function)
+
+
+def profile(task: Task, rounds: int, attention: str) -> dict[str, float]:
+    """Median seconds of each part of a step, and of the whole."""
+    config = task.config
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (task.batch_size, task.tokens + 1))
+    model = GPTModel(config, attention=attention)
+    optimizer = AdamW(model, lr=1e-4)
+    steps = []
+    for _ in range(rounds + 1):
+        with timed_parts() as seconds:
+            start = time.perf_counter()
+            _, grads = model.loss_and_grads(ids[:, :-1], ids[:, 1:])
+            middle = time.perf_counter()
+            optimizer.step(grads)
+            del grads
+            end = time.perf_counter()
+        seconds["optimizer"] = end - middle
+        seconds["rest: sums, copies"] = end - start - sum(seconds.values())
+        steps.append({**seconds, "step": end - start})
+    return {part: statistics.median(step[part] for step in steps[1:]) for part in steps[0]}
+
+
+def training_flops(config: GPTConfig, batch_size: int, tokens: int) -> float:
+    """Of the matrix products of a step; the backward has two for each of the forward's.
+
+    Attention's are counted once for each pair of a query and a key that it may read.
+    """
+    D, rows = config.emb_dim, batch_size * tokens
+    weights = config.n_layers * 12 * D * D + config.vocab_size * D
+    return 3 * 2 * rows * (weights + config.n_layers * (tokens + 1) * D)
+
+
+def optimizer_bytes(config: GPTConfig) -> float:
+    """AdamW reads the gradient and reads and writes the parameter and both moments, in float32."""
+    return 7 * 4 * num_parameters(config)
+
+
+def decoding_bytes(config: GPTConfig) -> float:
+    """Of the weights that one more token streams: all but the tables of embeddings."""
+    tables = config.context_length * (config.position == "learned") + config.vocab_size * (not config.tie_weights)
+    return 4 * (num_parameters(config) - tables * config.emb_dim)
+
+
+def product_rate(size: int = 2048) -> float:
+    """Operations a second of a product of two square float32 matrices."""
+    a, b = np.random.default_rng(1).standard_normal((2, size, size), dtype=np.float32)
+    return 2 * size**3 / _fastest(lambda: a @ b)
+
+
+def copy_rate(size: int = 2**29) -> float:
+    """Bytes read and written a second, by one thread a core."""
+    source, target = np.ones((2, 1024, size // 4096), np.float32)
+    return 2 * size / _fastest(lambda: over_rows(lambda s, t: np.copyto(t, s), source, target))
+
+
+def read_rate(size: int = 2**29) -> float:
+    """Bytes read a second by a product of a matrix, much larger than any cache, and a vector."""
+    matrix, vector = np.ones((size // 4096, 1024), np.float32), np.ones(1024, np.float32)
+    return size / _fastest(lambda: matrix @ vector)
+
+
+def _fastest(function: Callable[[], object], repeats: int = 9) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def machine() -> dict[str, str]:
+    """The processor, and the versions."""
+    names = ("numpy", "torch", "transformers")
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return {
+        "processor": _processor(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+        "blas": f"{blas['name']} {blas['version']}",
+    }
+
+
+def _processor() -> str:
+    """Its own name where Linux tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
