@@ -8,8 +8,9 @@ that it is caught; an experimenter plants one to see how small an error a check 
 symptom with their own.
 
 `first_wrong` names the first tensor that differs, in the order: loaded weights, activations of a training step, loss,
-gradients as the backward yields them, the optimizer's moments and parameters, then evaluation, decoding and data;
-"none" for a bug that shows at numbers out of the ordinary only. `properties` are the kinds of checks that see it:
+gradients as the backward yields them, the optimizer's moments and parameters, then flash attention's ("flash."),
+evaluation, decoding and data; "none" for a bug that shows at numbers out of the ordinary only. `properties` are the
+kinds of checks that see it:
 
     forward       activations equal PyTorch's in float64
     gradients     gradients equal PyTorch's in float64, present and of the right shape
@@ -18,6 +19,7 @@ gradients as the backward yields them, the optimizer's moments and parameters, t
                   in the future
     cache         decoding with a cache equals the full forward, a batch equals its rows, one call does not affect
                   the next
+    tiles         flash attention, in tiles, equals attention, forward and backward
     evaluation    evaluation has no dropout, and training has it before and after an evaluation
     optimizer     AdamW's parameters and moments equal PyTorch's over several steps, with decay, clipping and |g|
                   near eps
@@ -113,6 +115,7 @@ def _function(path: str) -> FunctionType:
 _ATTENTION = "ops.attention:forward"
 _MASK = "np.copyto(attn_scores, -np.inf, where=later(*attn_scores.shape[-2:]))"
 _SCALE = "1 / math.sqrt(queries.shape[-1])"
+_FLASH = "ops.flash_attention:forward"
 _BLOCK = "layers.transformer_block:forward"
 _HEADS = "layers.multi_head_attention"
 _VARIANCE = "variance = (centered * centered).mean(axis=-1, keepdims=True)"
@@ -306,6 +309,53 @@ _CATALOGUE = (
         "d_trf_blocks.1.norm1",
         ("gradients", "complex_step"),
         (Change(f"{_HEADS}:backward", "linear.backward(d_qkv, saved.qkv)", "linear.backward(0 * d_qkv, saved.qkv)"),),
+    ),
+    # Flash attention
+    Bug(
+        "flash_context_does_not_shrink",
+        "a larger score comes, and what was read before keeps its old weight",
+        "many a first online softmax",
+        "flash.context",
+        ("tiles", "complex_step"),
+        (Change(_FLASH, "            z *= shrink\n", ""),),
+    ),
+    Bug(
+        "flash_total_does_not_shrink",
+        "a larger score comes, and the sum of the exponentials stays under the old one",
+        "many a first online softmax",
+        "flash.context",
+        ("tiles", "complex_step"),
+        (Change(_FLASH, "        total *= shrink\n", ""),),
+    ),
+    Bug(
+        "flash_row_sum_of_a_tile",
+        "the softmax's gradient subtracts the sum over a tile of keys, not over all of them",
+        "many a first FlashAttention backward",
+        "flash.d_queries",
+        ("tiles", "complex_step"),
+        (
+            Change(
+                "ops.flash_attention:backward",
+                "d_scores -= g_dot_z",
+                "d_scores -= (e * d_scores).sum(axis=-1, keepdims=True)",
+            ),
+        ),
+    ),
+    Bug(
+        "flash_values_without_dropout",
+        "the weights are formed again for the values' gradient, the mask is not applied again",
+        "many a first FlashAttention backward",
+        "flash.d_values",
+        ("tiles", "complex_step"),
+        (Change("ops.flash_attention:backward", "dropped.mT @ g", "e.mT @ g"),),
+    ),
+    Bug(
+        "flash_mask_from_the_upper_left",
+        "fewer queries than keys, and the causal mask starts at the first key: what FlashAttention did before 2.1",
+        "flash-attention, changelog of 2.1",
+        "flash.context",
+        ("tiles",),
+        (Change("ops.flash_attention:_masked_scores", "cached + np.arange(t.start", "np.arange(t.start"),),
     ),
     # Softmax, dropout, linear
     Bug(

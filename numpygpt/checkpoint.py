@@ -141,12 +141,12 @@ class Checkpoint:
     numpygpt_version: str
     _tensors: "_TensorFile"
 
-    def model(self, dtype: Any = None) -> GPTModel:
-        """A model with the saved weights, in their own dtype or in `dtype`."""
+    def model(self, dtype: Any = None, **options: Any) -> GPTModel:
+        """A model with the saved weights, in their own dtype or in `dtype`; the options are `GPTModel`'s."""
         names = [name for name in self._tensors.names if not name.startswith((OPTIMIZER, RANDOM))]
         weights = {name: self._tensors.read(name) for name in names}
         with self._named_in_errors():
-            return GPTModel.from_state_dict(self.config, weights, dtype)
+            return GPTModel.from_state_dict(self.config, weights, dtype, **options)
 
     @property
     def has_optimizer(self) -> bool:

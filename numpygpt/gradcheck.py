@@ -37,15 +37,15 @@ from numpygpt.shapes import Array
 
 STEP = 1e-30
 THRESHOLD = 1e-11
-ROUNDING = 1e-13  # what is left of a gradient that is zero, as a share of the largest gradient of its case
+ROUNDING = 1e-13  # what rounding leaves of a gradient that is zero, as a share of the largest gradient of its case
 
 
 class Verdict(NamedTuple):
     """How far one gradient is from complex step's.
 
     error    ‖ours - reference‖ / ‖reference‖, Euclidean norms over the whole tensor; NaN never passes
-    passed   error <= THRESHOLD; None where there is no verdict, because the reference is zero but for rounding and any
-             multiple of it would pass
+    passed   error <= THRESHOLD, or the difference is as small as rounding of the case's largest gradient; None where
+             there is no verdict, because the reference is zero but for rounding and any multiple of it would pass
     """
 
     case: str
@@ -82,7 +82,7 @@ def judge(case: str, ours: Mapping[str, Array], references: Mapping[str, Array])
                 error, passed = float(difference), None if difference <= zero else False
             else:
                 error = float(difference / norm)
-                passed = error <= THRESHOLD
+                passed = bool(difference <= max(THRESHOLD * norm, zero))
         verdicts.append(Verdict(case, f"d_{name}", reference.size, error, passed))
     return verdicts
 

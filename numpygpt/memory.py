@@ -88,14 +88,12 @@ def _saved_block(config: GPTConfig, batch_size: int, tokens: int, size: int, att
     rows = batch_size * tokens
     stream = rows * config.emb_dim
     scores = rows * tokens * config.n_heads
-    if attention == "flash":
-        attention_weights = 2 * rows * config.n_heads  # highest and total
-    else:
-        attention_weights = scores * (2 if config.drop_rate else 1)  # the weights before and after dropout
+    math = scores * (2 if config.drop_rate else 1)  # the weights before and after dropout
+    flash = 2 * rows * config.n_heads  # highest and total
     return size * (
         2 * (2 * stream + rows)  # each norm: normalized and its output, inv_std
         + 3 * stream  # queries, keys, values
-        + attention_weights
+        + (flash if attention == "flash" else math)
         + stream  # context_vec
         + 3 * 4 * stream  # GELU: its input, its tanh, its output
     )

@@ -53,6 +53,7 @@ class Options:
     save_every      steps between two checkpoints; 0: only at the end
     seed            of weights, batches and dropout
     dtype           "float32" or "float64"
+    attention, checkpoint_activations   GPTModel's
     """
 
     text: tuple[str, ...] = ()
@@ -74,6 +75,8 @@ class Options:
     save_every: int = 300
     seed: int = 123
     dtype: str = "float32"
+    attention: str = "math"
+    checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "eval_every", "eval_batches"):
@@ -158,7 +161,7 @@ class TrainingRun:
                 f"replace it with --overwrite, or choose another --out"
             )
         run = cls(options, config, directory, TorchGenerator(options.seed))
-        run.model = GPTModel(config, seed=run.rng, dtype=options.dtype)
+        run.model = GPTModel(config, run.rng, options.dtype, **run._how_to_compute())
         run.optimizer = AdamW(run.model, lr=options.lr, weight_decay=options.weight_decay)
         run._batches = iter(run.train_loader)
         make_writable(directory)
@@ -192,7 +195,7 @@ class TrainingRun:
                 f"the text ({source}) is not the one that the run in {directory} learned from; "
                 f"expected SHA-256 {state['text_sha256']}, found {run.text_sha256}"
             )
-        run.model = checkpoint.model()
+        run.model = checkpoint.model(**run._how_to_compute())
         run.optimizer = AdamW(run.model)
         checkpoint.restore_optimizer(run.optimizer)
         run._batches = run.train_loader.resume(state["position"])
@@ -200,6 +203,9 @@ class TrainingRun:
         run.step, run.tokens_seen = state["step"], state["tokens_seen"]
         run.history = [Evaluation(**entry) for entry in state["history"]]
         return run
+
+    def _how_to_compute(self) -> dict[str, Any]:
+        return {name: getattr(self.options, name) for name in ("attention", "checkpoint_activations")}
 
     @property
     def tokens_per_step(self) -> int:

@@ -18,7 +18,7 @@ from numpygpt.data import DataLoader, GPTDatasetV1
 from numpygpt.generation import generate, keep_top_k
 from numpygpt.layers import transformer_block
 from numpygpt.model import GPTModel
-from numpygpt.ops import attention, cross_entropy, layer_norm
+from numpygpt.ops import attention, cross_entropy, flash_attention, layer_norm
 from numpygpt.optim import AdamW, clip_grad_norm
 from numpygpt.random import TorchGenerator
 from numpygpt.shapes import Array
@@ -152,6 +152,29 @@ def complex_step() -> None:
             products = [(directions[name] * ours[name]).sum() for name in directions]
             error = np.abs(sum(products) - expected) / np.linalg.norm(products)
             assert error <= gradcheck.THRESHOLD, error
+    arguments, options = flash_call()
+    verdicts = gradcheck.check(gradcheck.Case("flash_attention", flash_attention, arguments, options), rng)
+    assert all(verdict.passed for verdict in verdicts), verdicts
+
+
+def flash_call() -> tuple[dict[str, Array], dict[str, Any]]:
+    """Arguments and options of attention in tiles of 2: the queries are the last of the keys' positions; dropout."""
+    rng = np.random.default_rng(17)
+    lengths = {"queries": T - 2, "keys": T, "values": T}
+    arguments = {name: 2 * rng.standard_normal((B, 3, length, 4)) for name, length in lengths.items()}
+    return arguments, {"keep": rng.random((B, 3, T - 2, T)) < 0.75, "drop_rate": 0.25, "tile": 2}
+
+
+def tiles() -> None:
+    arguments, options = flash_call()
+    context, saved = flash_attention.forward(*arguments.values(), **options)
+    del options["tile"]
+    expected, expected_saved = attention.forward(*arguments.values(), **options)
+    agree(context, expected, "context")
+    d_context = np.random.default_rng(18).standard_normal(context.shape)
+    ours = flash_attention.backward(d_context, saved)._asdict()
+    for name, gradient in attention.backward(d_context, expected_saved)._asdict().items():
+        agree(ours[name], gradient, f"d_{name}")
 
 
 def causality() -> None:
@@ -418,6 +441,7 @@ PROPERTIES = {
     "complex_step": complex_step,
     "causality": causality,
     "cache": cache_equals_full,
+    "tiles": tiles,
     "evaluation": evaluation,
     "optimizer": optimizer,
     "closed_form": closed_form,

@@ -161,8 +161,9 @@ def draw_attention(source):
 
 
 def torch_flash_attention(queries, keys, values, *, keep=None, drop_rate=0.0, tile):
-    """The softmax's division after the product with the values: so the gradient's sum over a row is d_context · context,
-    whose rounding errors do not cancel with the other term's.
+    """The softmax divides after the product with the values.
+
+    So the gradient's sum over a row is <d_context, context>, whose rounding does not cancel with the other term's.
     """
     later = torch.from_numpy(~np.tri(queries.shape[-2], keys.shape[-2], keys.shape[-2] - queries.shape[-2], dtype=bool))
     attn_scores = (queries @ keys.mT / math.sqrt(queries.shape[-1])).masked_fill(later, -math.inf)

@@ -1,6 +1,7 @@
 """The command: train, generate and info from end to end at tiny sizes, and the memory that info speaks of."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from numpygpt.checkpoint import load_checkpoint, load_model, save_checkpoint
 from numpygpt.cli import COMMANDS
 from numpygpt.data import python_reference_text
 from numpygpt.memory import num_parameters, parameter_table, training_bytes
+from numpygpt.model import ATTENTIONS
 from parity_tests.command import TEXT, TRAINING, files, python, run, write_text
 
 BYTES = get_tokenizer("bytes")
@@ -70,12 +72,14 @@ def test_the_text_may_be_several_files_and_every_option_reaches_the_run(tmp_path
         "steps": 2, "batch_size": 2, "accumulate": 2, "lr": 0.01, "min_lr": 0.001, "warmup_steps": 1, "clip": 0.5,
         "weight_decay": 0.2, "eval_every": 5, "eval_batches": 2, "sample_every": 0, "sample_prompt": "x",
         "save_every": 7, "seed": 5, "schedule": "constant", "dtype": "float64", "tokenizer": "bytes",
+        "attention": "flash",
     }  # fmt: skip
     sizes = {"context_length": 5, "emb_dim": 6, "n_heads": 3, "n_layers": 2, "drop_rate": 0.25}
     flags = [part for name, value in {**options, **sizes}.items() for part in (f"--{name.replace('_', '-')}", value)]
-    assert run("train", "--text", first, second, *flags, "--qkv-bias", "--tie-weights", "--out", tmp_path / "run") == 0
+    flags += ["--qkv-bias", "--tie-weights", "--checkpoint-activations"]
+    assert run("train", "--text", first, second, *flags, "--out", tmp_path / "run") == 0
     saved = load_checkpoint(tmp_path / "run")
-    expected = {**options, "text": [str(first), str(second)], "vocab": None}
+    expected = {**options, "checkpoint_activations": True, "text": [str(first), str(second)], "vocab": None}
     assert saved.training["options"] == expected
     assert saved.config == GPTConfig(256, **sizes, qkv_bias=True, tie_weights=True)
     assert saved.model().dtype == np.float64
@@ -185,8 +189,7 @@ def test_infos_memory_is_that_of_the_library_in_mebibytes(capsys):
     assert "\na training step on 3 x 256 tokens in float64, AdamW:\n" in out
     parts = training_bytes(config, 3, 256, np.float64)
     printed = dict(re.findall(r"^(\w+) +([\d,.]+) MiB$", out, re.M))
-    expected = {**parts._asdict(), "total": sum(parts)}
-    assert printed == {name: f"{size / 2**20:,.1f}" for name, size in expected.items()}
+    assert printed == {name: f"{size / 2**20:,.1f}" for name, size in parts._asdict().items()}
     assert parts.weights == parts.gradients == parts.optimizer // 2 == 8 * 163_009_536
 
 
@@ -231,23 +234,57 @@ def bases_in(tree):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.drop_rate}, qkv_bias {config.qkv_bias}")
 @pytest.mark.parametrize(("batch_size", "tokens", "dtype"), [(3, 5, np.float32), (2, 4, np.float64)])
-def test_the_activations_are_the_bytes_that_a_forward_keeps(config, batch_size, tokens, dtype):
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_the_activations_are_the_bytes_that_a_forward_keeps(config, batch_size, tokens, dtype, attention):
     """Each owner of memory once, the parameters and the token ids aside, which are there without the forward."""
-    model = GPTModel(config, dtype=dtype)
+    model = GPTModel(config, dtype=dtype, attention=attention)
     masks = model.draw_dropout_masks(np.random.default_rng(0), batch_size, tokens)
     _, saved = model.forward(np.zeros((batch_size, tokens), int), masks=masks)
     kept = bases_in([saved, masks])
     for address in bases_in(model.parameters):
         kept.pop(address, None)
     held = sum(base.nbytes for base in kept.values() if base.dtype != np.int64)
-    parts = training_bytes(config, batch_size, tokens, dtype)
+    parts = training_bytes(config, batch_size, tokens, dtype, attention=attention)
     assert held == parts.activations
     itemsize = np.dtype(dtype).itemsize
-    assert parts.logits == 2 * itemsize * batch_size * tokens * config.vocab_size
+    assert parts.logits == itemsize * batch_size * tokens * config.vocab_size
     assert parts.weights == sum(array.nbytes for array in bases_in(model.parameters).values())
     assert parts.gradients == parts.weights
     assert parts.optimizer == 2 * parts.weights
     assert len(list(p.named(model.parameters))) > len(bases_in(model.parameters)), "views must count once"
+
+
+PEAK = """
+import tracemalloc, sys
+import numpy as np
+from numpygpt import GPTConfig, GPTModel
+
+config = GPTConfig(2000, 128, 96, 4, n_layers=6, drop_rate=float(sys.argv[1]), qkv_bias=True)
+model = GPTModel(config, attention=sys.argv[2], checkpoint_activations=sys.argv[3] == "True")
+ids = np.zeros((2, 128), int)
+tracemalloc.start()
+model.loss_and_grads(ids, ids, rng=np.random.default_rng(0))
+print(tracemalloc.get_traced_memory()[1])
+"""
+
+
+@pytest.mark.parametrize("checkpoint_activations", [False, True])
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("drop_rate", [0.0, 0.2])
+def test_the_peak_is_that_of_a_training_step_but_for_the_temporaries_of_a_block(
+    attention, checkpoint_activations, drop_rate
+):
+    """Measured: every byte that NumPy asks for while the loss and the gradients are computed."""
+    done = python("-c", PEAK, drop_rate, attention, checkpoint_activations)
+    assert done.returncode == 0, done.stderr
+    config = GPTConfig(2000, 128, 96, 4, n_layers=6, drop_rate=drop_rate, qkv_bias=True)
+    parts = training_bytes(config, 2, 128, attention=attention, checkpoint_activations=checkpoint_activations)
+    predicted = parts.peak - parts.weights - parts.optimizer
+    all_blocks, one_less = (
+        training_bytes(replace(config, n_layers=n_layers), 2, 128, attention=attention).activations
+        for n_layers in (6, 5)
+    )
+    assert predicted <= int(done.stdout) <= predicted + 2 * (all_blocks - one_less)
 
 
 # Help

@@ -8,6 +8,7 @@ import pytest
 
 from numpygpt.bugs import BUGS, CONTROLS, Bug, planted
 from numpygpt.generation import generate, keep_top_k, stream
+from numpygpt.ops import flash_attention
 from numpygpt.optim import AdamW, clip_grad_norm
 from numpygpt.shapes import Array
 from numpygpt.training import loss_and_grads_of
@@ -42,7 +43,15 @@ def run(config: properties.GPTConfig, trace: dict[str, Array]) -> None:
         for moment in ("exp_avg", "exp_avg_sq"):
             trace |= {f"step{count}.{moment}.{n}": array.copy() for n, array in getattr(optimizer, moment).items()}
         trace |= {f"step{count}.{name}": array.copy() for name, array in model.named_parameters().items()}
+    flash(trace)
     evaluate_and_decode(model_of(config), trace)
+
+
+def flash(trace: dict[str, Array]) -> None:
+    arguments, options = properties.flash_call()
+    trace["flash.context"], saved = flash_attention.forward(*arguments.values(), **options)
+    gradients = flash_attention.backward(trace["flash.context"], saved)._asdict()
+    trace |= {f"flash.d_{name}": gradient for name, gradient in gradients.items()}
 
 
 def evaluate_and_decode(model: properties.GPTModel, trace: dict[str, Array]) -> None:

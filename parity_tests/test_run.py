@@ -62,8 +62,12 @@ def assert_same(ours, expected):
 
 @pytest.mark.parametrize(
     ("options", "config"),
-    [(OPTIONS, CONFIG), (PLAIN, replace(CONFIG, drop_rate=0.0, tie_weights=True, qkv_bias=False))],
-    ids=["dropout, accumulation", "plain, tied"],
+    [
+        (OPTIONS, CONFIG),
+        (PLAIN, replace(CONFIG, drop_rate=0.0, tie_weights=True, qkv_bias=False)),
+        (replace(PLAIN, attention="flash", checkpoint_activations=True), CONFIG),
+    ],
+    ids=["dropout, accumulation", "plain, tied", "flash, recomputed"],
 )
 def test_a_run_resumed_at_any_step_is_the_run_that_never_stopped(tmp_path, text, options, config):
     """From a checkpoint of each step: within an epoch, at its end, and before the first step."""
@@ -81,6 +85,8 @@ def test_a_run_resumed_at_any_step_is_the_run_that_never_stopped(tmp_path, text,
     for step in range(options.steps):
         resumed = TrainingRun.resume(tmp_path / f"stopped at {step}")
         assert resumed.step == step
+        assert resumed.model.attention == options.attention
+        assert resumed.model.checkpoint_activations == options.checkpoint_activations
         assert not resumed.finished
         assert_same(state(go_on(resumed, options.steps)), expected)
         assert resumed.finished

@@ -7,7 +7,13 @@ import numpy as np
 
 from numpygpt import memory
 from numpygpt.checkpoint import load_checkpoint
-from numpygpt.commands.model_options import add_model_options, add_step_options, config_of, tokens_of
+from numpygpt.commands.model_options import (
+    add_compute_options,
+    add_model_options,
+    add_step_options,
+    config_of,
+    tokens_of,
+)
 from numpygpt.training import perplexity
 
 
@@ -16,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="folder of a training run")
     add_step_options(parser)
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    add_compute_options(parser)
     add_model_options(parser)
 
 
@@ -37,7 +44,14 @@ def run(parsed: argparse.Namespace) -> int:
         print(f"{row.name:<12}{row.parameters:>15,}   {row.detail}")
     print(f"{'total':<12}{sum(row.parameters for row in rows):>15,}   parameters\n")
     print(f"a training step on {parsed.batch_size} x {tokens} tokens in {parsed.dtype}, AdamW:")
-    parts = memory.training_bytes(config, parsed.batch_size, tokens, np.dtype(parsed.dtype))
-    for name, size in (*parts._asdict().items(), ("total", sum(parts))):
+    parts = memory.training_bytes(
+        config,
+        parsed.batch_size,
+        tokens,
+        np.dtype(parsed.dtype),
+        attention=parsed.attention or "math",
+        checkpoint_activations=bool(parsed.checkpoint_activations),
+    )
+    for name, size in parts._asdict().items():
         print(f"{name:<12}{size / 2**20:>15,.1f} MiB")
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from numpygpt.config import DEFAULT_CONFIG, GPT2_SIZES, POSITIONS, GPTConfig
 from numpygpt.errors import InputError
+from numpygpt.model import ATTENTIONS
 
 #: What a configuration starts from: a released GPT-2, or a JSON file.
 STARTS = ("preset", "config")
@@ -64,6 +65,21 @@ def add_step_options(parser: argparse.ArgumentParser) -> None:
     """Declare the size of a training step."""
     parser.add_argument("--batch-size", type=int, default=2, help="sequences in a training step")
     parser.add_argument("--tokens", type=int, help="sequence length of a training step (default: context_length)")
+
+
+def add_compute_options(parser: argparse.ArgumentParser) -> None:
+    """Declare how a step is computed: the options of `GPTModel` that change time and memory."""
+    parser.add_argument(
+        "--attention",
+        choices=ATTENTIONS,
+        help="flash: tile by tile, faster and smaller from about 500 tokens on (default: math)",
+    )
+    parser.add_argument(
+        "--checkpoint-activations",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="compute each block again in the backward: less memory, a third more time",
+    )
 
 
 def tokens_of(parsed: argparse.Namespace, config: GPTConfig) -> int:

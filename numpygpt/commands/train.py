@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from numpygpt.commands.model_options import STARTS, add_model_options, config_of, flag
+from numpygpt.commands.model_options import STARTS, add_compute_options, add_model_options, config_of, flag
 from numpygpt.config import GPTConfig
 from numpygpt.errors import INTERRUPTED, InputError
 from numpygpt.run import SCHEDULES, Options, TrainingRun, stop_between_steps
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(flag(name), type=kind, help=f"{meaning} {_default(name)}")
     add("--schedule", choices=SCHEDULES, help=f"learning-rate schedule {_default('schedule')}")
     add("--dtype", choices=("float32", "float64"), help=_default("dtype"))
+    add_compute_options(parser)
     add_model_options(parser, vocab_size=False)
 
 

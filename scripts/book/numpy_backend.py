@@ -6,6 +6,7 @@ import time
 import numpy as np
 
 import numpygpt
+from numpygpt.allocator import keep_freed_memory
 from numpygpt.checkpoint import FILE_NAME
 from numpygpt.config import GPTConfig
 from numpygpt.data import DataLoader
@@ -31,6 +32,7 @@ class Backend:
     checkpoint = FILE_NAME
 
     def __init__(self, tokenizer: Encoding) -> None:
+        keep_freed_memory()
         self.tokenizer = tokenizer
         self.rng = numpygpt.TorchGenerator(0)  # in the part of PyTorch's default generator
 
