@@ -15,7 +15,8 @@ loop without one).
 
 Every contender is a process of its own with the same number of threads, and waits without computing while the others
 run. They take turns, a round at a time, and the ratio is taken within each round, so that a machine whose speed drifts
-does not favor anybody; the median over the rounds is what counts, and the spread shows how noisy the machine was.
+does not favor anybody; the median over the rounds is what counts, and the spread shows how noisy the machine was. Each
+keeps its model meanwhile: a step of the 124M model 3 to 5 GB.
 --out DIR writes the figures as JSON and a chart as PNG.
 """
 
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import charts, floor
-from bench.contenders import CONTENDERS, NEW_TOKENS, OURS, PRESETS, Task, faster_attention
+from bench.contenders import CONTENDERS, NEW_TOKENS, OURS, PRESETS, PROMPT_TOKENS, Task, faster_attention
 from bench.turns import THREADS, race, spread, work
 
 from numpygpt.allocator import keep_freed_memory
@@ -53,8 +54,8 @@ def compare(task: Task, parsed: argparse.Namespace) -> dict[str, Any]:
 def print_comparison(report: dict[str, Any]) -> None:
     results = report["results"]
     print(
-        f"{report['kind']} of {report['preset']}, batch {report['batch_size']}, {report['tokens']} tokens, "
-        f"{report['threads']} threads, median (smallest to largest) of {len(results[OURS]['seconds'])} rounds"
+        f"{report['kind']} of {report['preset']}, {size_of(report)}, {report['threads']} threads, "
+        f"median (smallest to largest) of {len(results[OURS]['seconds'])} rounds"
     )
     print(f"{'':<20}{'seconds':>26}{'numpygpt / peer':>28}{'peak MiB':>12}{'ours / peer':>13}")
     for name, result in results.items():
@@ -63,6 +64,12 @@ def print_comparison(report: dict[str, Any]) -> None:
             f"{results[OURS]['peak_mib'] / result['peak_mib']:>13.2f}"
         )
     print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
+
+
+def size_of(report: dict[str, Any]) -> str:
+    if report["kind"] == "decode":
+        return f"{report['batch_size']} x {NEW_TOKENS} tokens after {PROMPT_TOKENS}"
+    return f"{report['batch_size']} x {report['tokens']} tokens"
 
 
 def step(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -175,7 +182,8 @@ def main() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **threads})
     report = TASKS[parsed.task](parsed)
     if parsed.out:
-        name = "sweep" if parsed.task == "sweep" else f"{parsed.task}-{parsed.preset}-{task_of(parsed).tokens}"
+        names = {"sweep": "sweep", "decode": f"decode-{parsed.preset}"}
+        name = names.get(parsed.task, f"{parsed.task}-{parsed.preset}-{task_of(parsed).tokens}")
         write(report, parsed.out, name)
 
 
