@@ -354,8 +354,31 @@ _CATALOGUE = (
         "fewer queries than keys, and the causal mask starts at the first key: what FlashAttention did before 2.1",
         "flash-attention, changelog of 2.1",
         "flash.context",
-        ("tiles",),
+        ("tiles", "cache"),
         (Change("ops.flash_attention:_masked_scores", "cached + np.arange(t.start", "np.arange(t.start"),),
+    ),
+    # The cache
+    Bug(
+        "cache_overwritten_by_another_continuation",
+        "two continuations of one past write to the same place",
+        "ours, met while the cache was written",
+        "decode.continued_twice",
+        ("cache", "purity"),
+        (Change("layers.key_value_cache:KeyValueCache.extended", "room.taken != start or stop", "stop"),),
+    ),
+    Bug(
+        "cache_rows_not_reordered",
+        "a beam search chooses its beams anew, and their caches stay as they were",
+        "ours, met while the cache was written",
+        "decode.of_swapped_rows",
+        ("cache",),
+        (
+            Change(
+                "layers.key_value_cache:KeyValueCache._copied",
+                "self.room.keys_values[:, rows, :, : self.length]",
+                "self.room.keys_values[:, :, :, : self.length]",
+            ),
+        ),
     ),
     # Softmax, dropout, linear
     Bug(

@@ -9,6 +9,8 @@ from numpygpt.errors import InputError
 
 SIZES = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
 SWITCHES = ("qkv_bias", "tie_weights")
+#: How attention is computed: see `GPTModel`.
+ATTENTIONS = ("math", "flash")
 POSITIONS = ("learned", "sinusoidal")
 
 

@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numpygpt.config import GPTConfig
+from numpygpt.config import ATTENTIONS, GPTConfig
+from numpygpt.errors import InputError
 
 
 class Row(NamedTuple):
@@ -40,7 +41,8 @@ def num_parameters(config: GPTConfig) -> int:
 class TrainingBytes(NamedTuple):
     """Bytes that a training step with AdamW holds.
 
-    activations   what the forward keeps for the backward, with the dropout masks
+    activations   what the forward keeps for the backward, with the dropout masks; with checkpoint_activations, also
+                  what one block keeps when it is computed again
     logits        the logits, whose gradient takes their place
     peak          the most at one time; the temporaries of a single operation come on top
     """
@@ -63,6 +65,8 @@ def training_bytes(
     checkpoint_activations: bool = False,
 ) -> TrainingBytes:
     """Of a step on batch_size x tokens token ids, with the options of `GPTModel`."""
+    if attention not in ATTENTIONS:
+        raise InputError(f"attention is {attention!r}; expected {' or '.join(map(repr, ATTENTIONS))}")
     size = np.dtype(dtype).itemsize
     rows = batch_size * tokens
     stream = size * rows * config.emb_dim
@@ -71,15 +75,17 @@ def training_bytes(
         blocks, last = config.n_layers * stream, block  # each block's input, and the one block that is computed again
     else:
         blocks, last = config.n_layers * block, 0
-    masks = config.n_layers * _mask_block(config, batch_size, tokens) + rows * config.emb_dim * bool(config.drop_rate)
+    mask_block = _mask_block(config, batch_size, tokens)
+    masks = config.n_layers * mask_block + rows * config.emb_dim * bool(config.drop_rate)
     activations = blocks + last + 2 * stream + size * rows + masks  # and the final norm's
     weights = size * num_parameters(config)
     logits = size * rows * config.vocab_size
     table = size * config.vocab_size * config.emb_dim
-    both_tables = weights + table * config.tie_weights  # a tied weight's two gradients are added at the end
+    head_only = weights - table * (not config.tie_weights)  # the gradients before the embeddings'
     backward_begins = activations + table
-    backward_ends = both_tables + block + masks
-    peak = weights + 2 * weights + logits + max(backward_begins, backward_ends)
+    last_block = head_only + block + mask_block
+    backward_ends = head_only + table
+    peak = weights + 2 * weights + logits + max(backward_begins, last_block, backward_ends)
     return TrainingBytes(weights, weights, 2 * weights, activations, logits, peak)
 
 

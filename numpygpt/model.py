@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numpygpt import parameters as p
-from numpygpt.config import GPTConfig
+from numpygpt.config import ATTENTIONS, GPTConfig
 from numpygpt.errors import InputError
 from numpygpt.layers import recomputed_block, transformer_block
 from numpygpt.layers.key_value_cache import KeyValueCache
@@ -31,7 +31,6 @@ from numpygpt.shapes import Array, Bool, Inexact, Integer
 from numpygpt.watch import Watch, under, unwatched
 
 DTYPES = (np.float32, np.float64, np.complex128)
-ATTENTIONS = ("math", "flash")
 
 
 class DropoutMasks(NamedTuple):
@@ -60,17 +59,16 @@ class GPTModel:
             `torch.manual_seed(seed); GPTModel(cfg)` in PyTorch
     dtype   float32 or float64 to compute in, or complex128 to differentiate by complex step
     attention               "math" computes attention's (B, H, T, T) tensors, as the book does; "flash" gives the same
-                            numbers but for rounding, tile by tile, in memory that grows with T: faster from about 500
-                            tokens on, and a watch is not told those tensors
+                            numbers but for rounding, tile by tile, in memory that grows with T (but for dropout's
+                            masks): faster at 1024 tokens, not at 256; and a watch is not told those tensors
     checkpoint_activations  save each block's input alone and compute the block again in the backward: the same
-                            gradients bit for bit, for less memory and a third more time
+                            gradients bit for bit, for less memory and a fifth more time
 
     Both may be set later, as attributes. Raises InputError for an invalid configuration, seed, dtype or attention.
     """
 
     config: GPTConfig
     dtype: np.dtype
-    attention: str
     checkpoint_activations: bool
     parameters: p.GPT
 
@@ -98,7 +96,8 @@ class GPTModel:
     ) -> "GPTModel":
         """A model with these weights, copied; nothing is drawn. `dtype` defaults to the weights' own."""
         model = cls.__new__(cls)
-        dtype = next(iter(state_dict.values())).dtype if dtype is None else dtype
+        if dtype is None:
+            dtype = next((array.dtype for array in state_dict.values()), np.float32)
         model._allocate(cfg, dtype, attention, checkpoint_activations)
         model.load_state_dict(state_dict)
         return model
@@ -106,8 +105,6 @@ class GPTModel:
     def _allocate(
         self, cfg: GPTConfig | Mapping[str, Any], dtype: Any, attention: str, checkpoint_activations: bool
     ) -> None:
-        if attention not in ATTENTIONS:
-            raise InputError(f"attention is {attention!r}; expected {' or '.join(map(repr, ATTENTIONS))}")
         self.attention, self.checkpoint_activations = attention, checkpoint_activations
         self.config = GPTConfig.of(cfg)
         self.dtype = np.dtype(dtype)
@@ -116,6 +113,17 @@ class GPTModel:
         self.parameters = p.allocate(self.config, self.dtype)
         if self.config.position == "sinusoidal":
             self._sinusoids = sinusoidal_positions.table(self.config.context_length, self.config.emb_dim, self.dtype)
+
+    @property
+    def attention(self) -> str:
+        """"math" or "flash"."""
+        return self._attention
+
+    @attention.setter
+    def attention(self, attention: str) -> None:
+        if attention not in ATTENTIONS:
+            raise InputError(f"attention is {attention!r}; expected {' or '.join(map(repr, ATTENTIONS))}")
+        self._attention = attention
 
     @property
     def _pos_emb(self) -> p.Embedding:
@@ -204,7 +212,7 @@ class GPTModel:
         x = tokens + self._pos_emb.weight[start : start + in_idx.shape[1]]
         present = []
         for block, cache in zip(parameters.trf_blocks, past, strict=True):
-            flash = self.attention == "flash" and cache is None
+            flash = self.attention == "flash" and in_idx.shape[1] > 1  # one query has nothing to be tiled
             x, saved = transformer_block.forward(x, block, n_heads=self.config.n_heads, past=cache, flash=flash)
             present.append(saved.att.present)
         return x, present
@@ -222,8 +230,7 @@ class GPTModel:
 
         inputs, targets   (B, T) token ids; targets of cross_entropy.IGNORE_INDEX (-100) do not count
         rng               draws the dropout masks (a TorchGenerator or numpy.random.Generator); None: no dropout
-        returns           the loss, and {PyTorch name: gradient} with the names of `named_parameters`. The gradients may
-                          be buffers of the model that the next call overwrites: use or copy them before it.
+        returns           the loss, and {PyTorch name: gradient} with the names of `named_parameters`
 
         Raises InputError for ids outside the vocabulary, a sequence longer than context_length, or unequal shapes.
         """
@@ -238,7 +245,7 @@ class GPTModel:
         watch("loss", loss)
         out = scored.logits if watch is unwatched else None  # the largest array of the run: kept only for a watch
         d_logits = cross_entropy.backward(loss.dtype.type(1), scored, out=out).logits.reshape(logits.shape)
-        del logits, scored, out
+        del logits, scored, out, masks
         return loss, self.backward(d_logits, saved, consume=True, watch=watch)
 
     def draw_dropout_masks(self, rng: RandomSource, B: int, T: int) -> DropoutMasks:
@@ -305,6 +312,7 @@ class GPTModel:
             saved_block = saved.trf_blocks.pop() if consume else saved.trf_blocks[i]
             layer = recomputed_block if isinstance(saved_block, recomputed_block.Saved) else transformer_block
             d_x, d_block = layer.backward(d_x, saved_block, watch=under(watch, f"trf_blocks.{i}"))  # undoes (2)
+            del saved_block
             d_blocks.insert(0, d_block)
         watch("d_drop_emb", d_x)
         d_embedded = dropout.backward(d_x, saved.drop_emb).x  # undoes (1)
@@ -335,6 +343,11 @@ class GPTModel:
             raise InputError(
                 f"token ids are {in_idx.dtype} {in_idx.shape}; "
                 f"expected integers of shape (batch, tokens), at least one of each"
+            )
+        if past and (len(past), past[0].batch_size) != (self.config.n_layers, len(in_idx)):
+            raise InputError(
+                f"past is of {len(past)} blocks and {past[0].batch_size} sequences; expected "
+                f"{self.config.n_layers} and {len(in_idx)}, those of the model and of the token ids"
             )
         end = in_idx.shape[1] + (past[0].length if past else 0)
         if end > self.config.context_length:

@@ -397,6 +397,15 @@ def test_a_cache_counts_towards_the_context():
         MODEL.decode([[5, 6, 7]], past)
 
 
+@pytest.mark.parametrize(("rows", "more"), [(3, 1), (1, 3)])
+def test_a_cache_of_other_sequences(rows, more):
+    _, past = MODEL.decode([[1, 2]] * rows)
+    with pytest.raises(InputError, match=f"past is of 1 blocks and {rows} sequences; expected 1 and {more}"):
+        MODEL.decode([[3]] * more, past)
+    with pytest.raises(InputError, match=f"past is of 2 blocks and {rows} sequences; expected 1 and {rows}"):
+        MODEL.decode([[3]] * rows, past + past)
+
+
 @pytest.mark.parametrize(
     ("targets", "message"),
     [

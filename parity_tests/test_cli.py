@@ -10,9 +10,9 @@ from numpygpt import GPT_CONFIG_124M, GPTConfig, GPTModel, TorchGenerator, gener
 from numpygpt import parameters as p
 from numpygpt.checkpoint import load_checkpoint, load_model, save_checkpoint
 from numpygpt.cli import COMMANDS
+from numpygpt.config import ATTENTIONS
 from numpygpt.data import python_reference_text
 from numpygpt.memory import num_parameters, parameter_table, training_bytes
-from numpygpt.model import ATTENTIONS
 from parity_tests.command import TEXT, TRAINING, files, python, run, write_text
 
 BYTES = get_tokenizer("bytes")

@@ -142,23 +142,28 @@ def test_logits_do_not_depend_on_later_tokens(config, seed, data):
 
 
 @pytest.mark.long_run
+@pytest.mark.parametrize(
+    ("operation", "options"),
+    [(attention, {}), (flash_attention, {"tile": 2}), (flash_attention, {})],
+    ids=["attention", "flash_attention, tiles of 2", "flash_attention"],
+)
 @given(seeds, st.integers(1, 5), st.sampled_from([1.0, 1e5]), st.sampled_from([np.float32, np.float64]))
-def test_attention_reads_and_writes_no_later_position(seed, last, size, dtype):
+def test_attention_reads_and_writes_no_later_position(operation, options, seed, last, size, dtype):
     """Keys and values after a position do not reach its context; its gradient does not reach them."""
     rng = np.random.default_rng(seed)
     queries, keys, values = rng.standard_normal((3, 2, 2, 6, 4)).astype(dtype)
     queries *= dtype(size)
-    context, saved = attention.forward(queries, keys, values)
+    context, saved = operation.forward(queries, keys, values, **options)
     later_keys, later_values = keys.copy(), values.copy()
     later_keys[:, :, last:] = rng.standard_normal((2, 2, 6 - last, 4)) * size
     later_values[:, :, last:] = rng.standard_normal((2, 2, 6 - last, 4)) * size
-    changed, _ = attention.forward(queries, later_keys, later_values)
+    changed, _ = operation.forward(queries, later_keys, later_values, **options)
     assert np.array_equal(context[:, :, :last], changed[:, :, :last])
     if size == 1:  # at 1e5 each query reads one key alone, which need not be a changed one
         assert not np.array_equal(context[:, :, last:], changed[:, :, last:])
     d_context = rng.standard_normal(context.shape).astype(dtype)
     d_context[:, :, last:] = 0
-    for gradient in attention.backward(d_context, saved):
+    for gradient in operation.backward(d_context, saved):
         assert not gradient[:, :, last:].any()
 
 
@@ -278,14 +283,31 @@ def test_flash_attention_reads_no_later_token(config, seed):
     assert np.array_equal(model(in_idx)[:, :-1], model(changed)[:, :-1])
 
 
-@pytest.mark.parametrize("operation", [attention, flash_attention], ids=["attention", "flash_attention"])
-def test_what_attention_saves_grows_with_the_square_of_the_tokens_and_flash_attentions_with_the_tokens(operation):
-    saved_bytes = []
-    for tokens in (64, 128):
-        _, saved = operation.forward(*np.ones((3, 1, 2, tokens, 4)))
-        saved_bytes.append(sum(array.nbytes for array in arrays_in(saved)))
-    per_token = saved_bytes[1] / (2 * saved_bytes[0])
-    assert (per_token == 1) == (operation is flash_attention)
+@pytest.mark.parametrize("checkpoint_activations", [False, True])
+def test_flash_attention_in_several_tiles_gives_the_models_loss_and_gradients(checkpoint_activations):
+    """More tokens than a tile, on the model's own strided heads, with dropout; and causal."""
+    config = GPTConfig(11, flash_attention.TILE + 44, 6, 2, n_layers=2, drop_rate=0.3, qkv_bias=False)
+    model, in_idx = model_of(config, 0), ids_of(config, 0)
+    expected_loss, expected = model.loss_and_grads(in_idx, in_idx, rng=TorchGenerator(0))
+    model.attention, model.checkpoint_activations = "flash", checkpoint_activations
+    loss, grads = model.loss_and_grads(in_idx, in_idx, rng=TorchGenerator(0))
+    assert_close(loss, expected_loss)
+    for name, gradient in expected.items():
+        assert_close(grads[name], gradient)
+    changed = in_idx.copy()
+    changed[:, -20:] = (changed[:, -20:] + 1) % config.vocab_size
+    assert np.array_equal(model(in_idx)[:, :-20], model(changed)[:, :-20])
+
+
+def test_twice_the_tokens_take_flash_attention_twice_the_memory_and_attention_four_times():
+    peaks = {}
+    for operation, options in ((attention, {}), (flash_attention, {"tile": 16})):
+        for tokens in (256, 512):
+            (context, saved), forward = most_memory(operation.forward, *np.ones((3, 1, 2, tokens, 4)), **options)
+            _, backward = most_memory(operation.backward, context, saved)
+            peaks[operation, tokens] = np.array([forward, backward])
+    assert (peaks[flash_attention, 512] < 3 * peaks[flash_attention, 256]).all()
+    assert (peaks[attention, 512] > 3 * peaks[attention, 256]).all()
 
 
 @FEWER

@@ -160,6 +160,14 @@ def test_other_dtypes_are_refused(dtype):
 def test_another_attention_is_refused():
     with pytest.raises(InputError, match="attention is 'fast'; expected 'math' or 'flash'"):
         GPTModel(GPTConfig(11, 5, 6, 2, 1, 0.0, False), attention="fast")
+    model = GPTModel(GPTConfig(11, 5, 6, 2, 1, 0.0, False))
+    with pytest.raises(InputError, match="attention is 'fast'"):
+        model.attention = "fast"
+
+
+def test_a_state_dict_of_nothing_lacks_every_name():
+    with pytest.raises(InputError, match=r"missing: tok_emb\.weight, pos_emb\.weight"):
+        GPTModel.from_state_dict(GPTConfig(11, 5, 6, 2, 1, 0.0, False), {})
 
 
 def test_tied_weights_are_one_array_with_one_gradient():

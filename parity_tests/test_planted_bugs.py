@@ -63,6 +63,7 @@ def evaluate_and_decode(model: properties.GPTModel, trace: dict[str, Array]) -> 
     model.forward(INPUTS, masks=later_masks, watch=lambda n, a: trace.setdefault(f"after_evaluation.{n}", np.array(a)))
     _, past = model.decode(INPUTS[:, :4])
     trace["decode.logits"], _ = model.decode(INPUTS[:, 4:5], past)
+    trace["decode.continued_twice"], trace["decode.of_swapped_rows"] = properties.continuations(model)
     context_size = model.config.context_length
     trace["generation.token_ids"] = generate(model, INPUTS[:, :3], 4, context_size, eos_id=_an_eos())
     trace["second_generation.token_ids"] = generate(model, INPUTS[:, :2], 3, context_size)

@@ -34,6 +34,11 @@ class KeyValueCache:
         return cls(Room(np.empty((2, B, H, C, K), dtype)))
 
     @property
+    def batch_size(self) -> int:
+        """B."""
+        return self.room.keys_values.shape[1]
+
+    @property
     def keys(self) -> Inexact[Array, "B H S K"]:
         """Of all positions so far, a view."""
         return self.room.keys_values[0, :, :, : self.length]

@@ -35,11 +35,11 @@ Derivation. `attention` and `softmax` derive, with u = dropout(w) and d_w = d_u 
 The sum runs over all keys, but needs none of them: sum(d_w w) = sum(d_u u) = <d_z v, u> = <d_z, u v> = <d_z, z>. With
 w = e / l, and g = d_z / l dividing once a query what would be divided once a score,
 
-    (a)  e = exp(s - h)                            formed again, now with the last h
-    (b)  d_v = dropout(e)ᵀ g
-    (c)  d_s = e (g vᵀ m / (1 - p) - <g, z>)
+    (8)  e = exp(s - h)                            s and e are formed again, e now with the last h
+    (9)  d_v = dropout(e)ᵀ g
+    (10) d_s = e (g vᵀ m / (1 - p) - <g, z>)
 
-Saved: q, k, v, the mask, z, h and l: nothing of size T x S but the mask, a byte an element where there is dropout.
+Saved: q, k, v, the mask, z, h and l: nothing of size T x S but the mask, a byte an element, where there is dropout.
 Traps: what was summed before a larger score came must shrink with it; h and l are kept apart, for log l + h is rounded
 to the size of h, which at scores of 1e5 is a hundredth; a tile on the diagonal needs the mask, one below it does not.
 """
@@ -85,7 +85,7 @@ def forward(
     highest = np.full((B, H, T, 1), -np.inf, queries.dtype)
     total = np.zeros((B, H, T, 1), queries.dtype)
 
-    def block(scores: Array, shrink: Array, highest: Array, total: Array) -> None:
+    def online_softmax(scores: Array, shrink: Array, highest: Array, total: Array) -> None:
         new_highest = np.maximum(highest, scores.real.max(axis=-1, keepdims=True))  # (2)
         scores -= new_highest
         np.exp(scores, out=scores)  # (3)
@@ -100,7 +100,7 @@ def forward(
         scaled = queries[:, :, t] * (1 / math.sqrt(K))
         for s in key_tiles:
             e = _masked_scores(scaled, keys[:, :, s], t, s, keys.shape[2] - T)  # (1)
-            over_rows(block, *map(_rows, (e, shrink, h, sum_e)))
+            over_rows(online_softmax, *map(_rows, (e, shrink, h, sum_e)))
             dropped, _ = dropout.forward(e, _part(keep, t, s), drop_rate=drop_rate)
             z *= shrink
             z += dropped @ values[:, :, s]  # (5)
@@ -120,11 +120,11 @@ def backward(d_context: Inexact[Array, "B H T K"], saved: Saved) -> Gradients:
     T, S, K = queries.shape[2], keys.shape[2], queries.shape[3]
     d_queries, d_keys, d_values = (np.zeros(array.shape, array.dtype) for array in (queries, keys, values))
 
-    def exponentials(e: Array, highest: Array) -> None:
+    def to_exponentials(e: Array, highest: Array) -> None:
         e -= highest
         np.exp(e, out=e)
 
-    def scores(d_scores: Array, e: Array, g_dot_z: Array) -> None:
+    def to_d_scores(d_scores: Array, e: Array, g_dot_z: Array) -> None:
         d_scores -= g_dot_z
         d_scores *= e
 
@@ -134,11 +134,11 @@ def backward(d_context: Inexact[Array, "B H T K"], saved: Saved) -> Gradients:
         g_dot_z = (g * context[:, :, t]).sum(axis=-1, keepdims=True)
         for s in key_tiles:
             e = _masked_scores(scaled, keys[:, :, s], t, s, S - T)
-            over_rows(exponentials, _rows(e), _rows(highest[:, :, t]))  # (a)
+            over_rows(to_exponentials, _rows(e), _rows(highest[:, :, t]))  # (8)
             dropped, mask = dropout.forward(e, _part(keep, t, s), drop_rate=drop_rate)
-            d_values[:, :, s] += dropped.mT @ g  # (b)
-            d_scores = dropout.backward(g @ values[:, :, s].mT, mask).x
-            over_rows(scores, *map(_rows, (d_scores, e, g_dot_z)))  # (c)
+            d_values[:, :, s] += dropped.mT @ g  # (9)
+            d_scores = dropout.backward(_product(g, values[:, :, s].mT), mask).x
+            over_rows(to_d_scores, *map(_rows, (d_scores, e, g_dot_z)))  # (10)
             d_queries[:, :, t] += d_scores @ keys[:, :, s]  # undoes (1)
             d_keys[:, :, s] += d_scores.mT @ scaled
     d_queries *= 1 / math.sqrt(K)
@@ -155,7 +155,7 @@ def _tiles(queries: int, keys: int, tile: int) -> Iterator[tuple[slice, list[sli
 
 def _masked_scores(scaled: Array, keys: Array, t: slice, s: slice, cached: int) -> Array:
     """A tile of scores; the queries' positions follow those of the `cached` keys."""
-    scores: Array = scaled @ keys.mT
+    scores = _product(scaled, keys.mT)
     if s.stop > cached + t.start + 1:
         later = np.arange(s.start, s.stop) > cached + np.arange(t.start, t.stop)[:, None]
         np.copyto(scores, -np.inf, where=later)
@@ -164,6 +164,12 @@ def _masked_scores(scaled: Array, keys: Array, t: slice, s: slice, cached: int) 
 
 def _part(keep: Array | None, t: slice, s: slice) -> Array | None:
     return None if keep is None else keep[:, :, t, s]
+
+
+def _product(a: Array, b: Array) -> Array:
+    """The last axis is the fastest, however the operands lie in memory: its rows are a view, to be changed in place."""
+    product: Array = np.matmul(a, b, order="C")
+    return product
 
 
 def _rows(array: Array) -> Array:
