@@ -364,7 +364,7 @@ _CATALOGUE = (
         "ours, met while the cache was written",
         "decode.continued_twice",
         ("cache", "purity"),
-        (Change("layers.key_value_cache:KeyValueCache.extended", "room.taken != start or stop", "stop"),),
+        (Change("layers.key_value_cache:KeyValueCache.extended", "buffer.used != start or stop", "stop"),),
     ),
     Bug(
         "cache_rows_not_reordered",
@@ -375,8 +375,8 @@ _CATALOGUE = (
         (
             Change(
                 "layers.key_value_cache:KeyValueCache._copied",
-                "self.room.keys_values[:, rows, :, : self.length]",
-                "self.room.keys_values[:, :, :, : self.length]",
+                "self.buffer.keys_values[:, rows, :, : self.length]",
+                "self.buffer.keys_values[:, :, :, : self.length]",
             ),
         ),
     ),

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from numpygpt.bugs import BUGS, planted
@@ -22,8 +22,22 @@ CONFIG = GPTConfig(vocab_size=7, context_length=5, emb_dim=6, n_heads=2, n_layer
 BOTH = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
-def compared(model, batch):
+def reference_of(model, batch):
+    """What the step is judged by; a draw is left out where scores that differ tie by chance.
+
+    Three scales of 1e3 make scores of 1e10, and float32 has no two numbers there that differ by less than 1024: whether
+    a query reads one key or several is decided by rounding, and by rounding to a grid, which the random errors of the
+    model of rounding do not have. A long random search met it.
+    """
     judged_by = step_reference(model, batch)
+    scores = [tensor for name, tensor in judged_by.truth.items() if name.startswith("trf") and "attn_scores" in name]
+    spacing = np.finfo(model.dtype).eps * max(np.abs(tensor[np.isfinite(tensor)]).max() for tensor in scores)
+    assume(spacing < 1)
+    return judged_by
+
+
+def compared(model, batch):
+    judged_by = reference_of(model, batch)
     return compare(numpy_step(model, batch), judged_by.truth, judged_by.allowed, dtype=model.dtype)
 
 
@@ -52,7 +66,7 @@ def test_flash_attention_is_within_the_budgets_of_the_books(dtype, step):
     """Every tensor but those of T x S numbers, which it does not have."""
     model, batch = step.make(dtype)
     model.attention = "flash"
-    judged_by = step_reference(model, batch)
+    judged_by = reference_of(model, batch)
     names = [name for name in judged_by.truth if not re.search(r"attn_scores|attn_weights|att\.dropout", name)]
     truth, allowed = ({name: part[name] for name in names} for part in (judged_by.truth, judged_by.allowed))
     found = compare(numpy_step(model, batch), truth, allowed, dtype=dtype)

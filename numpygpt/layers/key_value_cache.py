@@ -14,57 +14,57 @@ from numpygpt.shapes import Array, Inexact, Integer
 
 
 @dataclass(eq=False)
-class Room:
-    """Memory for C positions of keys and of values, of which the first `taken` belong to some cache."""
+class Buffer:
+    """Memory for C positions of keys and of values, of which the first `used` belong to some cache."""
 
     keys_values: Inexact[Array, "2 B H C K"]
-    taken: int = 0
+    used: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class KeyValueCache:
-    """The first `length` positions of a room."""
+    """The first `length` positions of a buffer."""
 
-    room: Room
+    buffer: Buffer
     length: int = 0
 
     @classmethod
     def empty(cls, B: int, H: int, C: int, K: int, dtype: np.dtype) -> "KeyValueCache":
         """No positions yet, and room for C."""
-        return cls(Room(np.empty((2, B, H, C, K), dtype)))
+        return cls(Buffer(np.empty((2, B, H, C, K), dtype)))
 
     @property
     def batch_size(self) -> int:
         """B."""
-        return self.room.keys_values.shape[1]
+        return self.buffer.keys_values.shape[1]
 
     @property
     def keys(self) -> Inexact[Array, "B H S K"]:
         """Of all positions so far, a view."""
-        return self.room.keys_values[0, :, :, : self.length]
+        return self.buffer.keys_values[0, :, :, : self.length]
 
     @property
     def values(self) -> Inexact[Array, "B H S K"]:
         """Of all positions so far, a view."""
-        return self.room.keys_values[1, :, :, : self.length]
+        return self.buffer.keys_values[1, :, :, : self.length]
 
     def extended(self, keys: Inexact[Array, "B H T K"], values: Inexact[Array, "B H T K"]) -> "KeyValueCache":
         """These positions, and T more."""
         start, stop = self.length, self.length + keys.shape[2]
-        room, capacity = self.room, self.room.keys_values.shape[3]
-        if room.taken != start or stop > capacity:
-            room = self._copied(slice(None), max(stop, capacity))
-        room.keys_values[0, :, :, start:stop] = keys
-        room.keys_values[1, :, :, start:stop] = values
-        room.taken = stop
-        return KeyValueCache(room, stop)
+        buffer, capacity = self.buffer, self.buffer.keys_values.shape[3]
+        if buffer.used != start or stop > capacity:
+            buffer = self._copied(slice(None), max(stop, capacity))
+        buffer.keys_values[0, :, :, start:stop] = keys
+        buffer.keys_values[1, :, :, start:stop] = values
+        buffer.used = stop
+        return KeyValueCache(buffer, stop)
 
     def rows(self, rows: Integer[Array, "N"]) -> "KeyValueCache":
         """The cache of a batch made of these rows of this one's; a row may come several times."""
-        return KeyValueCache(self._copied(rows, self.room.keys_values.shape[3]), self.length)
+        return KeyValueCache(self._copied(rows, self.buffer.keys_values.shape[3]), self.length)
 
-    def _copied(self, rows: Array | slice, capacity: int) -> Room:
-        held = self.room.keys_values[:, rows, :, : self.length]
+    def _copied(self, rows: Array | slice, capacity: int) -> Buffer:
+        held = self.buffer.keys_values[:, rows, :, : self.length]
         copy = np.empty((*held.shape[:3], capacity, held.shape[4]), held.dtype)
         copy[:, :, :, : self.length] = held
-        return Room(copy, self.length)
+        return Buffer(copy, self.length)
