@@ -50,7 +50,7 @@ lint: $(VENV)/.test ## the linter and the type checker
 test-quick: $(VENV)/.test ## every test, on few random draws, up to the first failure
 	$(PYTEST) --hypothesis-profile quick --exitfirst
 
-parity-long: $(VENV)/.test ## the parity tests marked long_run, on 10,000 random draws each
+parity-long: $(VENV)/.test ## the parity tests marked long_run, on up to 10,000 random draws each
 	$(PYTEST) --hypothesis-profile long -m long_run
 
 docs: $(VENV)/.docs ## the docstrings as pages, in build/docs

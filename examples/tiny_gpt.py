@@ -2,9 +2,10 @@
 
     perplexity = exp(mean cross-entropy)
 
-is the number of equally likely words among which one would be as unsure. Before training it is about 13, the size of
-the vocabulary. The sentences set a floor under it: no model can know which of them comes, only how often each does.
-With p(s) the share of sentence s, and N words to foresee in each,
+is the number of equally likely words among which one would be as unsure. A model to which all words are alike has 13,
+the size of the vocabulary; before training it is more, 16.02, for random weights prefer some words to others. The
+sentences set a floor under it: no model can know which of them comes, only how often each does. With p(s) the share of
+sentence s, and N words to foresee in each,
 
     floor = exp(-sum of p(s) log p(s) / N)
 

@@ -10,8 +10,6 @@ from numpygpt.allocator import keep_freed_memory
 from numpygpt.commands import attention, embeddings, generate, gradcheck, info, parity, train
 from numpygpt.errors import BAD_INPUT, INTERRUPTED, InputError
 
-__all__ = ["BAD_INPUT", "INTERRUPTED", "main"]
-
 COMMANDS = (
     ("train", train, "train a model on text"),
     ("generate", generate, "continue a prompt with a trained model"),

@@ -128,7 +128,6 @@ def test_options_of_generate(capsys, trained, options, message):
         (("--batch-size", 0), "a step on 0 x 128 tokens; expected at least 1 x 1"),
         (("--tokens", 0), "a step on 2 x 0 tokens; expected at least 1 x 1"),
         (("--tokens", 129), "a step on 2 x 129 tokens; .* at most context_length 128 tokens"),
-        (("--checkpoint", "nowhere"), "there is no checkpoint nowhere"),
     ],
 )
 def test_options_of_info(capsys, folder, options, message):
@@ -257,6 +256,14 @@ def test_a_prompt_past_the_models_vocabulary(capsys, folder):
     printed = capsys.readouterr()
     assert printed.out == "az"
     assert re.fullmatch(r"numpygpt: error: id 122 is outside .* 100 .*; ids go from 0 to 99.*\n", printed.err)
+
+
+def test_info_of_a_run_takes_no_model(capsys, trained):
+    """Its sizes are those of the run; how a step is computed may be asked for."""
+    assert "there is no checkpoint nowhere" in refused(capsys, trained, "info", "--checkpoint", "nowhere")
+    options = ("--preset", "gpt2-small", "--emb-dim", 64, "--no-qkv-bias")
+    line = refused(capsys, trained, "info", "--checkpoint", "run", *options)
+    assert "the model of --checkpoint has its own sizes; leave out --preset, --emb-dim, --qkv-bias\n" in line
 
 
 # Resuming

@@ -199,7 +199,7 @@ def test_info_of_a_run(trained, capsys):
     out = capsys.readouterr().out
     assert out.startswith(f"{folder}/checkpoint.safetensors: tokenizer bytes, step 3\n")
     assert f"total       {load_model(folder).num_parameters():>15,}   parameters\n" in out
-    assert "a training step on 2 x 6 tokens in float32" in out
+    assert "a training step on 3 x 6 tokens in float32" in out
 
 
 # The figures behind info

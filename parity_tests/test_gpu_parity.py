@@ -1,7 +1,6 @@
 """scripts/gpu_parity.py on the CPU at a small size: every tensor is named, rounding passes, mistakes do not."""
 
 import json
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -10,11 +9,13 @@ import pytest
 import torch
 
 from numpygpt.config import GPTConfig
-from parity_tests.command import files
+from parity_tests.command import files, python
 from torchgpt.rounding import FORMATS
 
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))
-script = import_module("gpu_parity")
+SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_parity.py"
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(SCRIPT.parent))
+    script = import_module(SCRIPT.stem)
 
 CONFIG = GPTConfig(vocab_size=13, context_length=7, emb_dim=12, n_heads=3, n_layers=2, drop_rate=0.1, qkv_bias=True)
 VARIANTS = [f"{name} {attention}" for name in ("float32", "bfloat16", "float16") for attention in ("math", "sdpa")]
@@ -109,20 +110,60 @@ def test_what_cannot_be_measured_is_wrong(folder, capsys, monkeypatch, name, val
     assert (found["error"], found["verdict"].upper()) == (None, shown)
 
 
-def test_a_variant_that_the_device_does_not_compute_is_left_out(folder, capsys, monkeypatch):
+NOT_IMPLEMENTED = RuntimeError("\"addmm\" not implemented for 'Half'")
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee the documentation.")
+
+
+def refuse(monkeypatch, formats, error):
+    """PyTorch cannot compute in these formats."""
     right = script.torch_tensors
 
     def torch_tensors(truth, variant, device):
-        if variant.format == "float16":
-            raise RuntimeError("\"addmm\" not implemented for 'Half'")
+        if variant.format in formats:
+            raise error
         return right(truth, variant, device)
 
     monkeypatch.setattr(script, "torch_tensors", torch_tensors)
-    assert run() == 0
-    printed = capsys.readouterr()
-    assert "float16 sdpa is left out: \"addmm\" not implemented for 'Half'\n" in printed.err
-    assert "bfloat16 sdpa" in printed.out
-    assert " float16" not in printed.out
+
+
+@pytest.mark.parametrize("error", [NOT_IMPLEMENTED, OUT_OF_MEMORY], ids=["not implemented", "out of memory"])
+def test_a_variant_that_the_device_does_not_compute_is_left_out(folder, capsys, monkeypatch, error):
+    """And the others are reported."""
+    refuse(monkeypatch, ["bfloat16"], error)
+    assert run("--json", "out.json", "--markdown", "out.md") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].count(" math") == 2
+    reason = str(error).splitlines()[0]
+    left_out = [line for line in lines if "left out" in line]
+    assert [line.split("  ")[0] for line in left_out] == ["bfloat16 math", "bfloat16 sdpa"]
+    assert all(line.endswith(f"  left out: {reason}") for line in left_out)
+    report = json.loads((folder / "out.json").read_text())
+    assert list(report["variants"]) == [name for name in VARIANTS if not name.startswith("bfloat16")]
+    assert report["left_out"] == dict.fromkeys(["bfloat16 math", "bfloat16 sdpa"], reason)
+    assert (folder / "out.md").read_text().count(f"| left out: {reason} |") == 2
+
+
+def test_where_no_variant_can_be_computed_nothing_is_said_to_be_right(folder, capsys, monkeypatch):
+    refuse(monkeypatch, FORMATS, OUT_OF_MEMORY)
+    assert run("--json", "out.json") == 2
+    error = "gpu_parity: error: no variant could be computed here: CUDA out of memory. Tried to allocate 2 GiB.\n"
+    assert capsys.readouterr().err == error
+    assert not (folder / "out.json").exists()
+
+
+def test_another_error_is_not_hidden(folder, monkeypatch):
+    refuse(monkeypatch, ["bfloat16"], RuntimeError("sizes do not match"))
+    with pytest.raises(RuntimeError, match="sizes do not match"):
+        run()
+
+
+def test_without_pytorch_the_install_line_is_given():
+    done = python("-c", f"import runpy, sys; sys.modules['torch'] = None; runpy.run_path({str(SCRIPT)!r})")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "gpu_parity: error: torchgpt needs PyTorch, which is not installed: pip install 'numpygpt[torch]'\n"
+    )
 
 
 def test_every_format_holds_the_weights_exactly():

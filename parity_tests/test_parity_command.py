@@ -12,7 +12,7 @@ from numpygpt.commands.parity import DEFAULT_CONFIG, summary
 from numpygpt.commands.parity_page import SHARES, page
 from numpygpt.config import GPT2_SIZES, GPTConfig
 from parity_tests.command import files, run
-from torchgpt.parity import REPORT_PROBES, Row, report
+from torchgpt.parity import REPORT_PROBES, Row, numpy_step, report
 
 SMALL = GPTConfig(vocab_size=7, context_length=5, emb_dim=6, n_heads=2, n_layers=2, drop_rate=0.25, qkv_bias=True)
 
@@ -136,7 +136,7 @@ def test_a_bar_shows_the_rounding_runs(capsys, monkeypatch):
     """After two seconds, which no run here takes."""
     bars = []
 
-    def slow_report(cfg, *arguments, progress):
+    def slow_report(cfg, *arguments, progress, **options):
         assert list(progress(range(3))) == [0, 1, 2]
         return report(SMALL)
 
@@ -176,6 +176,24 @@ def test_info_and_train_start_from_a_file_too(config, capsys, tmp_path, monkeypa
     assert "n_layers 3\n" in out
     assert run("train", "--resume", tmp_path, "--config", config) == 2
     assert "--config cannot change in a resumed run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "size"), [((), (2, 5)), (("--batch-size", 3), (3, 5)), (("--batch-size", 1, "--tokens", 4), (1, 4))]
+)
+def test_the_size_of_the_step_is_that_of_the_options(config, capsys, monkeypatch, options, size):
+    taken = []
+
+    def recorded(model, batch):
+        taken.append(batch)
+        return numpy_step(model, batch)
+
+    monkeypatch.setattr("torchgpt.parity.numpy_step", recorded)
+    page = config.parent / "page.html"
+    assert run("parity", "--config", config, "--html", page, *options) == 0
+    (batch,) = taken
+    assert (batch.inputs.shape, batch.targets.shape) == (size, size)
+    assert "<dt>step</dt><dd>{} x {} tokens</dd>".format(*size) in page.read_text("utf-8")
 
 
 # The page
@@ -254,6 +272,8 @@ def test_the_page_says_what_was_computed_and_replaces_an_older_one_at_once(confi
         (("--config", "config.json", "--n-heads", 4), "emb_dim 6 is not divisible by n_heads 4"),
         (("--config", "config.json", "--preset", "gpt2-small"), "--preset: not allowed with argument --config"),
         (("--dtype", "float16"), "argument --dtype: invalid choice: 'float16'"),
+        (("--config", "config.json", "--batch-size", 0), "a step on 0 x 5 tokens; expected at least 1 x 1"),
+        (("--config", "config.json", "--tokens", 6), "a step on 2 x 6 tokens; .* at most context_length 5 tokens"),
         (("--seed", 2**64), f"seed: found {2**64}; give an int"),
     ],
 )

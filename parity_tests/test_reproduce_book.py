@@ -30,10 +30,14 @@ from numpygpt.tokenizer import get_tokenizer
 from parity_tests.tolerances import FLOAT64_CURVE, FLOAT64_NORMWISE
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-sys.path.append(str(SCRIPTS))
-script = import_module("reproduce_book")
-records = import_module("book.record")
-figures = import_module("book.figures")
+BACKENDS = ("numpy", "torch")
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(SCRIPTS))
+    script = import_module("reproduce_book")
+    records = import_module("book.record")
+    figures = import_module("book.figures")
+    for backend in BACKENDS:
+        import_module(f"book.{backend}_backend")
 
 DATA = Path(os.environ.get("NUMPYGPT_DATA", "no-folder"))
 needs_data = pytest.mark.skipif(
@@ -41,7 +45,6 @@ needs_data = pytest.mark.skipif(
     reason="NUMPYGPT_DATA names no folder that holds the-verdict.txt and gpt2.tiktoken",
 )
 
-BACKENDS = ("numpy", "torch")
 BYTES = get_tokenizer("bytes")
 CONFIG = GPTConfig(vocab_size=256, context_length=10, emb_dim=12, n_heads=3, n_layers=2, drop_rate=0.1, qkv_bias=False)
 BATCHES_IN_AN_EPOCH = 8
@@ -312,6 +315,49 @@ def test_a_stopped_run_goes_on_bit_for_bit(name, stopped_after, options, in_one_
         assert np.array_equal(array, resumed.model.state_dict()[parameter]), parameter
     assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
     assert records.Record.load(tmp_path) == second
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_crash_loses_no_more_than_an_epoch(name, options, in_one_go, tmp_path, monkeypatch):
+    backend = script.new_backend(name, BYTES)
+    crashing = backend.Run.start(options, CONFIG, tmp_path)
+    take_step = crashing.train_step
+
+    def step_with_a_crash() -> float:
+        if crashing.step > BATCHES_IN_AN_EPOCH:
+            raise KeyboardInterrupt
+        return take_step()
+
+    monkeypatch.setattr(crashing, "train_step", step_with_a_crash)
+    with pytest.raises(KeyboardInterrupt):
+        script.train(crashing, records.Record(name, 0.0), script.Report())
+
+    resumed, second = script.start_or_resume(
+        backend, options, CONFIG, tmp_path, records.Record(name, 0.0), overwrite=False
+    )
+    assert (resumed.step, len(second.samples)) == (BATCHES_IN_AN_EPOCH, 1)
+    assert second.peak_memory_bytes > 0
+    script.train(resumed, second, script.Report())
+    run, record = in_one_go[name]
+    assert (second.step_losses, second.samples) == (record.step_losses, record.samples)
+    assert second.evaluations == [asdict(entry) for entry in run.history]
+
+
+def test_no_time_counts_the_saving(options, tmp_path, monkeypatch):
+    run, record = script.new_backend("numpy", BYTES).Run.start(options, CONFIG, tmp_path), records.Record("numpy", 0.0)
+    pause, saved, save = 60.0, [], script.save
+    clock = script.time.perf_counter
+
+    def slow_save(*arguments):
+        saved.append(run.step)
+        return save(*arguments)
+
+    monkeypatch.setattr(script, "save", slow_save)
+    monkeypatch.setattr(script.time, "perf_counter", lambda: clock() + pause * len(saved))
+    script.train(run, record, script.Report())
+    assert saved == [BATCHES_IN_AN_EPOCH]
+    assert record.training_seconds < pause
+    assert max(record.step_seconds) < pause
 
 
 @pytest.mark.parametrize("name", BACKENDS)

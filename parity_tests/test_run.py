@@ -17,6 +17,8 @@ import safetensors
 
 from numpygpt import GPTConfig, InputError
 from numpygpt.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
+from numpygpt.layers import recomputed_block
+from numpygpt.memory import training_bytes
 from numpygpt.run import Options, TrainingRun, stop_between_steps
 from parity_tests.command import TEXT, TRAINING, files, python, run, write_text
 
@@ -135,6 +137,56 @@ def test_fewer_steps_than_are_done_are_refused(tmp_path, text):
     with pytest.raises(InputError, match=r"^steps is 1, but the run in .*run has done 2; expected at least as many$"):
         TrainingRun.resume(tmp_path / "run", steps=1)
     assert TrainingRun.resume(tmp_path / "run", steps=2).finished
+
+
+def test_a_resumed_run_may_compute_its_blocks_again_and_remembers_that(tmp_path, text, monkeypatch):
+    """Bit for bit the run that kept its activations. The arithmetic of flash attention is another, so it is refused."""
+    go_on(TrainingRun.start(replace(OPTIONS, text=(str(text),)), CONFIG, tmp_path / "kept"), 2).save()
+    shutil.copytree(tmp_path / "kept", tmp_path / "recomputed")
+    assert run("train", "--resume", tmp_path / "kept", "--sample-every", 0) == 0
+    recomputed = []
+    backward = recomputed_block.backward
+    monkeypatch.setattr(recomputed_block, "backward", lambda *a, **k: recomputed.append(1) or backward(*a, **k))
+    assert run("train", "--resume", tmp_path / "recomputed", "--sample-every", 0, "--checkpoint-activations") == 0
+    assert recomputed
+    kept, other = (load_checkpoint(tmp_path / name) for name in ("kept", "recomputed"))
+    assert other.training["options"]["checkpoint_activations"]
+    for name, array in kept.model().state_dict().items():
+        assert np.array_equal(array, other.model().state_dict()[name]), name
+    assert run("train", "--resume", tmp_path / "recomputed", "--steps", 4, "--attention", "flash") == 2
+
+
+def test_infos_step_is_the_runs_own_unless_the_command_line_says_another(tmp_path, text, capsys):
+    computing = ("--dtype", "float64", "--attention", "flash", "--checkpoint-activations")
+    assert run("train", "--text", text, *TRAINING, *computing, "--out", tmp_path / "run") == 0
+    capsys.readouterr()
+
+    def printed(*options):
+        assert run("info", "--checkpoint", tmp_path / "run", *options) == 0
+        out = capsys.readouterr().out
+        return re.search(r"^a training step on .*:$", out, re.M)[0], re.findall(r"^(\w+) +([\d,.]+) MiB$", out, re.M)
+
+    def predicted(*step, **options):
+        parts = training_bytes(load_checkpoint(tmp_path / "run").config, *step, **options)
+        return [(name, f"{size / 2**20:,.1f}") for name, size in parts._asdict().items()]
+
+    line, parts = printed()
+    assert line == "a training step on 3 x 6 tokens in float64, AdamW:"
+    assert parts == predicted(3, 6, "float64", attention="flash", checkpoint_activations=True)
+    size = ("--batch-size", 900, "--tokens", 5)  # large enough to show in tenths of a MiB
+    line, parts = printed(*size)
+    assert line == "a training step on 900 x 5 tokens in float64, AdamW:"
+    assert parts == predicted(900, 5, "float64", attention="flash", checkpoint_activations=True)
+    for option, changed in (
+        (("--attention", "math"), {"attention": "math"}),
+        (("--no-checkpoint-activations",), {"checkpoint_activations": False}),
+    ):
+        found = printed(*size, *option)[1]
+        computed = {"attention": "flash", "checkpoint_activations": True, **changed}
+        assert found == predicted(900, 5, "float64", **computed)
+        assert found != parts
+    line, _ = printed("--dtype", "float32")
+    assert line == "a training step on 3 x 6 tokens in float32, AdamW:"
 
 
 # Starting

@@ -9,7 +9,7 @@
 
 Peers of a step: eager (PyTorch as the book writes it, AdamW with PyTorch's defaults), fused (the same with fused
 AdamW), sdpa (with PyTorch's fused attention), compiled (torch.compile and fused AdamW; needs a C++ compiler); and of
-our own, numpygpt-math and numpygpt-flash (by default attention is "math" up to 256 tokens and "flash" for more), and
+our own, numpygpt-math and numpygpt-flash (by default attention is "math" up to 512 tokens and "flash" for more), and
 numpygpt-recompute (activations recomputed). Peers of decoding: huggingface (generate, with its cache) and book (its
 loop without one).
 
@@ -25,14 +25,25 @@ import json
 import os
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import charts, floor
-from bench.contenders import CONTENDERS, NEW_TOKENS, OURS, PRESETS, PROMPT_TOKENS, Task, faster_attention
+from bench.contenders import (
+    CONTENDERS,
+    DECODED_TOKENS,
+    NEW_TOKENS,
+    OURS,
+    PRESETS,
+    Task,
+    check_installed,
+    faster_attention,
+)
 from bench.turns import THREADS, race, spread, work
 
 from numpygpt.allocator import keep_freed_memory
+from numpygpt.errors import BAD_INPUT, InputError
 from numpygpt.memory import training_bytes
 from numpygpt.parallel import number_of_threads
 
@@ -47,14 +58,15 @@ SWEEP = {
 
 def compare(task: Task, parsed: argparse.Namespace) -> dict[str, Any]:
     peers = [name for name in CONTENDERS[task.kind] if name != OURS] if "all" in parsed.peers else parsed.peers
-    results = race(task, [OURS, *peers], parsed.rounds, parsed.warm_up)
-    return {**vars(task), "model": task.config.to_dict(), "machine": floor.machine(), "results": results}
+    check_installed(peers)
+    report = {**vars(task), "model": task.config.to_dict(), "machine": floor.machine()}
+    return report | {"results": race(task, [OURS, *peers], parsed.rounds, parsed.warm_up)}
 
 
 def print_comparison(report: dict[str, Any]) -> None:
     results = report["results"]
     print(
-        f"{report['kind']} of {report['preset']}, {size_of(report)}, {report['threads']} threads, "
+        f"{report['kind']} of {report['preset']}, {charts.size_of(report)}, {report['threads']} threads, "
         f"median (smallest to largest) of {len(results[OURS]['seconds'])} rounds"
     )
     print(f"{'':<20}{'seconds':>26}{'numpygpt / peer':>28}{'peak MiB':>12}{'ours / peer':>13}")
@@ -64,12 +76,6 @@ def print_comparison(report: dict[str, Any]) -> None:
             f"{results[OURS]['peak_mib'] / result['peak_mib']:>13.2f}"
         )
     print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
-
-
-def size_of(report: dict[str, Any]) -> str:
-    if report["kind"] == "decode":
-        return f"{report['batch_size']} x {NEW_TOKENS} tokens after {PROMPT_TOKENS}"
-    return f"{report['batch_size']} x {report['tokens']} tokens"
 
 
 def step(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -101,6 +107,7 @@ def decode(parsed: argparse.Namespace) -> dict[str, Any]:
 def parts(parsed: argparse.Namespace) -> dict[str, Any]:
     keep_freed_memory()
     task = task_of(parsed)
+    report = {**vars(task), "machine": floor.machine()}
     seconds = floor.profile(task, parsed.rounds, parsed.attention or faster_attention(task.tokens))
     rates = {"products": floor.product_rate(), "copies": floor.copy_rate()}
     flops = floor.training_flops(task.config, task.batch_size, task.tokens)
@@ -119,12 +126,12 @@ def parts(parsed: argparse.Namespace) -> dict[str, Any]:
     )
     share = flops / rates["products"] / seconds["step"]
     print(f"share of the product rate over the whole step: {share:.2f}")
-    report = {**vars(task), "machine": floor.machine()}
     return report | {"seconds": seconds, "rates": rates, "floor": least, "share": share}
 
 
 def sweep(parsed: argparse.Namespace) -> dict[str, Any]:
-    points = []
+    check_installed(["eager"])
+    machine, points = floor.machine(), []
     for line, tasks in SWEEP.items():
         for task in tasks:
             results = race(task, [OURS, "eager"], parsed.rounds, parsed.warm_up)
@@ -135,13 +142,13 @@ def sweep(parsed: argparse.Namespace) -> dict[str, Any]:
                 f"{flops / 1e9:>8.1f} GFLOP  {spread(results[OURS]['seconds'])} s, "
                 f"numpygpt / eager {spread(results['eager']['ratios'], 2)}"
             )
-    return {"kind": "sweep", "machine": floor.machine(), "points": points}
+    return {"kind": "sweep", "machine": machine, "points": points}
 
 
 def task_of(parsed: argparse.Namespace) -> Task:
-    demo = parsed.preset == "demo"
-    batch_size = parsed.batch_size or (1 if parsed.task == "decode" else 16 if demo else 2)
-    tokens = parsed.tokens or (PRESETS["demo"].context_length if demo else 256)
+    demo, decoded = parsed.preset == "demo", parsed.task == "decode"
+    batch_size = parsed.batch_size or (1 if decoded else 16 if demo else 2)
+    tokens = DECODED_TOKENS if decoded else parsed.tokens or (PRESETS["demo"].context_length if demo else 256)
     return Task(parsed.task, parsed.preset, batch_size, tokens, parsed.threads)
 
 
@@ -157,35 +164,58 @@ def write(report: dict[str, Any], directory: Path, name: str) -> None:
 TASKS = {"step": step, "decode": decode, "parts": parts, "sweep": sweep}
 
 
-def main() -> None:
+def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Each task has the options that it heeds, and no others."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
+    for name in TASKS:
+        add = tasks.add_parser(name, usage="%(prog)s [OPTIONS]").add_argument
+        add("--rounds", type=int, default=5, help="counted rounds (default: %(default)s)")
+        add("--out", type=Path, metavar="DIR", help="write the figures and a chart there")
+        if name != "sweep":
+            add("--preset", choices=PRESETS, default="gpt2-small", help="(default: %(default)s)")
+            add("--batch-size", type=int, help="(default: 2; demo 16; decode 1)")
+            add("--threads", type=int, default=number_of_threads(), help="(default: %(default)s)")
+        if name != "parts":
+            add("--warm-up", type=int, default=1, help="rounds before, not counted (default: %(default)s)")
+        if name in ("step", "parts"):
+            add("--tokens", type=int, help="sequence length (default: 256; demo 64)")
+        if name in CONTENDERS:
+            peers = ["huggingface" if name == "decode" else "eager"]
+            names = ("all", *CONTENDERS[name])
+            help_line = f"{', '.join(names)} (default: {peers[0]})"
+            add("--peers", nargs="+", choices=names, default=peers, metavar="PEER", help=help_line)
+    tasks.choices["parts"].add_argument(
+        "--attention", choices=("math", "flash"), help="(default: the faster for the length)"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     if sys.argv[1:2] == ["work"]:
         work(sys.argv[2], Task(**json.loads(sys.argv[3])))
-        return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=TASKS)
-    parser.add_argument("--preset", choices=PRESETS, default="gpt2-small")
-    parser.add_argument("--batch-size", type=int, help="(default: 2; demo 16; decode 1)")
-    parser.add_argument("--tokens", type=int, help="sequence length of a step (default: 256; demo 64)")
-    parser.add_argument("--threads", type=int, default=number_of_threads(), help="(default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default: %(default)s)")
-    parser.add_argument("--warm-up", type=int, default=1, help="rounds before, not counted (default: %(default)s)")
-    parser.add_argument("--peers", nargs="+", help="(default: eager, or huggingface); or all")
-    parser.add_argument("--attention", choices=("math", "flash"), help="of parts (default: the faster for the length)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the figures and a chart there")
-    parsed = parser.parse_args()
-    parsed.peers = parsed.peers or (["huggingface"] if parsed.task == "decode" else ["eager"])
-    unknown = set(parsed.peers) - {"all", *CONTENDERS.get(parsed.task, {})}
-    if parsed.task in CONTENDERS and unknown:
-        parser.error(f"no peer {', '.join(sorted(unknown))}; there are {', '.join(CONTENDERS[parsed.task])}")
-    threads = dict.fromkeys(THREADS, str(parsed.threads))
-    if threads.items() - os.environ.items():  # BLAS reads them when NumPy is imported
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **threads})
-    report = TASKS[parsed.task](parsed)
+        return 0
+    parsed = arguments_of(arguments)
+    if parsed.task != "sweep":
+        threads = dict.fromkeys(THREADS, str(parsed.threads))
+        if threads.items() - os.environ.items():  # BLAS reads them when NumPy is imported
+            os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **threads})
+    try:
+        report = TASKS[parsed.task](parsed)
+    except InputError as error:
+        print(f"benchmark: error: {error}", file=sys.stderr)
+        return BAD_INPUT
     if parsed.out:
-        names = {"sweep": "sweep", "decode": f"decode-{parsed.preset}"}
-        name = names.get(parsed.task, f"{parsed.task}-{parsed.preset}-{task_of(parsed).tokens}")
-        write(report, parsed.out, name)
+        write(report, parsed.out, file_name(parsed))
+    return 0
+
+
+def file_name(parsed: argparse.Namespace) -> str:
+    if parsed.task == "sweep":
+        return "sweep"
+    size = "" if parsed.task == "decode" else f"-{task_of(parsed).tokens}"
+    return f"{parsed.task}-{parsed.preset}{size}"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,7 +15,8 @@ may err 4 times as much as those move it. (As a whole: in single rows the fused 
 of the formula written out, whose errors cancel.) Where that is more than the tensor's size, the verdict says little;
 such tensors are counted.
 
-Without a GPU the CPU's formats are compared, TF32 not among them. Exit status: 0 where all tensors are within rounding,
+Without a GPU the CPU's formats are compared, TF32 not among them. A variant that the device cannot compute, or has no
+memory for, is left out and said to be. Exit status: 0 where all tensors are within rounding,
 1 where one is not (or is missing, or not a number), 2 for unusable input.
 """
 
@@ -30,6 +31,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from numpygpt.errors import BAD_INPUT, InputError
+
+try:
+    import torchgpt  # noqa: F401
+except ImportError as error:  # it says what to install
+    print(f"gpu_parity: error: {error}", file=sys.stderr)
+    sys.exit(BAD_INPUT)
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -40,7 +49,6 @@ from numpygpt.commands.model_options import add_model_options, add_step_options,
 from numpygpt.commands.text_file import check_writable, write_text
 from numpygpt.compare import Comparison, Norms, compare, finite_norms
 from numpygpt.config import GPTConfig
-from numpygpt.errors import BAD_INPUT, InputError
 from numpygpt.model import GPTModel
 from numpygpt.random import TorchGenerator
 from torchgpt.bridge import to_torch
@@ -181,12 +189,16 @@ def row_of(comparison: Comparison, size: float) -> Row:
     return Row(comparison.name, error, budget, comparison.used, verdict, comparison.passed)
 
 
-Report = dict[Variant, list[Row]]
+class Report(NamedTuple):
+    """The rows of each variant, and why the others are left out."""
+
+    variants: dict[Variant, list[Row]]
+    left_out: dict[Variant, str]
 
 
 def compared(truth: Truth, formats: Sequence[str], probes: int, device: str) -> Report:
-    """Every variant that the device computes; the others are told on stderr. The first format is the finest."""
-    report: Report = {}
+    """Every variant that the device computes and has the memory for. The first format is the finest."""
+    report = Report({}, {})
     sizes: dict[str, float] = {}
     for format_name in formats:
         rounding = rounding_of(truth, format_name, probes)
@@ -194,11 +206,13 @@ def compared(truth: Truth, formats: Sequence[str], probes: int, device: str) -> 
         for attention in ATTENTION_KINDS:
             variant = Variant(format_name, attention)
             try:
-                report[variant] = rows_of(truth, sizes, rounding, variant, device)
+                report.variants[variant] = rows_of(truth, sizes, rounding, variant, device)
             except RuntimeError as error:
-                if "not implemented" not in str(error):
+                if not isinstance(error, torch.OutOfMemoryError) and "not implemented" not in str(error):
                     raise
-                print(f"{variant.name} is left out: {error}", file=sys.stderr)
+                report.left_out[variant] = str(error).splitlines()[0]
+    if not report.variants:
+        raise InputError(f"no variant could be computed here: {', '.join(set(report.left_out.values()))}")
     return report
 
 
@@ -218,16 +232,19 @@ def cell(row: Row, variant: Variant) -> str:
 
 def table(report: Report) -> list[list[str]]:
     """A head, and a line a tensor with a cell a variant."""
-    by_name = [{row.name: cell(row, variant) for row in rows} for variant, rows in report.items()]
-    names = dict.fromkeys(name for rows in report.values() for name in (row.name for row in rows))
-    head = ["tensor", *(variant.name for variant in report)]
+    by_name = [{row.name: cell(row, variant) for row in rows} for variant, rows in report.variants.items()]
+    names = dict.fromkeys(name for rows in report.variants.values() for name in (row.name for row in rows))
+    head = ["tensor", *(variant.name for variant in report.variants)]
     return [head, *([name, *(cells.get(name, "") for cells in by_name)] for name in names)]
 
 
 def summary(report: Report) -> list[list[str]]:
-    """A head, and a line a variant: how many tensors are within rounding, and the one that uses most of its budget."""
+    """A head, and a line a variant: how many tensors are within rounding, and the one that uses most of its budget.
+
+    Those that are left out come last, with the reason.
+    """
     lines = [["variant", "u", "within rounding", "budget above size", "worst tensor", "its error", "of its budget"]]
-    for variant, rows in report.items():
+    for variant, rows in report.variants.items():
         worst = max(rows, key=lambda row: row.used)
         lines.append(
             [
@@ -240,7 +257,7 @@ def summary(report: Report) -> list[list[str]]:
                 f"{worst.used:.0%}",
             ]
         )
-    return lines
+    return lines + [[variant.name, "", f"left out: {why}", "", "", "", ""] for variant, why in report.left_out.items()]
 
 
 def as_text(lines: Sequence[Sequence[str]]) -> str:
@@ -279,9 +296,10 @@ def as_json(report: Report, about: Mapping[str, Any]) -> str:
             }
             for row in rows
         }
-        for variant, rows in report.items()
+        for variant, rows in report.variants.items()
     }
-    return json.dumps({**about, "variants": variants}, indent=1, allow_nan=False) + "\n"
+    left_out = {variant.name: why for variant, why in report.left_out.items()}
+    return json.dumps({**about, "variants": variants, "left_out": left_out}, indent=1, allow_nan=False) + "\n"
 
 
 def _finite(number: float) -> float | None:
@@ -314,7 +332,7 @@ def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run(parsed: argparse.Namespace) -> int:
     config = config_of(parsed)
-    tokens = tokens_of(parsed, config)
+    tokens = tokens_of(parsed.batch_size, parsed.tokens, config)
     if parsed.probes < 1:
         raise InputError(f"--probes is {parsed.probes}; expected at least 1")
     for path in (parsed.json, parsed.markdown):
@@ -330,7 +348,7 @@ def run(parsed: argparse.Namespace) -> int:
     for path, text in written(parsed, report, about):
         write_text(path, text)
         print(f"wrote {path}")
-    return 0 if all(row.passed for rows in report.values() for row in rows) else WRONG
+    return 0 if all(row.passed for rows in report.variants.values() for row in rows) else WRONG
 
 
 def written(parsed: argparse.Namespace, report: Report, about: Mapping[str, Any]) -> Iterable[tuple[Path, str]]:

@@ -4,9 +4,10 @@
     python scripts/reproduce_book.py --backend torch     # the same in PyTorch
     python scripts/reproduce_book.py --compare runs/book-numpy runs/book-torch
 
-Ctrl-C keeps what was done, and the same command goes on from there. Exit status: 0 where every figure is the book's,
-1 where one differs, 2 for unusable input, 130 when interrupted. --compare takes a run by NumPy and one by PyTorch of
-the same sitting: 0 where they print the same and NumPy's time, memory and masks stay within their bounds.
+Ctrl-C keeps what was done, and the same command goes on from there; after a crash, from the end of the last epoch.
+Exit status: 0 where every figure is the book's, 1 where one differs, 2 for unusable input, 130 when interrupted.
+--compare takes a run by NumPy and one by PyTorch of the same sitting: 0 where they print the same and NumPy's time,
+memory and masks stay within their bounds.
 
 The verdict on a figure is "same", "close" (but for last digits, which hang on the order of float32 sums) or "DIFFERS".
 The seeds are set where the book sets them: before a model is made, before losses are measured, before text is sampled.
@@ -178,7 +179,10 @@ def start_or_resume(
 
 
 def train(run: Any, record: Record, report: Report) -> None:
-    """The book's training run to its end, or until Ctrl-C, with what it had printed before at the top."""
+    """The book's training run to its end, or until Ctrl-C, with what it had printed before at the top.
+
+    Every epoch but the last is saved at its end, so that a crash loses no more than one; no time counts this.
+    """
     tqdm.write("\nChapter 5: training")
     for step in range(1, run.step + 1):
         show_step(run, record, report, step)
@@ -193,12 +197,15 @@ def train(run: Any, record: Record, report: Report) -> None:
             record.step_seconds.append(time.perf_counter() - began)
             if (run.step - 1) % run.options.eval_every == 0:
                 run.evaluate()
-            if run.step % len(run.train_loader) == 0:
+            epoch_ends = run.step % len(run.train_loader) == 0
+            if epoch_ends:
                 record.samples.append(run.sample())
             show_step(run, record, report, run.step)
             bar.update(run.tokens_per_step)
             bar.set_postfix_str(f"step {run.step}/{run.options.steps}, loss {record.step_losses[-1]:.3f}")
             record.training_seconds += time.perf_counter() - began
+            if epoch_ends and not run.finished:
+                save(run, record)
     record.evaluations = [asdict(evaluation) for evaluation in run.history]
 
 
@@ -215,10 +222,15 @@ def show_step(run: Any, record: Record, report: Report, step: int) -> None:
         report.line(record.samples[epoch], books)
 
 
-def keep(run: Any, record: Record) -> None:
-    """Write the record, the checkpoint and the curves: the record first, for a run resumes at its checkpoint's step."""
+def save(run: Any, record: Record) -> list[Path]:
+    """Write the record and the checkpoint: the record first, for a run resumes at its checkpoint's step."""
     record.peak_memory_bytes = max(record.peak_memory_bytes, peak_memory_bytes())
-    written = [record.save(run.directory), run.save()]
+    return [record.save(run.directory), run.save()]
+
+
+def keep(run: Any, record: Record) -> None:
+    """Write the record, the checkpoint and the curves."""
+    written = save(run, record)
     if run.history:
         written.append(run.directory / "losses.png")
         epochs, tokens, train_losses, val_losses = (

@@ -316,6 +316,8 @@ def report(
     dtype: Any = "float32",
     seed: int = 0,
     *,
+    batch_size: int = 2,
+    tokens: int | None = None,
     probes: int = REPORT_PROBES,
     progress: Progress = iter,
 ) -> list[Row]:
@@ -323,6 +325,8 @@ def report(
 
     The weights are those of `GPTModel(cfg, seed)`, but for the norms': a scale of 1 and a shift of 0 would hide a
     missing one. Dropout is on, where the configuration has it.
+
+    batch_size, tokens   the size of the step; as long as the context where `tokens` is None
 
     Raises InputError for an unusable configuration, and for a dtype other than float32 and float64.
     """
@@ -334,7 +338,8 @@ def report(
     for name, array in model.named_parameters().items():
         if "norm" in name:
             array += rng.uniform(array.shape, -0.5, 0.5)
-    inputs, targets = rng.randint(0, config.vocab_size, (2, 2, config.context_length))
+    size = batch_size, config.context_length if tokens is None else tokens
+    inputs, targets = rng.randint(0, config.vocab_size, (2, *size))
     batch = Batch(inputs, targets, dropout_seed=seed if config.drop_rate else None)
     judged_by = step_reference(model, batch, probes=probes, progress=progress)
     comparisons = compare(numpy_step(model, batch), judged_by.truth, judged_by.allowed, dtype=dtype)

@@ -2,12 +2,11 @@
 
 import argparse
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
-from numpygpt.config import DEFAULT_CONFIG, GPT2_SIZES, POSITIONS, GPTConfig
+from numpygpt.config import ATTENTIONS, DEFAULT_CONFIG, GPT2_SIZES, POSITIONS, GPTConfig
 from numpygpt.errors import InputError
-from numpygpt.model import ATTENTIONS
 
 #: What a configuration starts from: a released GPT-2, or a JSON file.
 STARTS = ("preset", "config")
@@ -61,9 +60,16 @@ def read_config(path: Path) -> GPTConfig:
         raise InputError(f"the configuration {path} is no JSON: {error}") from error
 
 
-def add_step_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the size of a training step."""
-    parser.add_argument("--batch-size", type=int, default=2, help="sequences in a training step")
+def given_model_options(parsed: argparse.Namespace) -> list[str]:
+    """The names of the options of `add_model_options` that the command line holds."""
+    names = (*STARTS, *(field.name for field in fields(GPTConfig)))
+    return [name for name in names if getattr(parsed, name, None) is not None]
+
+
+def add_step_options(parser: argparse.ArgumentParser, batch_size: int | None = 2) -> None:
+    """Declare the size of a training step. No default for the batch size: the command takes a run's own, or else 2."""
+    default = "" if batch_size else " (default: 2, or the run's)"
+    parser.add_argument("--batch-size", type=int, default=batch_size, help=f"sequences in a training step{default}")
     parser.add_argument("--tokens", type=int, help="sequence length of a training step (default: context_length)")
 
 
@@ -72,22 +78,22 @@ def add_compute_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attention",
         choices=ATTENTIONS,
-        help="flash: tile by tile, faster and smaller from about 500 tokens on (default: math)",
+        help="flash: tile by tile, faster at 1024 tokens, and smaller (default: math)",
     )
     parser.add_argument(
         "--checkpoint-activations",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="compute each block again in the backward: less memory, a third more time",
+        help="compute each block again in the backward: less memory, a fifth more time",
     )
 
 
-def tokens_of(parsed: argparse.Namespace, config: GPTConfig) -> int:
+def tokens_of(batch_size: int, tokens: int | None, config: GPTConfig) -> int:
     """The sequence length of the training step. InputError for a step that the model cannot take."""
-    tokens: int = config.context_length if parsed.tokens is None else parsed.tokens
-    if parsed.batch_size < 1 or not 1 <= tokens <= config.context_length:
+    tokens = config.context_length if tokens is None else tokens
+    if batch_size < 1 or not 1 <= tokens <= config.context_length:
         raise InputError(
-            f"a step on {parsed.batch_size} x {tokens} tokens; expected at least 1 x 1, and at most context_length "
+            f"a step on {batch_size} x {tokens} tokens; expected at least 1 x 1, and at most context_length "
             f"{config.context_length} tokens"
         )
     return tokens

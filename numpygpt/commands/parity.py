@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import numpygpt
-from numpygpt.commands.model_options import add_model_options, config_of
+from numpygpt.commands.model_options import add_model_options, add_step_options, config_of, tokens_of
 from numpygpt.commands.parity_page import page
 from numpygpt.commands.text_file import check_writable, write_text
 from numpygpt.config import GPTConfig
@@ -28,6 +28,7 @@ DEFAULT_CONFIG = GPTConfig(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
+    add_step_options(parser)
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--seed", type=int, default=0, help="of weights, token ids and dropout")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with a heat map of the tensors, too")
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Check every tensor of a training step, forward and backward, against PyTorch; exit status 1 on a wrong one."""
     config = config_of(parsed, DEFAULT_CONFIG)
+    tokens = tokens_of(parsed.batch_size, parsed.tokens, config)
     if parsed.html:
         check_writable(parsed.html)
     from tqdm import tqdm
@@ -44,11 +46,13 @@ def run(parsed: argparse.Namespace) -> int:
     from torchgpt.parity import report
 
     progress = partial(tqdm, desc="rounding errors", unit="run", delay=2, leave=False, dynamic_ncols=True)
-    rows = report(config, parsed.dtype, parsed.seed, progress=progress)
+    rows = report(
+        config, parsed.dtype, parsed.seed, batch_size=parsed.batch_size, tokens=tokens, progress=progress
+    )
     print("\n".join(_table(rows)))
     print(summary(rows))
     if parsed.html:
-        write_text(parsed.html, page(rows, summary(rows), _facts(config, parsed)))
+        write_text(parsed.html, page(rows, summary(rows), _facts(config, tokens, parsed)))
         print(f"wrote {parsed.html}")
     return 0 if all(row.passed for row in rows) else 1
 
@@ -76,12 +80,13 @@ def summary(rows: Sequence["Row"]) -> str:
     return f"{len(wrong)} of {len(rows)} tensors WRONG; the first: {first.name}, {first.verdict}{used}"
 
 
-def _facts(config: GPTConfig, parsed: argparse.Namespace) -> dict[str, str]:
+def _facts(config: GPTConfig, tokens: int, parsed: argparse.Namespace) -> dict[str, str]:
     """What a reader needs to repeat the report."""
     import torch
 
     return {
         "configuration": ", ".join(f"{name} {value}" for name, value in config.to_dict().items()),
+        "step": f"{parsed.batch_size} x {tokens} tokens",
         "dtype": parsed.dtype,
         "seed": str(parsed.seed),
         "versions": (

@@ -6,11 +6,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from numpygpt.commands.model_options import STARTS, add_compute_options, add_model_options, config_of, flag
-from numpygpt.config import GPTConfig
+from numpygpt.commands.model_options import (
+    add_compute_options,
+    add_model_options,
+    config_of,
+    flag,
+    given_model_options,
+)
 from numpygpt.errors import INTERRUPTED, InputError
 from numpygpt.run import SCHEDULES, Options, TrainingRun, stop_between_steps
 from numpygpt.tokenizer import TOKENIZERS, get_tokenizer
+
+#: What a resumed run may change: none of it changes a number that a step computes.
+CHANGEABLE = {"steps", "save_every", "sample_every", "sample_prompt", "checkpoint_activations"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,9 +80,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _changes_to_a_resumed_run(parsed: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
-    sizes = (field.name for field in fields(GPTConfig))
-    model_options = [name for name in (*sizes, *STARTS) if getattr(parsed, name, None) is not None]
-    fixed = sorted({*given, *model_options} - {"steps", "save_every", "sample_every", "sample_prompt"})
+    fixed = sorted({*given, *given_model_options(parsed)} - CHANGEABLE)
     if fixed:
         flags = ", ".join(map(flag, fixed))
         raise InputError(f"{flags} cannot change in a resumed run; leave them out, or start a new run with --out")

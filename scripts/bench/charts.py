@@ -6,6 +6,15 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from bench.contenders import NEW_TOKENS, PROMPT_TOKENS
+
+
+def size_of(report: dict[str, Any]) -> str:
+    """The size of the report's task."""
+    if report["kind"] == "decode":
+        return f"{report['batch_size']} x {NEW_TOKENS} tokens after {PROMPT_TOKENS}"
+    return f"{report['batch_size']} x {report['tokens']} tokens"
+
 
 def draw_comparison(report: dict[str, Any], path: Path) -> Path:
     """A bar a contender: the median, with a line from the fastest round to the slowest."""
@@ -18,8 +27,7 @@ def draw_comparison(report: dict[str, Any], path: Path) -> Path:
     axes.barh(list(results), medians, xerr=errors, color=["tab:orange", *["tab:blue"] * (len(results) - 1)])
     axes.invert_yaxis()
     axes.set_xlabel("seconds, median and range")
-    what = f"{report['batch_size']} x {report['tokens']} tokens" if report["kind"] == "step" else "128 tokens after 32"
-    axes.set_title(f"{report['kind']} of {report['preset']}, {what}, {report['threads']} threads")
+    axes.set_title(f"{report['kind']} of {report['preset']}, {size_of(report)}, {report['threads']} threads")
     figure.savefig(path, dpi=120)
     return path
 

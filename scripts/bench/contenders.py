@@ -1,14 +1,16 @@
 """What is timed: each function prepares a model and returns the run to be timed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from numpygpt import GPT2_SIZES, AdamW, GPTConfig, GPTModel, generate
 from numpygpt.config import DEFAULT_CONFIG
+from numpygpt.errors import InputError
 from numpygpt.shapes import Array
 
 #: From the model of `make demo` up to the largest that trains in a few GB.
@@ -20,11 +22,12 @@ PRESETS = {
 }
 OURS = "numpygpt"
 PROMPT_TOKENS, NEW_TOKENS = 32, 128
+DECODED_TOKENS = PROMPT_TOKENS + NEW_TOKENS
 
 
 @dataclass(frozen=True)
 class Task:
-    """A training step on batch_size x tokens ids, or the decoding of NEW_TOKENS after PROMPT_TOKENS."""
+    """A training step on batch_size x tokens ids; or a decoding of as many, the first PROMPT_TOKENS of them given."""
 
     kind: str
     preset: str
@@ -34,16 +37,17 @@ class Task:
 
     @property
     def config(self) -> GPTConfig:
-        """Without dropout; a step's context is as long as its sequences."""
-        config = replace(PRESETS[self.preset], drop_rate=0.0)
-        return config if self.kind == "decode" else replace(config, context_length=self.tokens)
+        """Without dropout; a step's context is as long as its sequences, a decoder's at least as long."""
+        config = PRESETS[self.preset]
+        context_length = max(config.context_length, self.tokens) if self.kind == "decode" else self.tokens
+        return replace(config, drop_rate=0.0, context_length=context_length)
 
 
 Run = Callable[[], object]
 
 
 def faster_attention(tokens: int) -> str:
-    return "math" if tokens <= 256 else "flash"
+    return "math" if tokens <= 512 else "flash"
 
 
 def numpy_step(config: GPTConfig, ids: Array, **options: Any) -> Run:
@@ -129,6 +133,15 @@ CONTENDERS: dict[str, dict[str, Callable[..., Run]]] = {
     },
     "decode": {OURS: numpy_decode, "huggingface": huggingface_decode, "book": book_decode},
 }
+
+
+def check_installed(names: Iterable[str]) -> None:
+    """Raise InputError, with the install line, for a contender whose package is missing."""
+    for name in names:
+        packages = [] if name.startswith(OURS) else ["torch", *["transformers"] * (name == "huggingface")]
+        missing = " ".join(package for package in packages if find_spec(package) is None)
+        if missing:
+            raise InputError(f"the peer {name} needs {missing}; install with: pip install {missing}")
 
 
 def prepared(name: str, task: Task) -> Run:

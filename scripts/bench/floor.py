@@ -6,8 +6,8 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +18,45 @@ from numpygpt import AdamW, GPTConfig, GPTModel
 from numpygpt.memory import num_parameters
 from numpygpt.parallel import over_rows
 
+#: The modules whose forward and backward each part is. What a part calls of another part counts as the other's.
 PARTS = {
-    "products": ("linear",),
-    "attention": ("attention", "flash_attention"),
-    "GELU": ("gelu",),
-    "norms": ("layer_norm",),
-    "loss": ("cross_entropy",),
-    "embedding": ("embedding",),
-    "dropout": ("dropout",),
+    "products": ("ops.linear",),
+    "attention": ("ops.attention", "ops.flash_attention"),
+    "softmax": ("ops.softmax",),
+    "GELU": ("ops.gelu",),
+    "norms": ("ops.layer_norm",),
+    "dropout": ("ops.dropout",),
+    "copies of heads": ("layers.multi_head_attention",),
+    "residual sums": ("layers.transformer_block",),
+    "loss": ("ops.cross_entropy",),
+    "embedding": ("ops.embedding",),
 }
 
 
 @contextmanager
 def timed_parts() -> Iterator[dict[str, float]]:
-    """Seconds spent in the forwards and backwards of each part, within the block."""
+    """Seconds spent in the forwards and backwards of each part, within the block.
+
+    Flash attention's softmax, which is interwoven with its products, counts as attention.
+    """
     seconds: dict[str, float] = defaultdict(float)
     originals: list[tuple[Any, str, Callable[..., Any]]] = []
-    inside: list[str] = []
+    nested = [0.0]  # for each part that is running, the seconds of the parts that it called
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **options: Any) -> Any:
-            if inside:  # an operation that another one calls counts as the caller's
-                return function(*arguments, **options)
-            inside.append(part)
+            nested.append(0.0)
             start = time.perf_counter()
             result = function(*arguments, **options)
-            seconds[part] += time.perf_counter() - start
-            inside.pop()
+            elapsed = time.perf_counter() - start
+            seconds[part] += elapsed - nested.pop()
+            nested[-1] += elapsed
             return result
 
         return run
 
     for part, names in PARTS.items():
-        for module in (importlib.import_module(f"numpygpt.ops.{name}") for name in names):
+        for module in (importlib.import_module(f"numpygpt.{name}") for name in names):
             for direction in ("forward", "backward"):
                 originals.append((module, direction, getattr(module, direction)))
                 setattr(module, direction, timed(part, getattr(module, direction)))
@@ -77,7 +83,7 @@ def profile(task: Task, rounds: int, attention: str) -> dict[str, float]:
             del grads
             end = time.perf_counter()
         seconds["optimizer"] = end - middle
-        seconds["rest: sums, copies"] = end - start - sum(seconds.values())
+        seconds["rest"] = end - start - sum(seconds.values())
         steps.append({**seconds, "step": end - start})
     return {part: statistics.median(step[part] for step in steps[1:]) for part in steps[0]}
 
@@ -131,15 +137,22 @@ def _fastest(function: Callable[[], object], repeats: int = 9) -> float:
 
 
 def machine() -> dict[str, str]:
-    """The processor, and the versions."""
-    names = ("numpy", "torch", "transformers")
+    """The processor, and the versions of what is installed."""
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return {
         "processor": _processor(),
         "python": platform.python_version(),
-        **{name: version(name) for name in names},
+        **_versions("numpy", "torch", "transformers"),
         "blas": f"{blas['name']} {blas['version']}",
     }
+
+
+def _versions(*names: str) -> dict[str, str]:
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _processor() -> str:
