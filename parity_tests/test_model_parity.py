@@ -1,7 +1,5 @@
 """The whole model, tensor by tensor: activations, loss, gradients of activations and of parameters are PyTorch's."""
 
-import re
-
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -22,8 +20,8 @@ CONFIG = GPTConfig(vocab_size=7, context_length=5, emb_dim=6, n_heads=2, n_layer
 BOTH = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
-def reference_of(model, batch):
-    """What the step is judged by; a draw is left out where scores that differ tie by chance.
+def compared(model, batch):
+    """The step's tensors beside what they are judged by; a draw is left out where scores that differ tie by chance.
 
     Three scales of 1e3 make scores of 1e10, and float32 has no two numbers there that differ by less than 1024: whether
     a query reads one key or several is decided by rounding, and by rounding to a grid, which the random errors of the
@@ -33,11 +31,6 @@ def reference_of(model, batch):
     scores = [tensor for name, tensor in judged_by.truth.items() if name.startswith("trf") and "attn_scores" in name]
     spacing = np.finfo(model.dtype).eps * max(np.abs(tensor[np.isfinite(tensor)]).max() for tensor in scores)
     assume(spacing < 1)
-    return judged_by
-
-
-def compared(model, batch):
-    judged_by = reference_of(model, batch)
     return compare(numpy_step(model, batch), judged_by.truth, judged_by.allowed, dtype=model.dtype)
 
 
@@ -57,20 +50,6 @@ def test_every_tensor_of_a_step_is_pytorchs(dtype, step):
 def test_float64_agrees_normwise_at_ordinary_scales(step):
     for comparison in compared(*step.make(np.float64)):
         assert comparison.zero or comparison.error <= FLOAT64_NORMWISE * comparison.size, comparison
-
-
-@BOTH
-@settings(max_examples=15)
-@given(step=steps())
-def test_flash_attention_is_within_the_budgets_of_the_books(dtype, step):
-    """Every tensor but those of T x S numbers, which it does not have."""
-    model, batch = step.make(dtype)
-    model.attention = "flash"
-    judged_by = reference_of(model, batch)
-    names = [name for name in judged_by.truth if not re.search(r"attn_scores|attn_weights|att\.dropout", name)]
-    truth, allowed = ({name: part[name] for name in names} for part in (judged_by.truth, judged_by.allowed))
-    found = compare(numpy_step(model, batch), truth, allowed, dtype=dtype)
-    assert not [comparison for comparison in found if not comparison.passed]
 
 
 @BOTH
