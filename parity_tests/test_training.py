@@ -346,6 +346,11 @@ def test_gradients_of_other_names_or_shapes_are_all_listed_and_change_nothing():
         "gradients do not fit the parameters: missing ['pos_emb.weight'], unexpected ['extra'], "
         "misshaped ['final_norm.scale (9,), expected (8,)']"
     )
+    _, grads = model.loss_and_grads(*batch_of())
+    without = {name: gradient for name, gradient in grads.items() if name != "pos_emb.weight"}
+    for one_fault in (without, {**grads, "extra": np.zeros(2)}, {**grads, "final_norm.scale": np.zeros(9)}):
+        with pytest.raises(InputError, match="gradients do not fit"):
+            optimizer.step(one_fault)
     assert_equal(state_of(model, optimizer), before)
 
 
