@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tiny_gpt import TOKEN_IDS, WORDS, trained
 
-from numpygpt.plots import plot_attention
+from numpygpt.pictures.attention import plot_attention
 from numpygpt.shapes import Array
 
 PICTURE = Path("runs") / "attention_maps.png"

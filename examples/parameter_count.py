@@ -3,8 +3,8 @@
 Linear layers have outputs x inputs weights, and outputs biases where they have any.
 """
 
-from numpygpt.config import GPT_CONFIG_124M, GPTConfig
-from numpygpt.memory import num_parameters
+from numpygpt.model.config import GPT_CONFIG_124M, GPTConfig
+from numpygpt.model.sizes import num_parameters
 
 V, C, D, L = (GPT_CONFIG_124M[name] for name in ("vocab_size", "context_length", "emb_dim", "n_layers"))
 F = 4 * D

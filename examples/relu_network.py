@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from numpygpt.random import TorchGenerator
+from numpygpt.random.torch_generator import TorchGenerator
 
 SAMPLES, INPUTS, HIDDEN = 100, 10, 5
 STEPS, LEARNING_RATE, SEED = 100, 0.5, 123

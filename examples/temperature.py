@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from numpygpt.generation import keep_top_k, print_sampled_tokens, softmax_with_temperature
+from numpygpt.decoding.sampling import keep_top_k, print_sampled_tokens, softmax_with_temperature
 
 WORDS = ("closer", "every", "effort", "forward", "inches", "moves", "pizza", "toward", "you")
 LOGITS = np.array([4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79], dtype=np.float32)

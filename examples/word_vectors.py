@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tiny_gpt import WORDS, trained
 
-from numpygpt.plots import plot_word_vectors, principal_components
+from numpygpt.pictures.vectors import plot_word_vectors, principal_components
 
 PICTURE = Path("runs") / "word_vectors.png"
 

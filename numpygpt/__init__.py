@@ -3,22 +3,19 @@
 Start reading at `numpygpt.ops`, then `numpygpt.layers`, then `numpygpt.model`.
 """
 
-from numpygpt.config import GPT2_SIZES, GPT_CONFIG_124M, GPTConfig
-from numpygpt.data import GPTDatasetV1, create_dataloader_v1
+from numpygpt.data.loader import create_dataloader_v1
+from numpygpt.data.tokenizer import get_tokenizer, text_to_token_ids, token_ids_to_text
+from numpygpt.data.windows import GPTDatasetV1
+from numpygpt.decoding.beams import beam_search
+from numpygpt.decoding.generation import generate, generate_text_simple
+from numpygpt.decoding.sampling import print_sampled_tokens, softmax_with_temperature
 from numpygpt.errors import InputError
-from numpygpt.generation import (
-    beam_search,
-    generate,
-    generate_text_simple,
-    print_sampled_tokens,
-    softmax_with_temperature,
-)
-from numpygpt.model import GPTModel
-from numpygpt.optim import AdamW, clip_grad_norm
-from numpygpt.plots import plot_losses
-from numpygpt.random import TorchGenerator
-from numpygpt.tokenizer import get_tokenizer, text_to_token_ids, token_ids_to_text
-from numpygpt.training import (
+from numpygpt.model.config import GPT2_SIZES, GPT_CONFIG_124M, GPTConfig
+from numpygpt.model.gpt import GPTModel
+from numpygpt.pictures.losses import plot_losses
+from numpygpt.random.torch_generator import TorchGenerator
+from numpygpt.training.adamw import AdamW
+from numpygpt.training.book import (
     calc_loss_batch,
     calc_loss_loader,
     evaluate_model,
@@ -26,6 +23,7 @@ from numpygpt.training import (
     perplexity,
     train_model_simple,
 )
+from numpygpt.training.clipping import clip_grad_norm
 
 __version__ = "0.1.0"
 

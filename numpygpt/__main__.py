@@ -2,6 +2,6 @@
 
 import sys
 
-from numpygpt.cli import main
+from numpygpt.commands.main import main
 
 sys.exit(main())

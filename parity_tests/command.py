@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from numpygpt.cli import main
+from numpygpt.commands.main import main
 
 TEXT = "The cat sat on the mat, and the dog lay by the door of the old house in the rain. " * 6
 SIZES = ("--context-length", 6, "--emb-dim", 8, "--n-heads", 2, "--n-layers", 1, "--batch-size", 3, "--eval-batches", 1)

@@ -12,18 +12,21 @@ import numpy as np
 import torch
 
 import torchgpt
-from numpygpt import gradcheck
-from numpygpt.config import GPTConfig
-from numpygpt.data import DataLoader, GPTDatasetV1
-from numpygpt.generation import generate, keep_top_k
+from numpygpt.checks import gradcheck
+from numpygpt.data.loader import DataLoader
+from numpygpt.data.tokenizer import get_tokenizer
+from numpygpt.data.windows import GPTDatasetV1
+from numpygpt.decoding.generation import generate
+from numpygpt.decoding.sampling import keep_top_k
 from numpygpt.layers import transformer_block
-from numpygpt.model import GPTModel
+from numpygpt.model.config import GPTConfig
+from numpygpt.model.gpt import GPTModel
 from numpygpt.ops import attention, cross_entropy, flash_attention, layer_norm
-from numpygpt.optim import AdamW, clip_grad_norm
-from numpygpt.random import TorchGenerator
+from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.shapes import Array
-from numpygpt.tokenizer import get_tokenizer
-from numpygpt.training import loss_and_grads_of
+from numpygpt.training.adamw import AdamW
+from numpygpt.training.clipping import clip_grad_norm
+from numpygpt.training.step import loss_and_grads_of
 from parity_tests.tolerances import FACTOR, FLOAT64_NORMWISE
 from torchgpt.bridge import dropout_masks, to_torch
 

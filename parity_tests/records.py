@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 
 from numpygpt import layers, ops
-from numpygpt import parameters as p
-from numpygpt.config import GPTConfig
 from numpygpt.layers import transformer_block
+from numpygpt.model.config import GPTConfig
+from numpygpt.model.initialization import allocate
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
+from numpygpt.tree import mapped
 from parity_tests.strategies import Source, drop_rates
 
 
@@ -236,9 +237,9 @@ def draw_block(source):
     """x (B, T, D), a block's parameters and the number of heads."""
     n_heads, head_dim = source.size(3), source.features(4)
     config = GPTConfig(1, 1, n_heads * head_dim, n_heads, 1, 0.0, source.draw(st.booleans()))
-    (block,) = p.allocate(config, np.float64).trf_blocks
+    (block,) = allocate(config, np.float64).trf_blocks
     x = source.normal(source.size(2), source.size(4), config.emb_dim)
-    return x, p.mapped(lambda array: source.normal(*array.shape), block), n_heads
+    return x, mapped(lambda array: source.normal(*array.shape), block), n_heads
 
 
 def draw_feed_forward(source):

@@ -7,11 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from numpygpt import parameters as p
-from numpygpt.config import POSITIONS, GPTConfig
-from numpygpt.model import GPTModel
+from numpygpt.model.config import POSITIONS, GPTConfig
+from numpygpt.model.gpt import GPTModel
+from numpygpt.model.initialization import allocate
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
-from torchgpt.parity import Batch
+from numpygpt.tree import named
+from torchgpt.checks.parity import Batch
 
 seeds = st.integers(0, 2**32 - 1)
 scales = st.sampled_from([1e0, 1e-3, 1e-2, 1e-1, 1e1, 1e2, 1e3])
@@ -106,7 +107,7 @@ def _kind(name):
     return re.sub(r"trf_blocks\.\d+\.", "", name)
 
 
-KINDS = sorted({_kind(name) for name, _ in p.named(p.allocate(GPTConfig(1, 1, 1, 1, 1, 0.0, True), np.float64))})
+KINDS = sorted({_kind(name) for name, _ in named(allocate(GPTConfig(1, 1, 1, 1, 1, 0.0, True), np.float64))})
 
 
 @st.composite

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from numpygpt import GPTConfig, GPTModel, InputError
-from numpygpt.checkpoint import FILE_NAME, save_checkpoint
+from numpygpt.formats.checkpoint import FILE_NAME, save_checkpoint
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
 from parity_tests.command import SIZES, TEXT, TRAINING, files, python, run, write_text
 

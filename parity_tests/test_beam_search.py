@@ -8,11 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numpygpt.config import GPTConfig
+from numpygpt.decoding.beams import beam_search
+from numpygpt.decoding.generation import generate
 from numpygpt.errors import InputError
-from numpygpt.generation import beam_search, generate
 from numpygpt.layers.key_value_cache import KeyValueCache
-from numpygpt.model import GPTModel
+from numpygpt.model.config import GPTConfig
+from numpygpt.model.gpt import GPTModel
 from torchgpt.bridge import to_torch
 
 V, CONTEXT, NEW = 4, 5, 3

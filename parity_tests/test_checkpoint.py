@@ -14,15 +14,15 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numpygpt import checkpoint as checkpoint_module
-from numpygpt.checkpoint import FILE_NAME, load_checkpoint, load_model, save_checkpoint
-from numpygpt.config import GPTConfig
-from numpygpt.data import create_dataloader_v1
+from numpygpt.data.loader import create_dataloader_v1
+from numpygpt.data.tokenizer import get_tokenizer
 from numpygpt.errors import InputError
-from numpygpt.model import GPTModel
-from numpygpt.optim import AdamW
-from numpygpt.random import TorchGenerator
-from numpygpt.tokenizer import get_tokenizer
+from numpygpt.formats import checkpoint as checkpoint_module
+from numpygpt.formats.checkpoint import FILE_NAME, load_checkpoint, load_model, save_checkpoint
+from numpygpt.model.config import GPTConfig
+from numpygpt.model.gpt import GPTModel
+from numpygpt.random.torch_generator import TorchGenerator
+from numpygpt.training.adamw import AdamW
 
 CONFIG = GPTConfig(vocab_size=11, context_length=5, emb_dim=6, n_heads=2, n_layers=2, drop_rate=0.2, qkv_bias=True)
 TRAINING = {"step": 7, "seed": 123, "losses": [2.5, 1 / 3, float("nan")], "name": 'élan "\\\n', "none": None}
@@ -463,8 +463,8 @@ def test_a_killed_save_leaves_the_previous_checkpoint_and_the_next_one_cleans_up
     program = f"""
 import os
 from pathlib import Path
-from numpygpt.checkpoint import save_checkpoint
-from numpygpt.model import GPTModel
+from numpygpt.formats.checkpoint import save_checkpoint
+from numpygpt.model.gpt import GPTModel
 Path.replace = lambda *paths: os._exit(9)
 save_checkpoint({str(tmp_path)!r}, GPTModel({CONFIG.to_dict()!r}, seed=4))
 """

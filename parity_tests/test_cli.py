@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from numpygpt import GPT_CONFIG_124M, GPTConfig, GPTModel, TorchGenerator, generate, get_tokenizer, text_to_token_ids
-from numpygpt import parameters as p
-from numpygpt.checkpoint import load_checkpoint, load_model, save_checkpoint
-from numpygpt.cli import COMMANDS
-from numpygpt.config import ATTENTIONS
-from numpygpt.data import python_reference_text
-from numpygpt.memory import num_parameters, parameter_table, training_bytes
+from numpygpt.commands.main import COMMANDS
+from numpygpt.data.texts import python_reference_text
+from numpygpt.formats.checkpoint import load_checkpoint, load_model, save_checkpoint
+from numpygpt.model.config import ATTENTIONS
+from numpygpt.model.sizes import num_parameters, parameter_table, training_bytes
+from numpygpt.tree import named
 from parity_tests.command import TEXT, TRAINING, files, python, run, write_text
 
 BYTES = get_tokenizer("bytes")
@@ -64,7 +64,7 @@ def test_the_progress_bar_shows_rate_and_remaining_time_and_loss(trained):
 
 
 def test_the_text_may_be_several_files_and_every_option_reaches_the_run(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("numpygpt.run.TrainingRun.plot", lambda training: "no picture")
+    monkeypatch.setattr("numpygpt.training.run.TrainingRun.plot", lambda training: "no picture")
     first, second = tmp_path / "a.txt", tmp_path / "b.txt"
     first.write_text(TEXT)
     second.write_text("?" * 100)
@@ -88,7 +88,7 @@ def test_the_text_may_be_several_files_and_every_option_reaches_the_run(tmp_path
 
 def test_the_defaults_learn_from_the_language_reference(monkeypatch, tmp_path, capsys):
     """The first step of the default run in all but its size; the folder is named by date and time."""
-    monkeypatch.setattr("numpygpt.run.TrainingRun.plot", lambda training: "no picture")
+    monkeypatch.setattr("numpygpt.training.run.TrainingRun.plot", lambda training: "no picture")
     monkeypatch.chdir(tmp_path)
     assert run("train", *TRAINING, "--steps", 1) == 0
     (folder,) = (tmp_path / "runs").iterdir()
@@ -251,7 +251,7 @@ def test_the_activations_are_the_bytes_that_a_forward_keeps(config, batch_size, 
     assert parts.weights == sum(array.nbytes for array in bases_in(model.parameters).values())
     assert parts.gradients == parts.weights
     assert parts.optimizer == 2 * parts.weights
-    assert len(list(p.named(model.parameters))) > len(bases_in(model.parameters)), "views must count once"
+    assert len(list(named(model.parameters))) > len(bases_in(model.parameters)), "views must count once"
 
 
 PEAK = """
@@ -290,7 +290,7 @@ def test_the_peak_is_that_of_a_training_step_but_for_the_temporaries_of_a_block(
 # Help
 
 
-@pytest.mark.parametrize("command", [(), *((name,) for name, *_ in COMMANDS)])
+@pytest.mark.parametrize("command", [(), *((name,) for name in (*COMMANDS, "parity"))])
 def test_help_names_each_default_once_and_no_default_of_none(command, capsys):
     assert run(*command, "--help") == 0
     out = " ".join(capsys.readouterr().out.split())

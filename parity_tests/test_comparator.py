@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numpygpt.compare import Norms, compare, difference, finite_norms, norms, normwise
-from numpygpt.config import GPTConfig
-from numpygpt.model import GPTModel
+from numpygpt.checks.compare import Norms, compare, difference, finite_norms, norms, normwise
+from numpygpt.model.config import GPTConfig
+from numpygpt.model.gpt import GPTModel
 from parity_tests.strategies import seeds
 from parity_tests.tolerances import FLOAT64_NORMWISE
-from torchgpt.parity import Batch, numpy_step, step_reference
+from torchgpt.checks.parity import Batch, numpy_step, step_reference
 
 #: No reference is zero here: no key bias, two tokens at least, targets that count.
 CONFIG = GPTConfig(

@@ -12,17 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numpygpt.data import (
-    DataLoader,
-    GPTDatasetV1,
-    create_dataloader_v1,
-    python_reference_text,
-    read_text,
-    split_text,
-)
+from numpygpt.data.loader import DataLoader, create_dataloader_v1
+from numpygpt.data.texts import python_reference_text, read_text, split_text
+from numpygpt.data.tokenizer import get_tokenizer
+from numpygpt.data.windows import GPTDatasetV1
 from numpygpt.errors import InputError
-from numpygpt.random import TorchGenerator
-from numpygpt.tokenizer import get_tokenizer
+from numpygpt.random.torch_generator import TorchGenerator
 
 DATA = Path(os.environ.get("NUMPYGPT_DATA", "no-folder"))
 needs_book_data = pytest.mark.skipif(
@@ -153,7 +148,7 @@ def test_the_generator_may_be_a_seed_or_left_out():
 
 
 def test_gpt2_is_the_default_tokenizer(monkeypatch):
-    monkeypatch.setattr("numpygpt.data.get_tokenizer", lambda name: BYTES if name == "gpt2" else None)
+    monkeypatch.setattr("numpygpt.data.loader.get_tokenizer", lambda name: BYTES if name == "gpt2" else None)
     assert len(create_dataloader_v1(TEXT * 10)) > 0
 
 

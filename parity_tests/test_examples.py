@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from numpygpt.gradcheck import complex_step, judge
+from numpygpt.checks.gradcheck import complex_step, judge
 from parity_tests.properties import agree
 from parity_tests.tolerances import FLOAT64_CURVE
 

@@ -18,7 +18,8 @@ from numpygpt import (
     print_sampled_tokens,
     softmax_with_temperature,
 )
-from numpygpt.generation import choose, keep_top_k, keep_top_p, stream
+from numpygpt.decoding.generation import stream
+from numpygpt.decoding.sampling import choose, keep_top_k, keep_top_p
 
 CONFIG = GPTConfig(vocab_size=11, context_length=6, emb_dim=6, n_heads=2, n_layers=1, drop_rate=0.5, qkv_bias=False)
 MODEL = GPTModel(CONFIG, seed=3, dtype=np.float64)

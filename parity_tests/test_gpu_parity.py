@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from numpygpt.config import GPTConfig
+from numpygpt.model.config import GPTConfig
 from parity_tests.command import files, python
-from torchgpt.rounding import FORMATS
+from torchgpt.checks.rounding import FORMATS
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_parity.py"
 with pytest.MonkeyPatch.context() as patch:

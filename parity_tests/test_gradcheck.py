@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from numpygpt import gradcheck
-from numpygpt import parameters as p
-from numpygpt.gradcheck import ROUNDING, THRESHOLD, Case, Verdict, check, complex_step, judge
+from numpygpt.checks import gradcheck
+from numpygpt.checks.gradcheck import ROUNDING, THRESHOLD, Case, Verdict, check, complex_step, judge
 from numpygpt.layers import feed_forward
+from numpygpt.layers import parameters as p
 from numpygpt.ops import cross_entropy, gelu, layer_norm, linear, softmax
 from parity_tests.command import python, run
 
@@ -85,8 +85,9 @@ def test_an_error_just_above_the_threshold_is_found_and_one_just_below_is_not(ca
 
 WITHOUT_THE_RESIDUAL = """
 import sys
-from numpygpt import cli, gradcheck
-from numpygpt.config import GPTConfig
+from numpygpt.checks import gradcheck
+from numpygpt.commands import main as cli
+from numpygpt.model.config import GPTConfig
 from numpygpt.layers import transformer_block
 
 right = transformer_block.backward

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from numpygpt.compare import compare, normwise
-from numpygpt.config import GPTConfig
-from numpygpt.model import GPTModel
+from numpygpt.checks.compare import compare, normwise
+from numpygpt.model.config import GPTConfig
+from numpygpt.model.gpt import GPTModel
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
 
 CONFIG = GPTConfig(

@@ -14,16 +14,19 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from numpygpt import gradcheck, parallel
-from numpygpt import parameters as p
-from numpygpt.config import GPTConfig
+from numpygpt import parallel
+from numpygpt.checks import gradcheck
 from numpygpt.layers.key_value_cache import KeyValueCache
-from numpygpt.model import GPTModel
+from numpygpt.model.config import GPTConfig
+from numpygpt.model.gpt import GPTModel
+from numpygpt.model.initialization import allocate
 from numpygpt.ops import attention, cross_entropy, dropout, flash_attention, gelu, layer_norm, linear, softmax
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
-from numpygpt.optim import AdamW, clip_grad_norm
-from numpygpt.random import TorchGenerator
-from numpygpt.training import loss_and_grads_of
+from numpygpt.random.torch_generator import TorchGenerator
+from numpygpt.training.adamw import AdamW
+from numpygpt.training.clipping import clip_grad_norm
+from numpygpt.training.step import loss_and_grads_of
+from numpygpt.tree import mapped, named
 from parity_tests.tolerances import FLOAT64_NORMWISE
 
 #: A whole model is slow under the suite's checks of types and shapes.
@@ -51,7 +54,7 @@ def configs(draw, **fixed):
 def model_of(config, seed, dtype=np.float64):
     """A model whose every parameter is random, scales and shifts too."""
     rng = np.random.default_rng(seed)
-    arrays = dict(p.named(p.allocate(config, dtype)))
+    arrays = dict(named(allocate(config, dtype)))
     if config.tie_weights:
         del arrays["out_head.weight"]
     return GPTModel.from_state_dict(config, {n: rng.standard_normal(a.shape) / 2 for n, a in arrays.items()}, dtype)
@@ -441,7 +444,7 @@ def test_the_tied_gradient_is_the_sum_of_both_paths(config, seed):
 @each_case
 def test_an_operation_changes_nothing_and_remembers_nothing(case):
     """All it is given is made read-only; a second forward and a second backward give the same, bit for bit."""
-    given_arrays = [array for name in case.arguments for _, array in p.named(case.arguments[name], name)]
+    given_arrays = [array for name in case.arguments for _, array in named(case.arguments[name], name)]
     for array in (*given_arrays, *arrays_in(tuple(case.options.values()))):
         array.setflags(write=False)
     output, saved, d_output, gradients = run(case)
@@ -501,7 +504,7 @@ def test_there_is_no_dropout_without_a_generator(config, seed):
 
 
 def in_dtype(tree, dtype):
-    return p.mapped(lambda array: array.astype(dtype) if np.issubdtype(array.dtype, np.inexact) else array, tree)
+    return mapped(lambda array: array.astype(dtype) if np.issubdtype(array.dtype, np.inexact) else array, tree)
 
 
 def dtypes_of(tree):

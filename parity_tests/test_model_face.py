@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numpygpt import GPT2_SIZES, GPT_CONFIG_124M, AdamW, GPTConfig, GPTModel, InputError, TorchGenerator
-from numpygpt import parameters as p
-from numpygpt.memory import num_parameters
+from numpygpt.model.initialization import allocate
+from numpygpt.model.sizes import num_parameters
+from numpygpt.tree import named
 from parity_tests.command import python
 
 CONFIG = GPTConfig(vocab_size=11, context_length=5, emb_dim=6, n_heads=2, n_layers=2, drop_rate=0.5, qkv_bias=True)
@@ -83,7 +84,7 @@ def test_names_shapes_and_order(config):
 def test_the_124m_model_has_163_009_536_parameters():
     """Counted on arrays that are never touched, so that no memory is taken."""
     config = GPTConfig.of(GPT_CONFIG_124M)
-    arrays = dict(p.named(p.allocate(config, np.float32)))
+    arrays = dict(named(allocate(config, np.float32)))
     assert shapes(arrays) == list(expected_shapes(config).items())
     assert sum(array.size for array in arrays.values()) == 163_009_536
     assert num_parameters(config) == 163_009_536

@@ -5,16 +5,16 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from numpygpt.bugs import BUGS, planted
-from numpygpt.compare import compare
-from numpygpt.config import GPTConfig
+from numpygpt.checks.bugs import BUGS, planted
+from numpygpt.checks.compare import compare
 from numpygpt.errors import InputError
-from numpygpt.model import GPTModel
+from numpygpt.model.config import GPTConfig
+from numpygpt.model.gpt import GPTModel
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
 from parity_tests.strategies import steps
 from parity_tests.tolerances import FLOAT64_NORMWISE
-from torchgpt import parity
-from torchgpt.parity import Batch, numpy_step, report, step_reference
+from torchgpt.checks import parity
+from torchgpt.checks.parity import Batch, numpy_step, report, step_reference
 
 CONFIG = GPTConfig(vocab_size=7, context_length=5, emb_dim=6, n_heads=2, n_layers=2, drop_rate=0.25, qkv_bias=True)
 BOTH = pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 import numpygpt.layers
 import numpygpt.ops
-from numpygpt import parameters as p
-from numpygpt.compare import compare, difference, norms
-from numpygpt.gradcheck import complex_step, judge
+from numpygpt.checks.compare import compare, difference, norms
+from numpygpt.checks.gradcheck import complex_step, judge
+from numpygpt.tree import mapped as tree_mapped
+from numpygpt.tree import named
 from parity_tests.records import (
     RECORDS,
     Call,
@@ -25,7 +26,7 @@ from parity_tests.records import (
     torch_layer_norm,
 )
 from parity_tests.tolerances import FLOAT64_NORMWISE
-from torchgpt.parity import reference, run_in_copies
+from torchgpt.checks.parity import reference, run_in_copies
 
 each_record = pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
 each_special_call = pytest.mark.parametrize(
@@ -39,16 +40,16 @@ each_special_call = pytest.mark.parametrize(
 each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 #: A table of constants, and a memory that computes nothing: no input, no parameter, nothing to propagate back.
-WITHOUT_BACKWARD = {"sinusoidal_positions", "key_value_cache"}
+WITHOUT_BACKWARD = {"sinusoidal_positions", "key_value_cache", "parameters"}
 
 
 def mapped(function, value):
     """`function` of every array in an argument or option."""
-    return p.mapped(function, value) if isinstance(value, np.ndarray | tuple) else value
+    return tree_mapped(function, value) if isinstance(value, np.ndarray | tuple) else value
 
 
 def named_arrays(name, value):
-    return p.named(value, name) if isinstance(value, np.ndarray | tuple) else ()
+    return named(value, name) if isinstance(value, np.ndarray | tuple) else ()
 
 
 def changed(call, function):
@@ -77,7 +78,7 @@ def cotangent(output):
 
 
 def gradients_by_name(gradients):
-    return {path: array for name, tree in gradients._asdict().items() for path, array in p.named(tree, f"d_{name}")}
+    return {path: array for name, tree in gradients._asdict().items() for path, array in named(tree, f"d_{name}")}
 
 
 def in_numpy(record, call, saved_too=()):
@@ -94,7 +95,7 @@ def as_tensor(array):
 
 
 def in_torch(record, call):
-    """The same in PyTorch, as `torchgpt.parity.reference` takes it."""
+    """The same in PyTorch, as `torchgpt.checks.parity.reference` takes it."""
     output = np.asarray(record.operation.forward(*call.arguments.values(), **call.options)[0])
 
     def forward(tensors, watch):

@@ -8,10 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numpygpt.compare import compare, normwise
-from numpygpt.optim import AdamW, clip_grad_norm, constant, warmup_cosine
+from numpygpt.checks.compare import compare, normwise
+from numpygpt.training.adamw import AdamW
+from numpygpt.training.clipping import clip_grad_norm
+from numpygpt.training.schedules import constant, warmup_cosine
 from parity_tests.strategies import scales, seeds
-from torchgpt.parity import reference
+from torchgpt.checks.parity import reference
 
 BOTH = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 STEPS = 50

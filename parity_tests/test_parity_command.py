@@ -7,12 +7,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from numpygpt.bugs import BUGS, planted
-from numpygpt.commands.parity import DEFAULT_CONFIG, summary
-from numpygpt.commands.parity_page import SHARES, page
-from numpygpt.config import GPT2_SIZES, GPTConfig
+from numpygpt.checks.bugs import BUGS, planted
+from numpygpt.model.config import GPT2_SIZES, GPTConfig
 from parity_tests.command import files, run
-from torchgpt.parity import REPORT_PROBES, Row, numpy_step, report
+from torchgpt.checks.parity import REPORT_PROBES, Row, numpy_step, report
+from torchgpt.commands.parity import DEFAULT_CONFIG, summary
+from torchgpt.commands.parity_page import SHARES, page
 
 SMALL = GPTConfig(vocab_size=7, context_length=5, emb_dim=6, n_heads=2, n_layers=2, drop_rate=0.25, qkv_bias=True)
 
@@ -141,7 +141,7 @@ def test_a_bar_shows_the_rounding_runs(capsys, monkeypatch):
         return report(SMALL)
 
     monkeypatch.setattr("tqdm.tqdm", lambda runs, **options: bars.append(options) or runs)
-    monkeypatch.setattr("torchgpt.parity.report", slow_report)
+    monkeypatch.setattr("torchgpt.checks.parity.report", slow_report)
     assert run("parity") == 0
     assert [(bar["desc"], bar["delay"]) for bar in bars] == [("rounding errors", 2)]
 
@@ -163,7 +163,7 @@ def test_the_configuration_comes_from_a_file_a_preset_or_the_options(
     config, capsys, monkeypatch, options, expected
 ):
     given = []
-    monkeypatch.setattr("torchgpt.parity.report", lambda cfg, *arguments, **options: given.append(cfg) or report(SMALL))
+    monkeypatch.setattr("torchgpt.checks.parity.report", lambda cfg, *arguments, **options: given.append(cfg) or report(SMALL))
     monkeypatch.chdir(config.parent)
     assert run("parity", *options) == 0
     assert given == [expected if isinstance(expected, GPTConfig) else GPTConfig(**{**SMALL.to_dict(), **expected})]
@@ -188,7 +188,7 @@ def test_the_size_of_the_step_is_that_of_the_options(config, capsys, monkeypatch
         taken.append(batch)
         return numpy_step(model, batch)
 
-    monkeypatch.setattr("torchgpt.parity.numpy_step", recorded)
+    monkeypatch.setattr("torchgpt.checks.parity.numpy_step", recorded)
     page = config.parent / "page.html"
     assert run("parity", "--config", config, "--html", page, *options) == 0
     (batch,) = taken
@@ -283,7 +283,7 @@ def test_bad_input_gets_one_line_before_the_computation(config, capsys, monkeypa
     for name, contents in (("no", b"{"), ("latin", b"\xe9"), ("list", b"[]"), ("keys", b'{"n_layer": 1}')):
         (folder / f"{name}.json").write_bytes(contents)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("torchgpt.parity.step_reference", None)  # cannot be called
+    monkeypatch.setattr("torchgpt.checks.parity.step_reference", None)  # cannot be called
     before = files(folder)
     assert run("parity", *options) == 2
     printed = capsys.readouterr()
@@ -297,7 +297,7 @@ def test_a_page_that_cannot_be_written_is_told_in_one_line(config, capsys, monke
     def no_space(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("numpygpt.commands.text_file.replacing", no_space)
+    monkeypatch.setattr("numpygpt.files.replacing", no_space)
     assert run("parity", "--config", config, "--html", tmp_path / "page.html") == 2
     assert "page.html: No space left on device; name another\n" in capsys.readouterr().err
 

@@ -9,13 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from numpygpt.checkpoint import load_checkpoint, save_checkpoint
+from numpygpt.data.tokenizer import get_tokenizer, text_to_token_ids, token_ids_to_text
+from numpygpt.decoding.beams import beam_search
 from numpygpt.errors import InputError
-from numpygpt.generation import beam_search
-from numpygpt.model import GPTModel
-from numpygpt.plots import plot_attention, plot_word_vectors, principal_components, token_label
-from numpygpt.tokenizer import get_tokenizer, text_to_token_ids, token_ids_to_text
-from numpygpt.training import perplexity
+from numpygpt.formats.checkpoint import load_checkpoint, save_checkpoint
+from numpygpt.model.gpt import GPTModel
+from numpygpt.pictures.attention import plot_attention
+from numpygpt.pictures.figure import token_label
+from numpygpt.pictures.vectors import plot_word_vectors, principal_components
+from numpygpt.training.book import perplexity
 from parity_tests.command import run
 from parity_tests.properties import CONFIG, agree
 

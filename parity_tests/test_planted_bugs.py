@@ -6,12 +6,14 @@ from functools import cache
 import numpy as np
 import pytest
 
-from numpygpt.bugs import BUGS, CONTROLS, Bug, planted
-from numpygpt.generation import generate, keep_top_k, stream
+from numpygpt.checks.bugs import BUGS, CONTROLS, Bug, planted
+from numpygpt.decoding.generation import generate, stream
+from numpygpt.decoding.sampling import keep_top_k
 from numpygpt.ops import flash_attention
-from numpygpt.optim import AdamW, clip_grad_norm
 from numpygpt.shapes import Array
-from numpygpt.training import loss_and_grads_of
+from numpygpt.training.adamw import AdamW
+from numpygpt.training.clipping import clip_grad_norm
+from numpygpt.training.step import loss_and_grads_of
 from parity_tests import properties
 from parity_tests.properties import CONFIG, INPUTS, PROPERTIES, TARGETS, TIED, B, T, masks, model_of, training_step
 

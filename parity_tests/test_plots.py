@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from numpygpt.errors import InputError
-from numpygpt.plots import plot_losses
+from numpygpt.pictures.losses import plot_losses
 
 EPOCHS = [0.0, 0.5, 1.0, 1.5]
 TOKENS = [512, 10_752, 20_992, 31_232]

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torchgpt
-from numpygpt.checkpoint import load_checkpoint
-from numpygpt.config import GPT_CONFIG_124M, GPTConfig
 from numpygpt.errors import InputError
-from numpygpt.memory import num_parameters
-from numpygpt.model import GPTModel
+from numpygpt.formats.checkpoint import load_checkpoint
+from numpygpt.model.config import GPT_CONFIG_124M, GPTConfig
+from numpygpt.model.gpt import GPTModel
+from numpygpt.model.sizes import num_parameters
 from numpygpt.ops import sinusoidal_positions
-from numpygpt.random import TorchGenerator
+from numpygpt.random.torch_generator import TorchGenerator
 from parity_tests import properties
 from parity_tests.command import TRAINING, run, write_text
 from parity_tests.properties import agree

@@ -10,11 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import torchgpt
-from numpygpt.config import GPTConfig
 from numpygpt.errors import InputError
-from numpygpt.model import GPTModel
-from numpygpt.ops.dropout import draw_keep_mask
-from numpygpt.random import TORCH_STATE, GeneratorState, TorchGenerator
+from numpygpt.model.config import GPTConfig
+from numpygpt.model.gpt import GPTModel
+from numpygpt.random.masks import draw_keep_mask
+from numpygpt.random.torch_generator import TORCH_STATE, GeneratorState, TorchGenerator
 
 #: PyTorch rounds a * b + c once, and draws float32 normals with Cephes' polynomials, where it uses these.
 VECTOR_KERNELS = torch.backends.cpu.get_cpu_capability() in {"AVX2", "AVX512"}

@@ -19,14 +19,15 @@ from hypothesis import strategies as st
 
 import numpygpt
 import torchgpt
-from numpygpt import book
-from numpygpt.config import GPTConfig
-from numpygpt.data import python_reference_text, split_text
+from numpygpt.data import story as book
+from numpygpt.data.texts import python_reference_text, split_text
+from numpygpt.data.tokenizer import get_tokenizer
 from numpygpt.errors import InputError
-from numpygpt.plots import PALETTE, plot_temperatures
-from numpygpt.random import TorchGenerator
-from numpygpt.run import TRAIN_SHARE, Options
-from numpygpt.tokenizer import get_tokenizer
+from numpygpt.model.config import GPTConfig
+from numpygpt.pictures.figure import PALETTE
+from numpygpt.pictures.temperatures import plot_temperatures
+from numpygpt.random.torch_generator import TorchGenerator
+from numpygpt.training.run import TRAIN_SHARE, Options
 from parity_tests.tolerances import FLOAT64_CURVE, FLOAT64_NORMWISE
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -89,8 +90,8 @@ import sys
 from pathlib import Path
 
 import reproduce_book as script
-from numpygpt.config import GPTConfig
-from numpygpt.run import Options
+from numpygpt.model.config import GPTConfig
+from numpygpt.training.run import Options
 
 name, directory = sys.argv[1], Path(sys.argv[2])
 backend, record = script.new_backend(name, script.get_tokenizer("bytes")), script.Record(name, 0.0)
@@ -168,7 +169,7 @@ import sys
 from dataclasses import replace
 
 import reproduce_book as script
-from numpygpt.run import TrainingRun
+from numpygpt.training.run import TrainingRun
 
 script.CONFIG = script.CHAPTER_4_CONFIG = replace(script.CONFIG, emb_dim=12, n_heads=3, n_layers=1)
 script.figures.EPOCHS = 1

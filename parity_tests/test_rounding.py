@@ -6,13 +6,13 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from numpygpt.compare import compare, scaled
+from numpygpt.checks.compare import compare, scaled
 from parity_tests.records import normal
 from parity_tests.strategies import steps
 from parity_tests.tolerances import FACTOR
 from torchgpt.bridge import to_torch
-from torchgpt.parity import step_reference, torch_step
-from torchgpt.rounding import RoundingErrors
+from torchgpt.checks.parity import step_reference, torch_step
+from torchgpt.checks.rounding import RoundingErrors
 
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}
 REPEATS = 400

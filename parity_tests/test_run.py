@@ -16,10 +16,10 @@ import pytest
 import safetensors
 
 from numpygpt import GPTConfig, InputError
-from numpygpt.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
+from numpygpt.formats.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
 from numpygpt.layers import recomputed_block
-from numpygpt.memory import training_bytes
-from numpygpt.run import Options, TrainingRun, stop_between_steps
+from numpygpt.model.sizes import training_bytes
+from numpygpt.training.run import Options, TrainingRun, stop_between_steps
 from parity_tests.command import TEXT, TRAINING, files, python, run, write_text
 
 CONFIG = GPTConfig(vocab_size=256, context_length=6, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.2, qkv_bias=True)
@@ -283,7 +283,7 @@ def test_every_step_has_the_options_rate_decay_clipping_batches_and_generator(
         steps.append((optimizer.lr, optimizer.weight_decay, [inputs.shape for inputs, _ in micro_batches], given))
         return 1.5
 
-    monkeypatch.setattr("numpygpt.run.training_step", record)
+    monkeypatch.setattr("numpygpt.training.run.training_step", record)
     assert [training.train_step() for _ in range(4)] == [1.5] * 4
     given = {"rng": training.rng, "max_norm": max_norm}
     assert steps == [(options.learning_rate(step), 0.3, [(9, 6)] * 3, given) for step in range(4)]

@@ -11,8 +11,8 @@ import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 
+from numpygpt.data.tokenizer import get_tokenizer, text_to_token_ids, token_ids_to_text
 from numpygpt.errors import InputError
-from numpygpt.tokenizer import get_tokenizer, text_to_token_ids, token_ids_to_text
 
 DATA = Path(os.environ.get("NUMPYGPT_DATA", "no-folder"))
 needs_gpt2_ranks = pytest.mark.skipif(

@@ -13,12 +13,12 @@ from torch import nn
 
 import numpygpt
 import torchgpt
-from numpygpt.config import GPTConfig
+from numpygpt.data.tokenizer import get_tokenizer
 from numpygpt.errors import InputError
 from numpygpt.layers.transformer_block import DropoutMasks as BlockMasks
-from numpygpt.model import DropoutMasks
-from numpygpt.random import TorchGenerator
-from numpygpt.tokenizer import get_tokenizer
+from numpygpt.model.config import GPTConfig
+from numpygpt.model.gpt import DropoutMasks
+from numpygpt.random.torch_generator import TorchGenerator
 from parity_tests.properties import agree
 from torchgpt.model import GELU, LayerNorm
 

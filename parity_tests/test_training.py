@@ -29,8 +29,8 @@ from numpygpt import (
     train_model_simple,
 )
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
-from numpygpt.optim import constant, warmup_cosine
-from numpygpt.training import loss_and_grads_of, training_step
+from numpygpt.training.schedules import constant, warmup_cosine
+from numpygpt.training.step import loss_and_grads_of, training_step
 from parity_tests.tolerances import FLOAT64_NORMWISE
 
 CONFIG = GPTConfig(vocab_size=256, context_length=8, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.2, qkv_bias=False)
@@ -109,7 +109,7 @@ def train(model, optimizer=None, seed=7, **options):
 @pytest.fixture
 def no_samples(monkeypatch):
     """Samples take longer than the training."""
-    monkeypatch.setattr("numpygpt.training.generate_and_print_sample", lambda *arguments: None)
+    monkeypatch.setattr("numpygpt.training.book.generate_and_print_sample", lambda *arguments: None)
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,13 @@ FLOAT64_NORMWISE   largest ‖ours - PyTorch's‖ / ‖PyTorch's‖ of a tensor 
 COMPLEX_STEP       largest ‖ours - complex step's‖ / ‖complex step's‖ of a gradient
 FLOAT64_CURVE      largest difference between our losses and PyTorch's (nats) along 200 steps of training in float64,
                    where each step starts from the rounding errors of those before
-FACTOR             how many times as large as a sound computation's errors ours may be (`torchgpt.parity`): in float32,
+FACTOR             how many times as large as a sound computation's errors ours may be (`torchgpt.checks.parity`): in float32,
                    and in float64 by row and at extreme scales
 """
 
-from numpygpt.compare import FLOAT64_NORMWISE
-from numpygpt.gradcheck import THRESHOLD as COMPLEX_STEP
-from torchgpt.parity import FACTOR
+from numpygpt.checks.compare import FLOAT64_NORMWISE
+from numpygpt.checks.gradcheck import THRESHOLD as COMPLEX_STEP
+from torchgpt.checks.parity import FACTOR
 
 FLOAT64_CURVE = 1e-9
 

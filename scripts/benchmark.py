@@ -42,10 +42,10 @@ from bench.contenders import (
 )
 from bench.turns import THREADS, race, spread, work
 
-from numpygpt.allocator import keep_freed_memory
 from numpygpt.errors import BAD_INPUT, InputError
-from numpygpt.memory import training_bytes
+from numpygpt.model.sizes import training_bytes
 from numpygpt.parallel import number_of_threads
+from numpygpt.process import keep_freed_memory
 
 #: The sweep's points: of the 124M model but for the last line, each with the sizes that its line does not vary.
 SWEEP = {

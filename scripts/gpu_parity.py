@@ -10,7 +10,7 @@ float16's gradients are not too small for it.
 
 An error is given relative to the tensor's size, and in parentheses in units of the format's roundoff u: a few u,
 growing slowly with depth, are rounding. (Of a tensor that is zero but for rounding, relative to what cancels in it.) No
-tolerance is set by hand: rounding errors of the format are put into a float64 step (`torchgpt.rounding`), and a tensor
+tolerance is set by hand: rounding errors of the format are put into a float64 step (`torchgpt.checks.rounding`), and a tensor
 may err 4 times as much as those move it. (As a whole: in single rows the fused kernel's gradients err more than those
 of the formula written out, whose errors cancel.) Where that is more than the tensor's size, the verdict says little;
 such tensors are counted.
@@ -45,15 +45,14 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import numpygpt
+from numpygpt.checks.compare import Comparison, Norms, compare, finite_norms
 from numpygpt.commands.model_options import add_model_options, add_step_options, config_of, tokens_of
-from numpygpt.commands.text_file import check_writable, write_text
-from numpygpt.compare import Comparison, Norms, compare, finite_norms
-from numpygpt.config import GPTConfig
-from numpygpt.model import GPTModel
-from numpygpt.random import TorchGenerator
+from numpygpt.files import check_writable, write_text
+from numpygpt.model.config import GPTConfig
+from numpygpt.model.gpt import GPTModel
+from numpygpt.random.torch_generator import TorchGenerator
 from torchgpt.bridge import to_torch
-from torchgpt.model import ATTENTION_KINDS
-from torchgpt.parity import (
+from torchgpt.checks.parity import (
     FACTOR,
     REPORT_PROBES,
     Batch,
@@ -63,7 +62,8 @@ from torchgpt.parity import (
     rounding_errors,
     torch_step,
 )
-from torchgpt.rounding import FORMATS
+from torchgpt.checks.rounding import FORMATS
+from torchgpt.model import ATTENTION_KINDS
 
 WRONG = 1
 #: What the fused kernel of attention does not show.

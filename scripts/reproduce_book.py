@@ -31,14 +31,15 @@ from book.record import Record, compare, peak_memory_bytes, print_costs
 from book.report import Report
 from tqdm import tqdm
 
-from numpygpt.book import find_verdict
-from numpygpt.config import GPT_CONFIG_124M, GPTConfig
-from numpygpt.data import read_text, split_text
+from numpygpt.data.story import find_verdict
+from numpygpt.data.texts import read_text, split_text
+from numpygpt.data.tokenizer import Encoding, get_tokenizer
 from numpygpt.errors import BAD_INPUT, INTERRUPTED, InputError
-from numpygpt.plots import plot_losses, plot_temperatures
-from numpygpt.run import TRAIN_SHARE, Options, make_writable, stop_between_steps
-from numpygpt.tokenizer import Encoding, get_tokenizer
-from numpygpt.training import loss_line
+from numpygpt.model.config import GPT_CONFIG_124M, GPTConfig
+from numpygpt.pictures.losses import plot_losses
+from numpygpt.pictures.temperatures import plot_temperatures
+from numpygpt.training.book import loss_line
+from numpygpt.training.run import TRAIN_SHARE, Options, make_writable, stop_between_steps
 
 SEED = 123
 CHAPTER_4_CONFIG = GPTConfig.of(GPT_CONFIG_124M)

@@ -15,7 +15,7 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("torchgpt needs PyTorch, which is not installed: pip install 'numpygpt[torch]'") from error
 
-from numpygpt.config import GPT_CONFIG_124M, GPTConfig
+from numpygpt.model.config import GPT_CONFIG_124M, GPTConfig
 from torchgpt.bridge import dropout_masks, to_numpy, to_torch
 from torchgpt.generation import (
     generate,

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from numpygpt.config import GPTConfig
 from numpygpt.errors import InputError
-from numpygpt.model import DropoutMasks
-from numpygpt.model import GPTModel as NumpyGPTModel
-from numpygpt.parameters import allocate, named
+from numpygpt.model.config import GPTConfig
+from numpygpt.model.gpt import DropoutMasks
+from numpygpt.model.gpt import GPTModel as NumpyGPTModel
+from numpygpt.model.initialization import allocate
 from numpygpt.shapes import Array
+from numpygpt.tree import named
 from torchgpt.model import GPTModel, SinusoidalPositions
 
 DTYPES = ("float32", "float64")

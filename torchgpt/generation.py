@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
-from numpygpt import tokenizer as numpygpt_tokenizer
+from numpygpt.data import tokenizer as numpygpt_tokenizer
 from numpygpt.errors import InputError
 
 

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from numpygpt.config import GPTConfig
 from numpygpt.errors import InputError
+from numpygpt.model.config import GPTConfig
 from numpygpt.watch import Watch, under, unwatched
 
 ATTENTION_KINDS = ("math", "sdpa")

@@ -13,10 +13,10 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from numpygpt.data import GPTDatasetV1
-from numpygpt.plots import plot_losses
-from numpygpt.tokenizer import get_tokenizer
-from numpygpt.training import loss_line
+from numpygpt.data.tokenizer import get_tokenizer
+from numpygpt.data.windows import GPTDatasetV1
+from numpygpt.pictures.losses import plot_losses
+from numpygpt.training.book import loss_line
 from torchgpt.generation import generate_text_simple, text_to_token_ids, token_ids_to_text
 from torchgpt.model import GPTModel
 

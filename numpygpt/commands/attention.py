@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from numpygpt.checkpoint import load_checkpoint
 from numpygpt.commands.trained import add_checkpoint_options, encoded, labels, tokenizer_of
 from numpygpt.errors import InputError
-from numpygpt.plots import plot_attention
+from numpygpt.formats.checkpoint import load_checkpoint
+from numpygpt.pictures.attention import plot_attention
 from numpygpt.shapes import Array
 
 

@@ -4,11 +4,11 @@ import argparse
 import re
 from pathlib import Path
 
-from numpygpt.checkpoint import load_checkpoint
 from numpygpt.commands.trained import add_checkpoint_options, labels, tokenizer_of
+from numpygpt.data.tokenizer import Encoding, text_to_token_ids
 from numpygpt.errors import InputError
-from numpygpt.plots import plot_word_vectors
-from numpygpt.tokenizer import Encoding, text_to_token_ids
+from numpygpt.formats.checkpoint import load_checkpoint
+from numpygpt.pictures.vectors import plot_word_vectors
 
 #: Tokens that are drawn unasked, at most.
 MOST_TOKENS = 100

@@ -4,13 +4,15 @@ import argparse
 import codecs
 from typing import Any
 
-from numpygpt.checkpoint import load_checkpoint
 from numpygpt.commands.model_options import flag
 from numpygpt.commands.trained import add_checkpoint_options, encoded, tokenizer_of
+from numpygpt.data.tokenizer import Encoding, token_ids_to_text
+from numpygpt.decoding.beams import beam_search
+from numpygpt.decoding.generation import stream
+from numpygpt.decoding.sampling import check_sampling
 from numpygpt.errors import InputError
-from numpygpt.generation import beam_search, check_sampling, stream
-from numpygpt.random import TorchGenerator
-from numpygpt.tokenizer import Encoding, token_ids_to_text
+from numpygpt.formats.checkpoint import load_checkpoint
+from numpygpt.random.torch_generator import TorchGenerator
 
 DEFAULT_TEMPERATURE = 0.8
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from numpygpt import gradcheck
+from numpygpt.checks import gradcheck
 from numpygpt.errors import InputError
 
 

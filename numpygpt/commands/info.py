@@ -4,8 +4,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from numpygpt import memory
-from numpygpt.checkpoint import load_checkpoint
 from numpygpt.commands.model_options import (
     add_compute_options,
     add_model_options,
@@ -16,7 +14,9 @@ from numpygpt.commands.model_options import (
     tokens_of,
 )
 from numpygpt.errors import InputError
-from numpygpt.training import perplexity
+from numpygpt.formats.checkpoint import load_checkpoint
+from numpygpt.model import sizes as memory
+from numpygpt.training.book import perplexity
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

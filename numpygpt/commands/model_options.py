@@ -5,8 +5,8 @@ import json
 from dataclasses import fields, replace
 from pathlib import Path
 
-from numpygpt.config import ATTENTIONS, DEFAULT_CONFIG, GPT2_SIZES, POSITIONS, GPTConfig
 from numpygpt.errors import InputError
+from numpygpt.model.config import ATTENTIONS, DEFAULT_CONFIG, GPT2_SIZES, POSITIONS, GPTConfig
 
 #: What a configuration starts from: a released GPT-2, or a JSON file.
 STARTS = ("preset", "config")

@@ -13,9 +13,9 @@ from numpygpt.commands.model_options import (
     flag,
     given_model_options,
 )
+from numpygpt.data.tokenizer import TOKENIZERS, get_tokenizer
 from numpygpt.errors import INTERRUPTED, InputError
-from numpygpt.run import SCHEDULES, Options, TrainingRun, stop_between_steps
-from numpygpt.tokenizer import TOKENIZERS, get_tokenizer
+from numpygpt.training.run import SCHEDULES, Options, TrainingRun, stop_between_steps
 
 #: What a resumed run may change: none of it changes a number that a step computes.
 CHANGEABLE = {"steps", "save_every", "sample_every", "sample_prompt", "checkpoint_activations"}

@@ -3,11 +3,11 @@
 import argparse
 from pathlib import Path
 
-from numpygpt.checkpoint import Checkpoint
+from numpygpt.data.tokenizer import Encoding, get_tokenizer, text_to_token_ids
 from numpygpt.errors import InputError
-from numpygpt.plots import token_label
+from numpygpt.formats.checkpoint import Checkpoint
+from numpygpt.pictures.figure import token_label
 from numpygpt.shapes import Array
-from numpygpt.tokenizer import Encoding, get_tokenizer, text_to_token_ids
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:

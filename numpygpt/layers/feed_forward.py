@@ -11,7 +11,7 @@
 
 from typing import NamedTuple
 
-from numpygpt import parameters as p
+from numpygpt.layers import parameters as p
 from numpygpt.ops import gelu, linear
 from numpygpt.shapes import Array, Inexact
 from numpygpt.watch import Watch, unwatched

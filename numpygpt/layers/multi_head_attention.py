@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numpygpt import parameters as p
+from numpygpt.layers import parameters as p
 from numpygpt.layers.key_value_cache import KeyValueCache
 from numpygpt.ops import attention, flash_attention, linear
 from numpygpt.shapes import Array, Bool, Inexact

@@ -6,7 +6,7 @@ same functions on the same numbers: the gradients are those of `transformer_bloc
 
 from typing import Any, NamedTuple
 
-from numpygpt import parameters as p
+from numpygpt.layers import parameters as p
 from numpygpt.layers import transformer_block
 from numpygpt.layers.transformer_block import Gradients
 from numpygpt.shapes import Array, Inexact

@@ -15,11 +15,11 @@ A value used twice gets the sum of the gradients of its uses: x in (1) and (3), 
 
 from typing import NamedTuple
 
-from numpygpt import parameters as p
 from numpygpt.layers import feed_forward, multi_head_attention
+from numpygpt.layers import parameters as p
 from numpygpt.layers.key_value_cache import KeyValueCache
 from numpygpt.ops import dropout, layer_norm
-from numpygpt.ops.dropout import RandomSource, draw_keep_mask
+from numpygpt.random.masks import RandomSource, draw_keep_mask
 from numpygpt.shapes import Array, Bool, Inexact
 from numpygpt.watch import Watch, under, unwatched
 

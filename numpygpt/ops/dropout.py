@@ -18,33 +18,12 @@ backward sees the same mask, and PyTorch can be given the same one.
 Traps: scaling by p for 1 - p; one mask used at two sites; a mask left alive in evaluation.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 
 from numpygpt.parallel import over_rows
 from numpygpt.shapes import Array, Bool, Inexact
-
-
-@runtime_checkable
-class RandomSource(Protocol):
-    """What draws uniforms: `numpygpt.random.TorchGenerator`, `numpy.random.Generator`, or anything with this method.
-
-    One that has `bernoulli(p, size)`, booleans that are `random(size) < p`, is asked for masks by that.
-    """
-
-    def random(self, size: Sequence[int], /) -> Array:
-        """float64 uniforms in [0, 1) of the shape `size`."""
-
-
-def draw_keep_mask(rng: RandomSource, shape: Sequence[int], drop_rate: float) -> Bool[Array, "..."] | None:
-    """Independent booleans, True with probability 1 - drop_rate; None, and nothing drawn, where drop_rate is 0."""
-    if not drop_rate:
-        return None
-    if hasattr(rng, "bernoulli"):  # the same mask without its uniforms: 4.8 ns a number for 6.1, 1 % of a step
-        return rng.bernoulli(1 - drop_rate, shape)
-    return rng.random(shape) < 1 - drop_rate
 
 
 class Saved(NamedTuple):

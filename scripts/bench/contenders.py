@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from numpygpt import GPT2_SIZES, AdamW, GPTConfig, GPTModel, generate
-from numpygpt.config import DEFAULT_CONFIG
 from numpygpt.errors import InputError
+from numpygpt.model.config import DEFAULT_CONFIG
 from numpygpt.shapes import Array
 
 #: From the model of `make demo` up to the largest that trains in a few GB.

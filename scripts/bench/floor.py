@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.contenders import Task
 from numpygpt import AdamW, GPTConfig, GPTModel
-from numpygpt.memory import num_parameters
+from numpygpt.model.sizes import num_parameters
 from numpygpt.parallel import over_rows
 
 #: The modules whose forward and backward each part is. What a part calls of another part counts as the other's.

@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.contenders import OURS, Task, prepared
-from numpygpt.allocator import keep_freed_memory
+from numpygpt.process import keep_freed_memory
 
 #: The variables by which OpenMP, OpenBLAS and MKL are told how many threads to use.
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

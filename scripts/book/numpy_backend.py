@@ -6,15 +6,15 @@ import time
 import numpy as np
 
 import numpygpt
-from numpygpt.allocator import keep_freed_memory
-from numpygpt.checkpoint import FILE_NAME
-from numpygpt.config import GPTConfig
-from numpygpt.data import DataLoader
-from numpygpt.generation import keep_top_k
-from numpygpt.model import GPTModel
-from numpygpt.run import TrainingRun
+from numpygpt.data.loader import DataLoader
+from numpygpt.data.tokenizer import Encoding
+from numpygpt.decoding.sampling import keep_top_k
+from numpygpt.formats.checkpoint import FILE_NAME
+from numpygpt.model.config import GPTConfig
+from numpygpt.model.gpt import GPTModel
+from numpygpt.process import keep_freed_memory
 from numpygpt.shapes import Array
-from numpygpt.tokenizer import Encoding
+from numpygpt.training.run import TrainingRun
 
 
 class Backend:

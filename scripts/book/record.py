@@ -12,8 +12,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from book.report import DIFFERENT
-from numpygpt.checkpoint import replacing
 from numpygpt.errors import InputError
+from numpygpt.files import replacing
 
 FILE_NAME = "losses.json"
 LOSSES = ("train_loss", "val_loss")

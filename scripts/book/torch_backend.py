@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import torchgpt
-from numpygpt.checkpoint import replacing
-from numpygpt.config import GPTConfig
-from numpygpt.data import split_text
+from numpygpt.data.texts import split_text
+from numpygpt.data.tokenizer import Encoding, get_tokenizer
 from numpygpt.errors import InputError
-from numpygpt.run import TRAIN_SHARE, Evaluation, Options
-from numpygpt.tokenizer import Encoding, get_tokenizer
+from numpygpt.files import replacing
+from numpygpt.model.config import GPTConfig
+from numpygpt.training.run import TRAIN_SHARE, Evaluation, Options
 from torchgpt.model import GPTModel
 from torchgpt.training import sample_text, training_step
 
@@ -25,7 +25,7 @@ DEVICE = "cpu"
 
 
 class TorchRun:
-    """The twin of `numpygpt.run.TrainingRun` on PyTorch's default generator.
+    """The twin of `numpygpt.training.run.TrainingRun` on PyTorch's default generator.
 
     Of the options it knows those of the book's run: no accumulation, schedule or clipping.
     """

@@ -1,0 +1,1 @@
+"""Whether gradients and tensors are right: gradient checks, comparisons, planted bugs."""

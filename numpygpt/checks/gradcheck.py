@@ -1,0 +1,229 @@
+"""Gradient checks by complex step: for every operation, and for a small whole model.
+
+The derivative of an analytic function L along an element x is Im L(x + i h) / h with an error of order h² (Squire &
+Trapp 1998, "Using complex variables to estimate derivatives of real functions", SIAM Review 40). Nothing is subtracted,
+so h = 1e-30 loses no digit, and the reference is exact to a few roundings: about 1e-14. A wrong constant in the seventh
+digit shows as plainly as a missing term.
+
+Every check differentiates L = <d_output, output> with a random cotangent d_output. A cotangent of ones would hide
+errors: the rows of a softmax's or a normalization's gradient sum to zero, and so does everything multiplied with them.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numpygpt.layers import feed_forward, multi_head_attention, recomputed_block, transformer_block
+from numpygpt.model.config import GPTConfig
+from numpygpt.model.gpt import GPTModel
+from numpygpt.model.initialization import allocate
+from numpygpt.ops import (
+    attention,
+    cross_entropy,
+    dropout,
+    embedding,
+    flash_attention,
+    gelu,
+    layer_norm,
+    linear,
+    softmax,
+)
+from numpygpt.random.masks import draw_keep_mask
+from numpygpt.shapes import Array
+from numpygpt.tree import mapped, named
+
+STEP = 1e-30
+THRESHOLD = 1e-11
+ROUNDING = 1e-13  # what rounding leaves of a gradient that is zero, as a share of the largest gradient of its case
+
+
+class Verdict(NamedTuple):
+    """How far one gradient is from complex step's.
+
+    error    ‖ours - reference‖ / ‖reference‖, Euclidean norms over the whole tensor; NaN never passes
+    passed   error <= THRESHOLD, or the difference is as small as rounding of the case's largest gradient; None where
+             there is no verdict, because the reference is zero but for rounding and any multiple of it would pass
+    """
+
+    case: str
+    gradient: str
+    elements: int
+    error: float
+    passed: bool | None
+
+
+def complex_step(function: Callable[[Array], Any], x: Array) -> Array:
+    """The gradient of a real-valued analytic function of a float64 array, element by element.
+
+    function   called with a complex128 copy of x, one evaluation an element; returns a scalar
+    """
+    gradient = np.empty(x.shape)
+    stepped = x.astype(np.complex128)
+    for index in np.ndindex(x.shape):
+        stepped[index] += STEP * 1j
+        gradient[index] = function(stepped).imag / STEP
+        stepped[index] = x[index]
+    return gradient
+
+
+def judge(case: str, ours: Mapping[str, Array], references: Mapping[str, Array]) -> list[Verdict]:
+    """Compare gradients with their references, name by name; a missing or misshaped one and a NaN fail."""
+    zero = ROUNDING * max((np.linalg.norm(reference) for reference in references.values()), default=0.0)
+    verdicts = []
+    for name, reference in references.items():
+        error = float("inf")
+        passed: bool | None = False
+        if name in ours and ours[name].shape == reference.shape:
+            difference, norm = np.linalg.norm(ours[name] - reference), np.linalg.norm(reference)
+            if norm <= zero:
+                error, passed = float(difference), None if difference <= zero else False
+            else:
+                error = float(difference / norm)
+                passed = bool(difference <= max(THRESHOLD * norm, zero))
+        verdicts.append(Verdict(case, f"d_{name}", reference.size, error, passed))
+    return verdicts
+
+
+class Case(NamedTuple):
+    """An operation or layer with float64 arguments to check it at.
+
+    arguments   forward's positional arguments by name; arrays and trees of arrays
+    options     forward's keyword arguments
+    """
+
+    name: str
+    operation: Any
+    arguments: Mapping[str, Any]
+    options: Mapping[str, Any] = {}
+
+
+def check(case: Case, rng: np.random.Generator) -> list[Verdict]:
+    """A verdict for every array that the case's backward differentiates by."""
+    output, saved = case.operation.forward(*case.arguments.values(), **case.options)
+    d_output = np.array(rng.standard_normal(np.shape(output)))
+    gradients = case.operation.backward(d_output[()], saved)
+    differentiated = {field: case.arguments[field] for field in gradients._fields if field in case.arguments}
+
+    def scalar(target: Array, stepped: Array) -> Any:
+        arguments = _complex_with(target, stepped, tuple(case.arguments.values()))
+        return (d_output * case.operation.forward(*arguments, **case.options)[0]).sum()
+
+    return judge(case.name, dict(_named(gradients._asdict())), _references(scalar, dict(_named(differentiated))))
+
+
+def check_model(config: GPTConfig, rng: np.random.Generator) -> list[Verdict]:
+    """A verdict for every parameter of a whole model, dropout included, from the logits and from the loss."""
+    B, T = 2, config.context_length - 1
+    model = GPTModel(config, dtype=np.float64)
+    for parameter in model.named_parameters().values():
+        parameter[...] = rng.standard_normal(parameter.shape) / 2
+    inputs, targets = rng.integers(0, config.vocab_size, (2, B, T))
+    masks = model.draw_dropout_masks(rng, B, T)
+    logits, saved = model.forward(inputs, masks=masks)
+    d_logits = rng.standard_normal(logits.shape)
+
+    def loss(logits: Array) -> tuple[Any, Any]:
+        return cross_entropy.forward(logits.reshape(-1, config.vocab_size), targets.reshape(-1))
+
+    d_loss_logits = cross_entropy.backward(1.0, loss(logits)[1]).logits.reshape(logits.shape)
+
+    def logits_of(target: Array, stepped: Array) -> Array:
+        other = copy.copy(model)
+        other.parameters = _complex_with(target, stepped, model.parameters)
+        return other.forward(inputs, masks=masks)[0]
+
+    tied = ", tied" if config.tie_weights else ""
+    return [
+        *judge(
+            f"model, logits{tied}",
+            model.backward(d_logits, saved),
+            _references(
+                lambda target, stepped: (d_logits * logits_of(target, stepped)).sum(), model.named_parameters()
+            ),
+        ),
+        *judge(
+            f"model, loss{tied}",
+            model.backward(d_loss_logits, saved),
+            _references(lambda target, stepped: loss(logits_of(target, stepped))[0], model.named_parameters()),
+        ),
+    ]
+
+
+def _complex_with(target: Array, stepped: Array, tree: Any) -> Any:
+    """The tree in complex numbers, `target` (that very array) replaced by `stepped`; ids and masks stay as they are."""
+
+    def convert(array: Array) -> Array:
+        if array is target:
+            return stepped
+        return array.astype(np.complex128) if np.issubdtype(array.dtype, np.inexact) else array
+
+    return mapped(convert, tree)
+
+
+def _named(fields: Mapping[str, Any]) -> Iterator[tuple[str, Array]]:
+    for field, tree in fields.items():
+        yield from named(tree, field)
+
+
+def _references(scalar: Callable[[Array, Array], Any], targets: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: complex_step(partial(scalar, target), target) for name, target in targets.items()}
+
+
+SMALL_MODEL = GPTConfig(
+    vocab_size=11, context_length=6, emb_dim=6, n_heads=2, n_layers=2, drop_rate=0.3, qkv_bias=True
+)
+
+
+def cases(rng: np.random.Generator) -> Iterator[Case]:
+    """Every operation and layer at a random point, with a different size for each letter."""
+    B, T, H, K, V = 2, 5, 3, 4, 11
+    D, F, N = H * K, 7, B * T
+    rate = 0.3
+
+    def normal(*shape: int) -> Array:
+        return rng.standard_normal(shape)
+
+    def keep(*shape: int) -> Array | None:
+        return draw_keep_mask(rng, shape, rate)
+
+    config = GPTConfig(V, T, D, H, n_layers=1, drop_rate=rate, qkv_bias=True)
+    block = mapped(lambda array: normal(*array.shape), allocate(config, np.float64).trf_blocks[0])
+    x = normal(B, T, D)
+    targets = rng.integers(0, V, N)
+    targets[3] = cross_entropy.IGNORE_INDEX
+    heads = {name: normal(B, H, T, K) for name in ("queries", "keys", "values")}
+    masks = transformer_block.draw_masks(rng, x.shape, H, rate)
+
+    yield Case("linear", linear, {"x": x, "weight": normal(F, D), "bias": normal(F)})
+    yield Case("linear, no bias", linear, {"x": x, "weight": normal(F, D)})
+    yield Case("embedding", embedding, {"ids": rng.integers(0, V, (B, T)), "weight": normal(V, D)})
+    yield Case("layer_norm", layer_norm, {"x": x, "scale": normal(D), "shift": normal(D)})
+    yield Case("layer_norm, eps 0.5", layer_norm, {"x": x, "scale": normal(D), "shift": normal(D)}, {"eps": 0.5})
+    yield Case("gelu", gelu, {"x": normal(B, T, F)})
+    yield Case("softmax", softmax, {"x": normal(B, T, F)})
+    yield Case("dropout", dropout, {"x": x, "keep": keep(B, T, D)}, {"drop_rate": rate})
+    yield Case("attention", attention, heads)
+    yield Case("attention, dropout", attention, heads, {"keep": keep(B, H, T, T), "drop_rate": rate})
+    yield Case("flash_attention", flash_attention, heads, {"tile": 2})
+    yield Case(
+        "flash_attention, dropout", flash_attention, heads, {"keep": keep(B, H, T, T), "drop_rate": rate, "tile": 3}
+    )
+    yield Case("cross_entropy", cross_entropy, {"logits": normal(N, V), "targets": targets})
+    yield Case("feed_forward", feed_forward, {"x": x, "parameters": block.ff})
+    for name, options in (("multi_head_attention", {}), ("multi_head_attention, flash", {"flash": True})):
+        yield Case(name, multi_head_attention, {"x": x, "parameters": block.att}, {"n_heads": H, **options})
+    for name, layer in (("transformer_block", transformer_block), ("recomputed_block", recomputed_block)):
+        yield Case(name, layer, {"x": x, "parameters": block}, {"n_heads": H, "masks": masks, "drop_rate": rate})
+
+
+def check_all(seed: int = 0) -> Iterator[list[Verdict]]:
+    """The verdicts of every case, and of the small model untied and tied, a list at a time."""
+    rng = np.random.default_rng(seed)
+    for case in cases(rng):
+        yield check(case, rng)
+    for tie_weights in (False, True):
+        yield check_model(replace(SMALL_MODEL, tie_weights=tie_weights), rng)

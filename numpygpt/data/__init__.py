@@ -1,0 +1,1 @@
+"""Text as token ids in windows and batches."""

@@ -1,0 +1,138 @@
+"""Batches of windows in the order of PyTorch's DataLoader."""
+
+from collections.abc import Iterator
+from typing import TypedDict
+
+import numpy as np
+
+from numpygpt.data.tokenizer import Encoding, get_tokenizer
+from numpygpt.data.windows import GPTDatasetV1, check_positive
+from numpygpt.errors import InputError
+from numpygpt.random.torch_generator import TorchGenerator
+from numpygpt.shapes import Array, Integer
+
+
+class Position(TypedDict):
+    """Where in an epoch its batches stand: all that is needed to go on from there, in types that JSON has."""
+
+    order_seed: int | None
+    batches_done: int
+
+
+class DataLoader:
+    """Batches of a dataset in the order of `torch.utils.data.DataLoader`, from the same random draws.
+
+    Each `iter(loader)` is an epoch. It draws one seed from `rng`, which PyTorch would give to worker
+    processes and nothing uses here. A shuffled epoch draws another when its first batch is asked for: the
+    seed of a generator of its own, which orders the windows.
+
+    dataset      a GPTDatasetV1
+    batch_size   B, windows in a batch
+    shuffle      whether each epoch has a new random order
+    drop_last    whether a last batch of fewer than B windows is left out
+    rng          the TorchGenerator in the part of PyTorch's default generator, or its seed; None: any seed
+
+    Raises InputError for a batch_size that is not positive and for windows too few for a single batch.
+    """
+
+    def __init__(
+        self,
+        dataset: GPTDatasetV1,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        rng: TorchGenerator | int | None = None,
+    ) -> None:
+        check_positive(batch_size=batch_size)
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.rng = rng if isinstance(rng, TorchGenerator) else TorchGenerator(rng)
+        if len(self) == 0:
+            raise InputError(
+                f"{len(dataset)} windows make no batch of {batch_size}, and drop_last drops a smaller one: "
+                f"give more text, or a smaller batch_size or stride"
+            )
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        full, rest = divmod(len(self.dataset), self.batch_size)
+        return full if self.drop_last or rest == 0 else full + 1
+
+    def __iter__(self) -> "Batches":
+        self.rng.random_int64()  # the seed that PyTorch gives its worker processes
+        return Batches(self, order_seed=None, batches_done=0)
+
+    def resume(self, position: Position) -> "Batches":
+        """The rest of an epoch that was at this `Batches.position`. What it drew is not drawn again.
+
+        Raises InputError for a position that this loader cannot have been at.
+        """
+        seed, done = position["order_seed"], position["batches_done"]
+        if not 0 <= done <= len(self) or (seed is not None) != (self.shuffle and done > 0):
+            raise InputError(
+                f"order_seed {seed} and batches_done {done} are no position in {len(self)} batches with "
+                f"shuffle={self.shuffle}: resume with the text, sizes and shuffle of the first run"
+            )
+        return Batches(self, seed, done)
+
+
+class Batches(Iterator[tuple[Array, Array]]):
+    """One epoch: yields (inputs, targets), each a new (B, T) int64 array, the last perhaps of fewer rows."""
+
+    def __init__(self, loader: DataLoader, order_seed: int | None, batches_done: int) -> None:
+        self._loader = loader
+        self._order_seed = order_seed
+        self._batches_done = batches_done
+        self._order: Array | None = None
+
+    @property
+    def position(self) -> Position:
+        """Where this epoch stands; `DataLoader.resume` goes on from there with the same batches."""
+        return {"order_seed": self._order_seed, "batches_done": self._batches_done}
+
+    def __len__(self) -> int:
+        """Batches still to come."""
+        return len(self._loader) - self._batches_done
+
+    def __next__(self) -> tuple[Integer[Array, "B T"], Integer[Array, "B T"]]:
+        if self._order is None:
+            self._order = self._draw_order()
+        if len(self) == 0:
+            raise StopIteration
+        start = self._batches_done * self._loader.batch_size
+        windows = self._order[start : start + self._loader.batch_size]
+        self._batches_done += 1
+        dataset = self._loader.dataset
+        return dataset.input_ids[windows], dataset.target_ids[windows]
+
+    def _draw_order(self) -> Array:
+        loader = self._loader
+        if not loader.shuffle:
+            return np.arange(len(loader.dataset))
+        if self._order_seed is None:
+            self._order_seed = loader.rng.random_int64()
+        return TorchGenerator(self._order_seed).randperm(len(loader.dataset))
+
+
+def create_dataloader_v1(
+    txt: str,
+    batch_size: int = 4,
+    max_length: int = 256,
+    stride: int = 128,
+    shuffle: bool = True,
+    drop_last: bool = True,
+    num_workers: int = 0,
+    *,
+    tokenizer: Encoding | None = None,
+    rng: TorchGenerator | int | None = None,
+) -> DataLoader:
+    """The book's loader: windows of `txt` in batches. Arguments and errors as GPTDatasetV1 and DataLoader.
+
+    num_workers is there for the book's calls and changes nothing: batches come out of one array, in this
+    process. tokenizer defaults to GPT-2's.
+    """
+    dataset = GPTDatasetV1(txt, tokenizer or get_tokenizer("gpt2"), max_length, stride)
+    return DataLoader(dataset, batch_size, shuffle=shuffle, drop_last=drop_last, rng=rng)

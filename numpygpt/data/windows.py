@@ -1,0 +1,53 @@
+"""Text for training: where it comes from, its windows of token ids, and batches of them in PyTorch's order.
+
+A window is an input and its targets, both max_length token ids; the targets are the input shifted by one:
+
+    token ids          a b c d e f g        max_length 3, stride 2
+    inputs, targets    a b c -> b c d
+                       c d e -> d e f
+                       (e f g has no next token)
+"""
+
+
+from numpy.lib.stride_tricks import sliding_window_view
+
+from numpygpt.data.tokenizer import Encoding, text_to_token_ids
+from numpygpt.errors import InputError
+from numpygpt.shapes import Array, Integer
+
+
+class GPTDatasetV1:
+    """The book's dataset: windows of `max_length` token ids, one every `stride` tokens.
+
+    input_ids, target_ids   (N, max_length) int64, read-only views of one array of token ids
+
+    Raises InputError for a max_length or stride that is not positive, and a text too short for one window.
+    """
+
+    input_ids: Integer[Array, "N T"]
+    target_ids: Integer[Array, "N T"]
+
+    def __init__(self, txt: str, tokenizer: Encoding, max_length: int, stride: int) -> None:
+        check_positive(max_length=max_length, stride=stride)
+        token_ids = text_to_token_ids(txt, tokenizer)[0]
+        if len(token_ids) <= max_length:
+            raise InputError(
+                f"the text has {len(token_ids)} tokens; expected at least {max_length + 1}, "
+                f"max_length {max_length} and a next token: give more text or a smaller max_length"
+            )
+        self.input_ids = sliding_window_view(token_ids[:-1], max_length)[::stride]
+        self.target_ids = sliding_window_view(token_ids[1:], max_length)[::stride]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, window: int) -> tuple[Array, Array]:
+        """One window: inputs and targets, (max_length,) each."""
+        return self.input_ids[window], self.target_ids[window]
+
+
+def check_positive(**sizes: int) -> None:
+    """InputError, by name, for a size that is not positive."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise InputError(f"{name} is {size}; expected a positive integer")

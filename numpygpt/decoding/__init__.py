@@ -1,0 +1,1 @@
+"""From a prompt to text: one token at a time, or by beam search."""

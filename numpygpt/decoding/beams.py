@@ -1,0 +1,73 @@
+"""Beam search: a likely whole in place of likely single tokens."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from numpygpt.decoding.generation import check_max_new_tokens, checked_prompt, decode_after
+from numpygpt.errors import InputError
+from numpygpt.model.gpt import GPTModel
+from numpygpt.shapes import Array, Inexact, Integer
+
+
+def beam_search(
+    model: GPTModel,
+    idx: Any,
+    max_new_tokens: int,
+    context_size: int,
+    num_beams: int,
+    eos_id: int | None = None,
+    length_penalty: float = 1.0,
+) -> Integer[Array, "B _"]:
+    """`idx` followed by the best continuation of up to `max_new_tokens` tokens that a beam search finds.
+
+    Each row has a beam: continuations of equal length. A step extends each of them by every token, and the `num_beams`
+    extensions whose tokens have the largest log-probabilities together are the new beam. One that ends with eos is
+    complete and leaves the beam, which is one narrower then (Sutskever et al. 2014, arXiv:1409.3215, section 3.2);
+    after max_new_tokens all are complete. The best complete one has the largest
+
+        score = sum of its log-probabilities / length ** length_penalty
+
+    num_beams        1 decodes greedily; as many as there are continuations, and the search is exhaustive
+    eos_id           rows are filled with it to equal lengths, as by `generate`; it counts in the length and in the sum
+    length_penalty   0 compares the sums, which favors short continuations, 1 the means; above 1 favors long ones
+
+    Returns ids (B, T + new tokens). Raises InputError as `generate`, and for num_beams or length_penalty out of range.
+    """
+    check_max_new_tokens(max_new_tokens)
+    idx = checked_prompt(idx, context_size)
+    if num_beams < 1:
+        raise InputError(f"num_beams is {num_beams}; expected at least 1")
+    if not math.isfinite(length_penalty):
+        raise InputError(f"length_penalty is {length_penalty}; expected a finite number")
+    rows = np.arange(len(idx))[:, np.newaxis]
+    beams = idx[:, np.newaxis]  # (B, N, tokens): prompts and continuations, the likeliest first
+    log_probs = np.zeros(beams.shape[:2])  # (B, N): of each continuation; -inf where the beam is narrower
+    complete = [(-math.inf, prompt) for prompt in idx]
+    past = None
+    for length in range(1, max_new_tokens + 1):
+        B, N, tokens = beams.shape
+        logits, past = decode_after(model, beams.reshape(B * N, tokens), past, context_size)
+        extended = log_probs[..., np.newaxis] + _log_softmax(logits).reshape(B, N, -1)
+        best = np.argsort(-extended.reshape(B, -1), axis=1, kind="stable")[:, :num_beams]
+        parents, token_ids = np.divmod(best, logits.shape[1])
+        log_probs = extended[rows, parents, token_ids]
+        beams = np.concatenate([beams[rows, parents], token_ids[..., np.newaxis]], axis=2)
+        past = tuple(cache.rows((rows * N + parents).ravel()) for cache in past)
+        ended = token_ids == eos_id
+        for row, n in np.argwhere((ended | (length == max_new_tokens)) & (log_probs > -math.inf)):
+            score = log_probs[row, n] / length**length_penalty
+            if score > complete[row][0]:
+                complete[row] = (score, beams[row, n, :-1] if ended[row, n] else beams[row, n])
+        log_probs[ended] = -math.inf
+        if (log_probs == -math.inf).all():
+            break
+    longest = max(len(text) for _, text in complete)
+    return np.stack([np.pad(text, (0, longest - len(text)), constant_values=eos_id or 0) for _, text in complete])
+
+
+def _log_softmax(logits: Inexact[Array, "*rows V"]) -> Inexact[Array, "*rows V"]:
+    """log(softmax(logits)) in float64, finite also where the probability itself would be 0."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

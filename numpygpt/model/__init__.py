@@ -1,0 +1,1 @@
+"""The model: its configuration, its parameters, and `GPTModel`, PyTorch's face."""

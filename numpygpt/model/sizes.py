@@ -1,0 +1,111 @@
+"""Where the parameters and the bytes of a model are: the tables of `numpygpt info`, by arithmetic alone."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numpygpt.errors import InputError
+from numpygpt.model.config import ATTENTIONS, GPTConfig
+
+
+class Row(NamedTuple):
+    """A group of parameters: its name, the shape of its matrix or a remark, and how many numbers it holds."""
+
+    name: str
+    detail: str
+    parameters: int
+
+
+def parameter_table(config: GPTConfig) -> list[Row]:
+    """The rows of the parameter count, the blocks' parts once, multiplied out in the row of all blocks; no total."""
+    V, C, D, L = config.vocab_size, config.context_length, config.emb_dim, config.n_layers
+    attention = 3 * (D * D + D * config.qkv_bias) + D * D + D
+    feed_forward = 4 * D * D + 4 * D + 4 * D * D + D
+    norms = 2 * 2 * D
+    block = attention + feed_forward + norms
+    parts = f"attention {attention:,}, feed-forward {feed_forward:,}, norms {norms:,}"
+    return [
+        Row("tok_emb", f"({V}, {D})", V * D),
+        Row("pos_emb", f"({C}, {D})", C * D) if config.position == "learned" else Row("pos_emb", "fixed sinusoids", 0),
+        Row("trf_blocks", f"{L} x {block:,}: {parts}", L * block),
+        Row("final_norm", f"scale and shift ({D})", 2 * D),
+        Row("out_head", "tied to tok_emb" if config.tie_weights else f"({V}, {D})", 0 if config.tie_weights else V * D),
+    ]
+
+
+def num_parameters(config: GPTConfig) -> int:
+    """How many numbers a model of this configuration trains."""
+    return sum(row.parameters for row in parameter_table(config))
+
+
+class TrainingBytes(NamedTuple):
+    """Bytes that a training step with AdamW holds.
+
+    activations   what the forward keeps for the backward, with the dropout masks; with checkpoint_activations, also
+                  what one block keeps when it is computed again
+    logits        the logits, whose gradient takes their place
+    peak          the most at one time; the temporaries of a single operation come on top
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    peak: int
+
+
+def training_bytes(
+    config: GPTConfig,
+    batch_size: int,
+    tokens: int,
+    dtype: Any = np.float32,
+    *,
+    attention: str = "math",
+    checkpoint_activations: bool = False,
+) -> TrainingBytes:
+    """Of a step on batch_size x tokens token ids, with the options of `GPTModel`."""
+    if attention not in ATTENTIONS:
+        raise InputError(f"attention is {attention!r}; expected {' or '.join(map(repr, ATTENTIONS))}")
+    size = np.dtype(dtype).itemsize
+    rows = batch_size * tokens
+    stream = size * rows * config.emb_dim
+    block = _saved_block(config, batch_size, tokens, size, attention)
+    if checkpoint_activations:
+        blocks, last = config.n_layers * stream, block  # each block's input, and the one block that is computed again
+    else:
+        blocks, last = config.n_layers * block, 0
+    mask_block = _mask_block(config, batch_size, tokens)
+    masks = config.n_layers * mask_block + rows * config.emb_dim * bool(config.drop_rate)
+    activations = blocks + last + 2 * stream + size * rows + masks  # and the final norm's
+    weights = size * num_parameters(config)
+    logits = size * rows * config.vocab_size
+    table = size * config.vocab_size * config.emb_dim
+    head_only = weights - table * (not config.tie_weights)  # the gradients before the embeddings'
+    backward_begins = activations + table
+    last_block = head_only + block + mask_block
+    backward_ends = head_only + table
+    peak = weights + 2 * weights + logits + max(backward_begins, last_block, backward_ends)
+    return TrainingBytes(weights, weights, 2 * weights, activations, logits, peak)
+
+
+def _saved_block(config: GPTConfig, batch_size: int, tokens: int, size: int, attention: str) -> int:
+    """Bytes that a block's forward saves, but for the masks."""
+    rows = batch_size * tokens
+    stream = rows * config.emb_dim
+    scores = rows * tokens * config.n_heads
+    math = scores * (2 if config.drop_rate else 1)  # the weights before and after dropout
+    flash = 2 * rows * config.n_heads  # highest and total
+    return size * (
+        2 * (2 * stream + rows)  # each norm: normalized and its output, inv_std
+        + 3 * stream  # queries, keys, values
+        + (flash if attention == "flash" else math)
+        + stream  # context_vec
+        + 3 * 4 * stream  # GELU: its input, its tanh, its output
+    )
+
+
+def _mask_block(config: GPTConfig, batch_size: int, tokens: int) -> int:
+    """Bytes of a block's dropout masks, one for each boolean."""
+    rows = batch_size * tokens
+    return (rows * tokens * config.n_heads + 2 * rows * config.emb_dim) * bool(config.drop_rate)

@@ -1,0 +1,1 @@
+"""Training: the run and what it saves, the optimizer, schedules, clipping."""

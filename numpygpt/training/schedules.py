@@ -1,0 +1,20 @@
+"""Learning-rate schedules."""
+
+import math
+
+
+def constant(step: int, *, peak_lr: float) -> float:
+    """The same learning rate at every step."""
+    return peak_lr
+
+
+def warmup_cosine(step: int, *, peak_lr: float, warmup_steps: int, total_steps: int, min_lr: float = 0.0) -> float:
+    """Learning rate of step 0, 1, ...: linear up to peak_lr over warmup_steps, then a half cosine down to min_lr.
+
+    Goyal et al. 2017 (arXiv:1706.02677, section 2.2) for the warm-up; Loshchilov & Hutter 2017 (arXiv:1608.03983,
+    equation 5) for the cosine. The first step has peak_lr / warmup_steps; from total_steps on it is min_lr.
+    """
+    if step < warmup_steps:
+        return peak_lr * (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return min_lr + (peak_lr - min_lr) * (1 + math.cos(math.pi * progress)) / 2

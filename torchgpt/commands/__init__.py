@@ -1,0 +1,1 @@
+"""The commands that PyTorch's twin brings to `numpygpt`."""

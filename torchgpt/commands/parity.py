@@ -1,0 +1,97 @@
+"""numpygpt parity: every tensor of a training step against PyTorch, as a table and as a page with a heat map."""
+
+import argparse
+import math
+import platform
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import numpygpt
+from numpygpt.commands.model_options import add_model_options, add_step_options, config_of, tokens_of
+from numpygpt.files import check_writable, write_text
+from numpygpt.model.config import GPTConfig
+from torchgpt.commands.parity_page import page
+
+if TYPE_CHECKING:
+    from torchgpt.checks.parity import Row
+
+#: Every part of the model and no two sizes equal, so that a transposed tensor has another shape.
+DEFAULT_CONFIG = GPTConfig(
+    vocab_size=61, context_length=11, emb_dim=24, n_heads=3, n_layers=4, drop_rate=0.1, qkv_bias=True
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add_step_options(parser)
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, token ids and dropout")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with a heat map of the tensors, too")
+    add_model_options(parser, DEFAULT_CONFIG)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Check every tensor of a training step, forward and backward, against PyTorch; exit status 1 on a wrong one."""
+    config = config_of(parsed, DEFAULT_CONFIG)
+    tokens = tokens_of(parsed.batch_size, parsed.tokens, config)
+    if parsed.html:
+        check_writable(parsed.html)
+    from tqdm import tqdm
+
+    from torchgpt.checks.parity import report
+
+    progress = partial(tqdm, desc="rounding errors", unit="run", delay=2, leave=False, dynamic_ncols=True)
+    rows = report(
+        config, parsed.dtype, parsed.seed, batch_size=parsed.batch_size, tokens=tokens, progress=progress
+    )
+    print("\n".join(_table(rows)))
+    print(summary(rows))
+    if parsed.html:
+        write_text(parsed.html, page(rows, summary(rows), _facts(config, tokens, parsed)))
+        print(f"wrote {parsed.html}")
+    return 0 if all(row.passed for row in rows) else 1
+
+
+def _table(rows: Sequence["Row"]) -> Iterable[str]:
+    """Errors relative to the tensor's size."""
+    width = max(len(row.name) for row in rows) + 2
+    yield f"{'tensor':<{width}}{'ours':>9}{'PyTorch':>9}{'budget':>9}{'used':>7}   verdict"
+    for row in rows:
+        pytorch = "" if row.pytorch is None else f"{row.pytorch:.1e}"
+        yield (
+            f"{row.name:<{width}}{row.error:>9.1e}{pytorch:>9}{row.budget:>9.1e}{row.used:>7.0%}   "
+            f"{row.verdict if row.passed else row.verdict.upper()}"
+        )
+
+
+def summary(rows: Sequence["Row"]) -> str:
+    """How many tensors agree, and the one that uses most of its budget or the first that is wrong."""
+    wrong = [row for row in rows if not row.passed]
+    if not wrong:
+        worst = max(rows, key=lambda row: row.used)
+        return f"all {len(rows)} tensors agree; the most of a budget is used by {worst.name}, {worst.used:.0%}"
+    first = wrong[0]
+    used = f", {first.used:.0%} used" if math.isfinite(first.used) else ""
+    return f"{len(wrong)} of {len(rows)} tensors WRONG; the first: {first.name}, {first.verdict}{used}"
+
+
+def _facts(config: GPTConfig, tokens: int, parsed: argparse.Namespace) -> dict[str, str]:
+    """What a reader needs to repeat the report."""
+    import torch
+
+    return {
+        "configuration": ", ".join(f"{name} {value}" for name, value in config.to_dict().items()),
+        "step": f"{parsed.batch_size} x {tokens} tokens",
+        "dtype": parsed.dtype,
+        "seed": str(parsed.seed),
+        "versions": (
+            f"numpygpt {numpygpt.__version__}, NumPy {np.__version__}, PyTorch {torch.__version__}, "
+            f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+        ),
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    }
