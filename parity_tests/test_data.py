@@ -1,10 +1,10 @@
 """Data: windows as the book cuts them, batches as PyTorch's DataLoader draws them, epochs that resume."""
 
 import copy
+import gzip
 import json
 import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,17 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numpygpt.data.loader import DataLoader, create_dataloader_v1
+from numpygpt.data.story import find_verdict
 from numpygpt.data.texts import python_reference_text, read_text, split_text
 from numpygpt.data.tokenizer import get_tokenizer
 from numpygpt.data.windows import GPTDatasetV1
 from numpygpt.errors import InputError
 from numpygpt.random.torch_generator import TorchGenerator
-
-DATA = Path(os.environ.get("NUMPYGPT_DATA", "no-folder"))
-needs_book_data = pytest.mark.skipif(
-    not all((DATA / name).exists() for name in ("gpt2.tiktoken", "the-verdict.txt")),
-    reason="NUMPYGPT_DATA names no folder that holds gpt2.tiktoken and the-verdict.txt",
-)
 
 BYTES = get_tokenizer("bytes")
 TEXT = "No one had ever lingered in the hall quite as long as the cat, who owned it."
@@ -60,10 +55,9 @@ def test_windows_are_read_only_views_of_one_array():
         dataset.input_ids[0, 0] = 1
 
 
-@needs_book_data
 def test_the_book_figures():
     tokenizer = get_tokenizer("gpt2")
-    text = read_text(DATA / "the-verdict.txt")
+    text = read_text(find_verdict())
     assert (len(text), len(tokenizer.encode(text))) == (20479, 5145)
     train, validation = split_text(text)
     sizes = {"batch_size": 2, "max_length": 256, "stride": 256, "tokenizer": tokenizer}
@@ -231,6 +225,53 @@ def test_a_folder_and_an_empty_list_are_no_text(tmp_path):
         read_text(tmp_path)
     with pytest.raises(InputError, match="no text file was given"):
         read_text([])
+
+
+def test_a_compressed_text_is_unpacked_and_line_ends_are_one(tmp_path):
+    path = tmp_path / "text.gz"
+    path.write_bytes(gzip.compress("é\r\n\rtwo\n".encode()))
+    assert read_text(path) == "é\n\ntwo\n"
+    for contents in (b"two", path.read_bytes()[:-3], path.read_bytes()[:12] + b"\xff" * 9):
+        path.write_bytes(contents)
+        with pytest.raises(InputError, match=r"the text file .*text\.gz is damaged or not compressed with gzip: "):
+            read_text(path)
+
+
+@pytest.mark.parametrize("path", ["/dev/full", "/dev/zero", "pipe"])
+def test_what_might_never_end_is_no_text(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    with pytest.raises(InputError, match=f"cannot read the text file {path}: it is a pipe or a device; give a regular"):
+        read_text(path)
+
+
+def test_a_name_too_long_is_told():
+    with pytest.raises(InputError, match=r"cannot read the text file x{300}: File name too long"):
+        read_text("x" * 300)
+
+
+# The story of the book's chapter 5
+
+
+def test_the_story_ships_and_a_file_of_it_may_be_named(tmp_path):
+    story = gzip.decompress(find_verdict().read_bytes())
+    named = tmp_path / "story.txt"
+    named.write_bytes(story)
+    assert find_verdict(named) == find_verdict(str(named)) == named
+    assert read_text(named) == read_text(find_verdict())
+    named.write_bytes(story.replace(b"cheap", b"great"))
+    with pytest.raises(InputError, match=r"the story .*story\.txt is damaged or another file.*; name no file, and the"):
+        find_verdict(named)
+    with pytest.raises(InputError, match=r"cannot read the story .*nowhere: No such file"):
+        find_verdict(tmp_path / "nowhere")
+
+
+def test_a_story_that_ships_damaged_says_install_again(tmp_path, monkeypatch):
+    damaged = tmp_path / "the-verdict.txt.gz"
+    damaged.write_bytes(gzip.compress(b"another"))
+    monkeypatch.setattr("numpygpt.data.shipped.shipped", lambda name: damaged)
+    with pytest.raises(InputError, match=r"expected b41e41a6.*; install numpygpt again"):
+        find_verdict()
 
 
 @given(st.text(), st.floats(-0.5, 1.5))

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from functools import partial
-from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from hypothesis import strategies as st
 
 import numpygpt
 import torchgpt
-from numpygpt.data import story as book
 from numpygpt.data.texts import python_reference_text, split_text
 from numpygpt.data.tokenizer import get_tokenizer
 from numpygpt.errors import InputError
@@ -39,12 +37,6 @@ with pytest.MonkeyPatch.context() as patch:
     figures = import_module("book.figures")
     for backend in BACKENDS:
         import_module(f"book.{backend}_backend")
-
-DATA = Path(os.environ.get("NUMPYGPT_DATA", "no-folder"))
-needs_data = pytest.mark.skipif(
-    not all((DATA / name).exists() for name in (book.VERDICT_FILE, "gpt2.tiktoken")),
-    reason="NUMPYGPT_DATA names no folder that holds the-verdict.txt and gpt2.tiktoken",
-)
 
 BYTES = get_tokenizer("bytes")
 CONFIG = GPTConfig(vocab_size=256, context_length=10, emb_dim=12, n_heads=3, n_layers=2, drop_rate=0.1, qkv_bias=False)
@@ -155,7 +147,6 @@ sys.exit(report.conclude())
 """
 
 
-@needs_data
 def test_untrained_figures_and_the_first_step_at_full_size_without_torch(tmp_path):
     process = in_a_process_of_its_own(FIRST_STEP, tmp_path)
     assert process.returncode == 0, process.stdout + process.stderr
@@ -187,7 +178,6 @@ sys.exit(status)
 """
 
 
-@needs_data
 def test_the_whole_command_on_a_small_model(tmp_path):
     """Both backends print the same; NumPy's is stopped by Ctrl-C in step 4, and the same command goes on."""
 
@@ -540,7 +530,6 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, capsys):
     assert printed.err.count("\n") == 1
 
 
-@needs_data
 def test_a_folder_that_cannot_be_made_is_told_before_any_work(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert script.main(["--out", str(tmp_path / "file" / "folder")]) == 2
@@ -554,56 +543,6 @@ def test_the_books_figures_fit_together():
         assert line.startswith(f"Ep {epoch} (Step {5 * number:06d}): Train loss ")
     assert figures.EPOCHS == 10
     assert (figures.START + figures.SAMPLES[-1]).startswith(figures.TRAINED_GREEDY_TEXT)
-
-
-# The book's text
-
-
-@pytest.fixture
-def story(tmp_path, monkeypatch) -> bytes:
-    """A short text in the part of the book's, at a URL that needs no network, and an empty cache."""
-    contents = b"I had always thought Jack Gisburn rather a cheap genius\n"
-    (tmp_path / "online.txt").write_bytes(contents)
-    monkeypatch.setattr(book, "VERDICT_URL", (tmp_path / "online.txt").as_uri())
-    monkeypatch.setattr(book, "VERDICT_SHA256", sha256(contents).hexdigest())
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("NUMPYGPT_DATA", raising=False)
-    return contents
-
-
-def test_the_story_is_fetched_once(story, tmp_path):
-    found = book.find_verdict()
-    assert found == tmp_path / "cache" / "numpygpt" / "the-verdict.txt"
-    assert found.read_bytes() == story
-    (tmp_path / "online.txt").unlink()
-    assert book.find_verdict() == found
-
-
-def test_a_given_file_comes_before_the_data_folder_and_that_before_the_network(story, tmp_path, monkeypatch):
-    (tmp_path / "the-verdict.txt").write_bytes(story)
-    (tmp_path / "given.txt").write_bytes(story)
-    monkeypatch.setenv("NUMPYGPT_DATA", str(tmp_path))
-    assert book.find_verdict() == tmp_path / "the-verdict.txt"
-    assert book.find_verdict(tmp_path / "given.txt") == tmp_path / "given.txt"
-
-
-def test_a_spoiled_download_is_refused_and_not_kept(story, tmp_path):
-    (tmp_path / "online.txt").write_bytes(story[:-2])
-    with pytest.raises(InputError, match=r"online\.txt is damaged or another text than the book's: 54 bytes"):
-        book.find_verdict()
-    assert not (tmp_path / "cache").exists()
-
-
-def test_without_a_network_it_says_how_to_supply_the_story(story, tmp_path):
-    (tmp_path / "online.txt").unlink()
-    with pytest.raises(InputError, match=r"could not be downloaded .* set NUMPYGPT_DATA to its folder"):
-        book.find_verdict()
-
-
-def test_another_text_is_refused(story, tmp_path):
-    (tmp_path / "other.txt").write_bytes(story.replace(b"cheap", b"great"))
-    with pytest.raises(InputError, match=r"other\.txt is damaged or another text than the book's"):
-        book.find_verdict(tmp_path / "other.txt")
 
 
 # The bar chart

@@ -1,34 +1,22 @@
-"""Tokenizers: the 256 bytes, GPT-2's from a file of ranks, and the book's two functions for text."""
+"""Tokenizers: the 256 bytes, GPT-2's from the ranks that ship or a file of them, and the book's functions for text."""
 
-import os
-import shutil
+import gzip
+import socket
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numpygpt.data.tokenizer import get_tokenizer, text_to_token_ids, token_ids_to_text
+from numpygpt.data.shipped import shipped
+from numpygpt.data.tokenizer import GPT2_RANKS_FILE, get_tokenizer, text_to_token_ids, token_ids_to_text
 from numpygpt.errors import InputError
 
-DATA = Path(os.environ.get("NUMPYGPT_DATA", "no-folder"))
-needs_gpt2_ranks = pytest.mark.skipif(
-    not (DATA / "gpt2.tiktoken").exists(), reason="NUMPYGPT_DATA names no folder that holds gpt2.tiktoken"
-)
-
 BYTES = get_tokenizer("bytes")
+RANKS = gzip.decompress(shipped(GPT2_RANKS_FILE).read_bytes())
 gpt2_made_once = cache(lambda: get_tokenizer("gpt2"))
-
-
-@pytest.fixture
-def without_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(name: str) -> None:
-        raise ConnectionError(f"{name} cannot be downloaded")
-
-    monkeypatch.setattr(tiktoken, "get_encoding", unreachable)
 
 
 # The bytes
@@ -56,8 +44,12 @@ def test_bytes_have_256_ids_and_no_special_token():
 # GPT-2
 
 
-@needs_gpt2_ranks
-def test_gpt2_from_the_data_folder_needs_no_network(without_network):
+def test_gpt2_needs_no_network_and_no_setting(monkeypatch):
+    def no_network(*arguments):
+        raise AssertionError("the network was asked for")
+
+    monkeypatch.setattr(socket, "socket", no_network)
+    monkeypatch.delenv("NUMPYGPT_DATA", raising=False)
     tokenizer = get_tokenizer("gpt2")
     assert tokenizer.n_vocab == 50257
     assert tokenizer.eot_token == 50256
@@ -66,53 +58,53 @@ def test_gpt2_from_the_data_folder_needs_no_network(without_network):
     assert token_ids_to_text(ids[0], tokenizer) == "Every effort moves you<|endoftext|>"
 
 
-@needs_gpt2_ranks
 @given(text=st.text(max_size=60))
 def test_gpt2_text_comes_back(text):
     tokenizer = gpt2_made_once()
     assert token_ids_to_text(text_to_token_ids(text, tokenizer), tokenizer) == text
 
 
-@needs_gpt2_ranks
-def test_a_named_ranks_file_wins(tmp_path, monkeypatch, without_network):
-    shutil.copy(DATA / "gpt2.tiktoken", tmp_path / "ranks.txt")
-    monkeypatch.setenv("NUMPYGPT_DATA", str(tmp_path / "elsewhere"))
-    assert get_tokenizer("gpt2", vocab=tmp_path / "ranks.txt").encode("Every") == [6109]
-
-
 @pytest.fixture(scope="module")
-def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A path for damaged copies of the ranks, one after the other."""
-    return tmp_path_factory.mktemp("ranks") / "gpt2.tiktoken"
+def ranks_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A path for copies of the ranks, one after the other."""
+    return tmp_path_factory.mktemp("ranks") / "ranks.txt"
 
 
-@needs_gpt2_ranks
-@given(position=st.integers(0, 835_553), bit=st.integers(0, 7), length=st.integers(0, 835_553))
-def test_damaged_ranks_are_refused(damaged, position, bit, length):
-    whole = (DATA / "gpt2.tiktoken").read_bytes()
-    flipped = bytearray(whole)
+def test_a_named_ranks_file_is_the_one_that_is_read(ranks_file, monkeypatch):
+    """Plain or compressed, and read anew each time: tiktoken's loader would keep a copy, and read that."""
+    monkeypatch.setattr("numpygpt.data.shipped.shipped", None)  # cannot be called
+    packed = ranks_file.with_name("ranks.gz")
+    packed.write_bytes(gzip.compress(RANKS, compresslevel=1))
+    ranks_file.write_bytes(RANKS)
+    for path in (ranks_file, str(ranks_file), packed):
+        assert get_tokenizer("gpt2", vocab=path).encode("Every") == [6109]
+    ranks_file.write_bytes(RANKS[:-1])
+    with pytest.raises(InputError, match="is damaged or another file"):
+        get_tokenizer("gpt2", vocab=ranks_file)
+
+
+@given(position=st.integers(0, len(RANKS) - 1), bit=st.integers(0, 7), length=st.integers(0, len(RANKS) - 1))
+def test_damaged_ranks_are_refused(ranks_file, position, bit, length):
+    flipped = bytearray(RANKS)
     flipped[position] ^= 1 << bit
-    for contents in (bytes(flipped), whole[:length]):
-        damaged.write_bytes(contents)
-        with pytest.raises(InputError, match=r"is damaged or another file.*sha256.*fetch https://"):
-            get_tokenizer("gpt2", vocab=damaged)
+    for contents in (bytes(flipped), RANKS[:length]):
+        ranks_file.write_bytes(contents)
+        with pytest.raises(InputError, match=r"is damaged or another file.*sha256.*name no file, and the one"):
+            get_tokenizer("gpt2", vocab=ranks_file)
 
 
-def test_without_network_or_file_the_error_says_how_to_supply_it(monkeypatch, without_network):
-    monkeypatch.delenv("NUMPYGPT_DATA", raising=False)
-    with pytest.raises(InputError, match=r"ConnectionError.*save it as gpt2\.tiktoken and set NUMPYGPT_DATA"):
+@pytest.mark.parametrize("contents", [b"no gzip", gzip.compress(RANKS[:500])[:-9], gzip.compress(RANKS[:-1], 1)])
+def test_damaged_ranks_that_ship_say_install_again(tmp_path, monkeypatch, contents):
+    damaged = tmp_path / "gpt2.tiktoken.gz"
+    damaged.write_bytes(contents)
+    monkeypatch.setattr("numpygpt.data.shipped.shipped", lambda name: damaged)
+    with pytest.raises(InputError, match=r"GPT-2's ranks .*gpt2\.tiktoken\.gz is damaged.*; install numpygpt"):
         get_tokenizer("gpt2")
-
-
-def test_a_data_folder_without_ranks_falls_back_to_tiktoken(monkeypatch, tmp_path):
-    monkeypatch.setenv("NUMPYGPT_DATA", str(tmp_path))
-    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: BYTES if name == "gpt2" else None)
-    assert get_tokenizer("gpt2") is BYTES
 
 
 @pytest.mark.parametrize(("name", "reason"), [("missing", "No such file"), (".", "Is a directory")])
 def test_an_unreadable_ranks_file_is_named(tmp_path, name, reason):
-    with pytest.raises(InputError, match=f"cannot read GPT-2's vocabulary {tmp_path}.*{reason}"):
+    with pytest.raises(InputError, match=f"cannot read the file of GPT-2's ranks {tmp_path}.*{reason}"):
         get_tokenizer("gpt2", vocab=tmp_path / name)
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from numpygpt.data.shipped import read_unpacked
 from numpygpt.errors import InputError
 
 
@@ -26,7 +27,9 @@ def python_reference_text() -> str:
 def read_text(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> str:
     """The text of one UTF-8 file, or of several, one right after the other.
 
-    Raises InputError for no files, and for a file that is missing, not a file, not UTF-8 or empty.
+    A file whose name ends in `.gz` is unpacked. Every kind of line end becomes a newline.
+
+    Raises InputError for no files, and for a file that is missing, not a file, damaged, not UTF-8 or empty.
     """
     files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not files:
@@ -36,9 +39,7 @@ def read_text(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) 
 
 def _read_file(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read the text file {path}: {error.strerror}") from error
+        text = read_unpacked(path, "text file").decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
             f"the text file {path} is not UTF-8: found byte {error.object[error.start]:#04x} "
@@ -46,7 +47,7 @@ def _read_file(path: Path) -> str:
         ) from error
     if not text:
         raise InputError(f"the text file {path} is empty; expected text to learn from")
-    return text
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def split_text(text: str, train_ratio: float = 0.9) -> tuple[str, str]:

@@ -1,18 +1,17 @@
 """Tokenizers: text to token ids and back, by tiktoken.
 
-"bytes"   the 256 single bytes of UTF-8 text, one id each: V = 256, nothing to download
-"gpt2"    GPT-2's byte-pair encoding: V = 50257, of which `<|endoftext|>` is 50256
+"bytes"   the 256 single bytes of UTF-8 text, one id each: V = 256
+"gpt2"    GPT-2's byte-pair encoding: V = 50257, of which `<|endoftext|>` is 50256; its ranks ship with numpygpt
 """
 
 import os
 from base64 import b64decode
 from collections.abc import Sequence
-from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from numpygpt.data.shipped import read_exactly
 from numpygpt.errors import InputError
 from numpygpt.shapes import Array, Integer
 
@@ -25,28 +24,24 @@ TOKENIZERS = ("bytes", "gpt2")
 ENDOFTEXT = "<|endoftext|>"
 
 GPT2_RANKS_FILE = "gpt2.tiktoken"
-GPT2_RANKS_URL = "https://openaipublic.blob.core.windows.net/encodings/r50k_base.tiktoken"
 GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 
 
 def get_tokenizer(name: str, vocab: str | os.PathLike[str] | None = None) -> Encoding:
     """The tiktoken Encoding called `name`, one of TOKENIZERS.
 
-    GPT-2's ranks (tiktoken's text form, a base64 token and its rank a line) come from the file `vocab`;
-    without it, from `gpt2.tiktoken` in the folder that the environment variable NUMPYGPT_DATA names, if it is
-    there; else tiktoken downloads and caches them.
+    vocab   a file of GPT-2's ranks in tiktoken's text form, a base64 token and its rank a line; None: the ranks that
+            ship with numpygpt
 
-    Raises InputError for an unknown name, for a ranks file that is missing or differs from GPT-2's in any
-    byte, and where the ranks would have to be downloaded and cannot be.
+    Raises InputError for an unknown name, and for a ranks file that cannot be read or differs from GPT-2's in any byte.
     """
     if name not in TOKENIZERS:
         raise InputError(f"tokenizer {name!r} is unknown; expected one of: {', '.join(TOKENIZERS)}")
-    if name == "bytes":
-        if vocab is not None:
-            raise InputError(f"tokenizer 'bytes' takes no vocabulary file; found {vocab}: leave it out")
-        return _bytes_encoding()
-    ranks_file = Path(vocab) if vocab is not None else _supplied_ranks_file()
-    return _downloaded_gpt2_encoding() if ranks_file is None else _gpt2_encoding(ranks_file)
+    if name == "gpt2":
+        return _gpt2_encoding(vocab)
+    if vocab is not None:
+        raise InputError(f"tokenizer 'bytes' takes no vocabulary file; found {vocab}: leave it out")
+    return _bytes_encoding()
 
 
 def text_to_token_ids(text: str, tokenizer: Encoding) -> Integer[Array, "1 T"]:
@@ -94,51 +89,26 @@ def _bytes_encoding() -> Encoding:
     )
 
 
-def _supplied_ranks_file() -> Path | None:
-    folder = os.environ.get("NUMPYGPT_DATA")
-    if not folder or not (Path(folder) / GPT2_RANKS_FILE).exists():
-        return None
-    return Path(folder) / GPT2_RANKS_FILE
-
-
-def _downloaded_gpt2_encoding() -> Encoding:
-    import tiktoken
-
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except (OSError, ValueError) as error:  # no network is an OSError, a spoiled download a ValueError
-        raise InputError(
-            f"GPT-2's vocabulary could not be downloaded ({type(error).__name__}); fetch {GPT2_RANKS_URL} "
-            f"on a machine with a network, save it as {GPT2_RANKS_FILE} and set NUMPYGPT_DATA to its folder"
-        ) from error
-
-
-def _gpt2_encoding(ranks_file: Path) -> Encoding:
-    """GPT-2's Encoding from a file of its ranks: tiktoken's own pattern, ranks and special token."""
+def _gpt2_encoding(vocab: str | os.PathLike[str] | None) -> Encoding:
+    """GPT-2's Encoding: tiktoken's own pattern and special token, and the ranks of a file."""
     from tiktoken import Encoding
     from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
 
     return Encoding(
         "gpt2",
         pat_str=r50k_pat_str,
-        mergeable_ranks=_read_gpt2_ranks(ranks_file),
+        mergeable_ranks=_gpt2_ranks(vocab),
         special_tokens={ENDOFTEXT: 50256},
         explicit_n_vocab=50257,
     )
 
 
-def _read_gpt2_ranks(ranks_file: Path) -> dict[bytes, int]:
-    try:
-        contents = ranks_file.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"cannot read GPT-2's vocabulary {ranks_file}: {error.strerror}; fetch {GPT2_RANKS_URL}"
-        ) from error
-    found = sha256(contents).hexdigest()
-    if found != GPT2_RANKS_SHA256:
-        raise InputError(
-            f"GPT-2's vocabulary {ranks_file} is damaged or another file: {len(contents)} bytes with "
-            f"sha256 {found}; expected {GPT2_RANKS_SHA256}: fetch {GPT2_RANKS_URL} again"
-        )
+def _gpt2_ranks(vocab: str | os.PathLike[str] | None) -> dict[bytes, int]:
+    """{token: rank}.
+
+    `tiktoken.load` would parse the lines too, but from a file only, of which it keeps a copy in the temporary folder;
+    from then on it reads the copy, whatever has become of the file.
+    """
+    contents = read_exactly(vocab, GPT2_RANKS_FILE, "file of GPT-2's ranks", GPT2_RANKS_SHA256)
     lines = (line.split() for line in contents.splitlines())
     return {b64decode(token): int(rank) for token, rank in lines}
