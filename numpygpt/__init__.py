@@ -10,6 +10,7 @@ from numpygpt.decoding.beams import beam_search
 from numpygpt.decoding.generation import generate, generate_text_simple
 from numpygpt.decoding.sampling import print_sampled_tokens, softmax_with_temperature
 from numpygpt.errors import InputError
+from numpygpt.formats import load_model
 from numpygpt.model.config import GPT2_SIZES, GPT_CONFIG_124M, GPTConfig
 from numpygpt.model.gpt import GPTModel
 from numpygpt.pictures.losses import plot_losses
@@ -46,6 +47,7 @@ __all__ = [
     "generate_and_print_sample",
     "generate_text_simple",
     "get_tokenizer",
+    "load_model",
     "perplexity",
     "plot_losses",
     "print_sampled_tokens",

@@ -698,7 +698,7 @@ _CATALOGUE = (
         "no public report known",
         "step1.tok_emb.weight",
         ("optimizer", "closed_form"),
-        (Change("training.adamw:AdamW.step", "1 - self.lr * self.weight_decay", "1 - self.weight_decay"),),
+        (Change("training.adamw:AdamW.step", "1 - lr * weight_decay", "1 - weight_decay"),),
     ),
     Bug(
         "bias_correction_off_by_one",

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from numpygpt.commands.trained import add_checkpoint_options, encoded, labels, tokenizer_of
 from numpygpt.errors import InputError
-from numpygpt.formats.checkpoint import load_checkpoint
+from numpygpt.formats.checkpoint import read_checkpoint
+from numpygpt.model.saving import model_of
 from numpygpt.pictures.attention import plot_attention
 from numpygpt.shapes import Array
 
@@ -20,14 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Draw how much each token of a text reads of the others, one panel an attention head."""
-    checkpoint = load_checkpoint(parsed.checkpoint)
+    checkpoint = read_checkpoint(parsed.checkpoint)
     tokenizer = tokenizer_of(checkpoint, parsed.vocab)
     idx = encoded(parsed.prompt, tokenizer)
-    layers = range(checkpoint.config.n_layers)
+    model = model_of(checkpoint)
+    layers = range(model.config.n_layers)
     if parsed.layer is not None and parsed.layer not in layers:
         raise InputError(f"--layer is {parsed.layer}; the model has layers 0 to {layers[-1]}")
     seen: dict[str, Array] = {}
-    checkpoint.model().forward(idx, watch=seen.__setitem__)
+    model.forward(idx, watch=seen.__setitem__)
     attn_weights = {
         layer: seen[f"trf_blocks.{layer}.att.attn_weights"][0] for layer in layers if parsed.layer in (None, layer)
     }

@@ -7,7 +7,8 @@ from pathlib import Path
 from numpygpt.commands.trained import add_checkpoint_options, labels, tokenizer_of
 from numpygpt.data.tokenizer import Encoding, text_to_token_ids
 from numpygpt.errors import InputError
-from numpygpt.formats.checkpoint import load_checkpoint
+from numpygpt.formats.checkpoint import read_checkpoint
+from numpygpt.model.saving import model_of
 from numpygpt.pictures.vectors import plot_word_vectors
 
 #: Tokens that are drawn unasked, at most.
@@ -28,10 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Draw tokens at their word vectors' places in two dimensions, found by principal component analysis."""
-    checkpoint = load_checkpoint(parsed.checkpoint)
+    checkpoint = read_checkpoint(parsed.checkpoint)
     tokenizer = tokenizer_of(checkpoint, parsed.vocab)
     ids = [_single_token(text, tokenizer) for text in parsed.tokens or []] or _common_tokens(tokenizer)
-    vectors = checkpoint.model().state_dict()["tok_emb.weight"][ids]
+    vectors = model_of(checkpoint).state_dict()["tok_emb.weight"][ids]
     path = parsed.out or checkpoint.path.with_name("embeddings.png")
     plot_word_vectors(vectors, labels(ids, tokenizer), path)
     print(f"wrote {path}")

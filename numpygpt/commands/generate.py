@@ -11,7 +11,8 @@ from numpygpt.decoding.beams import beam_search
 from numpygpt.decoding.generation import stream
 from numpygpt.decoding.sampling import check_sampling
 from numpygpt.errors import InputError
-from numpygpt.formats.checkpoint import load_checkpoint
+from numpygpt.formats.checkpoint import read_checkpoint
+from numpygpt.model.saving import model_of
 from numpygpt.random.torch_generator import TorchGenerator
 
 DEFAULT_TEMPERATURE = 0.8
@@ -42,10 +43,10 @@ def run(parsed: argparse.Namespace) -> int:
             raise InputError(f"{flag(name)} is {getattr(parsed, name)}; expected {smallest} or more")
     temperature = DEFAULT_TEMPERATURE if parsed.temperature is None else parsed.temperature
     check_sampling(temperature, parsed.top_k, parsed.top_p)
-    checkpoint = load_checkpoint(parsed.checkpoint)
+    checkpoint = read_checkpoint(parsed.checkpoint)
     tokenizer = tokenizer_of(checkpoint, parsed.vocab)
     idx = encoded(parsed.prompt, tokenizer)
-    model = checkpoint.model()
+    model = model_of(checkpoint)
     if parsed.num_beams is not None:
         _refuse_sampling_options(parsed)
         end = _end_of_text(tokenizer)

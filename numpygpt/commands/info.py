@@ -14,8 +14,9 @@ from numpygpt.commands.model_options import (
     tokens_of,
 )
 from numpygpt.errors import InputError
-from numpygpt.formats.checkpoint import load_checkpoint
+from numpygpt.formats.checkpoint import read_checkpoint
 from numpygpt.model import sizes as memory
+from numpygpt.model.saving import saved_config, saved_tokenizer
 from numpygpt.training.book import perplexity
 
 
@@ -35,11 +36,12 @@ def run(parsed: argparse.Namespace) -> int:
         if given_model_options(parsed):
             flags = ", ".join(map(flag, given_model_options(parsed)))
             raise InputError(f"the model of --checkpoint has its own sizes; leave out {flags}")
-        checkpoint = load_checkpoint(parsed.checkpoint)
-        config = checkpoint.config
-        step |= {name: value for name, value in checkpoint.training.get("options", {}).items() if name in step}
-        print(f"{checkpoint.path}: tokenizer {checkpoint.tokenizer}, step {checkpoint.training.get('step')}")
-        for last in checkpoint.training.get("history", [])[-1:]:
+        checkpoint = read_checkpoint(parsed.checkpoint)
+        config = saved_config(checkpoint)
+        saved_run = checkpoint.values("run") if "run" in checkpoint else {}
+        step |= {name: value for name, value in saved_run.get("options", {}).items() if name in step}
+        print(f"{checkpoint.path}: tokenizer {saved_tokenizer(checkpoint)}, step {saved_run.get('step')}")
+        for last in saved_run.get("history", [])[-1:]:
             loss = last["val_loss"]
             print(f"validation loss {loss:.3f} nats a token, perplexity {perplexity(loss):.2f} (step {last['step']})")
     else:
@@ -48,11 +50,9 @@ def run(parsed: argparse.Namespace) -> int:
     tokens = tokens_of(step["batch_size"], parsed.tokens, config)
     print("".join(f"{name} {value}\n" for name, value in config.to_dict().items()))
     rows = memory.parameter_table(config)
-    for row in rows:
-        print(f"{row.name:<12}{row.parameters:>15,}   {row.detail}")
-    print(f"{'total':<12}{sum(row.parameters for row in rows):>15,}   parameters\n")
-    print(f"a training step on {step['batch_size']} x {tokens} tokens in {step['dtype']}, AdamW:")
+    total = ("total", f"{sum(row.parameters for row in rows):,}", "parameters")
+    print_table(("part", "parameters", "shape"), [*((row.name, f"{row.parameters:,}", row.detail) for row in rows), total], numbers=("parameters",))
+    print(f"\na training step on {step['batch_size']} x {tokens} tokens in {step['dtype']}, AdamW:")
     parts = memory.training_bytes(config, tokens=tokens, **step)
-    for name, size in parts._asdict().items():
-        print(f"{name:<12}{size / 2**20:>15,.1f} MiB")
+    print_table(("", " "), [(name, f"{size / 2**20:,.1f} MiB") for name, size in parts._asdict().items()], numbers=(" ",))
     return 0

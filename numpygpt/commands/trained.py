@@ -6,6 +6,7 @@ from pathlib import Path
 from numpygpt.data.tokenizer import Encoding, get_tokenizer, text_to_token_ids
 from numpygpt.errors import InputError
 from numpygpt.formats.checkpoint import Checkpoint
+from numpygpt.model.saving import saved_tokenizer
 from numpygpt.pictures.figure import token_label
 from numpygpt.shapes import Array
 
@@ -18,9 +19,10 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
 
 def tokenizer_of(checkpoint: Checkpoint, vocab: str | None) -> Encoding:
     """The tokenizer that the model learned with. InputError where the checkpoint names none."""
-    if checkpoint.tokenizer is None:
+    name = saved_tokenizer(checkpoint)
+    if name is None:
         raise InputError(f"the checkpoint {checkpoint.path} names no tokenizer, so a prompt cannot be encoded")
-    return get_tokenizer(checkpoint.tokenizer, vocab)
+    return get_tokenizer(name, vocab)
 
 
 def encoded(prompt: str, tokenizer: Encoding) -> Array:

@@ -1,24 +1,22 @@
-"""Checkpoints: a folder with one safetensors file that holds a model, and what its training needs to go on.
+"""Checkpoints: a folder with one safetensors file, which holds a run as named sections.
 
     DIR/checkpoint.safetensors
-        tok_emb.weight, ...             the model's weights under their PyTorch names; tied weights once
-        optimizer.exp_avg.NAME, ...     the optimizer's moments of parameter NAME
-        random.NAME                     states of random generators
-        __metadata__["numpygpt"]        JSON: the format's name and version, the contents and their SHA-256
-            contents                    configuration, tokenizer, training options and history, numbers of
-                                        the optimizer, numpygpt's version, the SHA-256 of each tensor's bytes
+        SECTION.NAME, ...               the arrays: model.tok_emb.weight, optimizer.exp_avg.tok_emb.weight, ...
+        __metadata__["numpygpt"]        JSON: the values of each section; dtype, shape and SHA-256 of each array
 
-One file, so that one rename replaces model, optimizer and random state together: whatever interrupts a save,
-the folder holds the previous checkpoint or the new one, whole. Tensors are read one at a time when they are
-asked for, and checked against their SHA-256 then. Equal states make equal files, byte for byte.
+Each part of a run writes a section and reads it again (`numpygpt.sections`); nothing here knows what a model or an
+optimizer is. It is one file, so that one rename replaces all sections together: whatever interrupts a save, the folder
+holds the previous checkpoint or the new one, whole. Arrays are read when they are asked for, and checked against their
+SHA-256 then. Equal sections make equal files, byte for byte.
+
+docs/checkpoint-format.md describes the file for programs in other languages.
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,247 +24,242 @@ import numpy as np
 
 from numpygpt.errors import InputError
 from numpygpt.files import replacing
-from numpygpt.model.config import GPTConfig
-from numpygpt.model.gpt import GPTModel
+from numpygpt.formats import checkpoint_header, checkpoint_v1
+from numpygpt.formats.checkpoint_header import FORMAT, Header, SectionRecord, key_of
+from numpygpt.formats.tensor_file import DTYPES, TensorFile
+from numpygpt.sections import Layout, Section
 from numpygpt.shapes import Array
-from numpygpt.training.adamw import AdamW
 
 FILE_NAME = "checkpoint.safetensors"
-FORMAT = "numpygpt checkpoint"
-FORMAT_VERSION = 1
-
-OPTIMIZER = "optimizer."
-RANDOM = "random."
+#: The name of our header among the texts of a safetensors file.
+METADATA = "numpygpt"
 
 
-def save_checkpoint(
-    directory: str | os.PathLike[str],
-    model: GPTModel,
-    *,
-    optimizer: AdamW | None = None,
-    random_states: Mapping[str, Array] | None = None,
-    tokenizer: str | None = None,
-    training: Mapping[str, Any] | None = None,
-) -> Path:
+def write_checkpoint(directory: str | os.PathLike[str], sections: Mapping[str, Section]) -> Path:
     """Write DIR/checkpoint.safetensors, in place of one that is there, and return its path.
 
-    directory       is made where needed
-    model           float32 or float64
-    optimizer       its moments, step and hyper-parameters
-    random_states   {name: state} of random generators, as arrays (`TorchGenerator.to_torch_state`)
-    tokenizer       the name for `get_tokenizer`
-    training        whatever else the run wants back, of types that JSON has: options, step, loss history, ...
+    directory   is made if it does not exist
+    sections    {name: section}; a name has no dot in it
 
-    A save that fails or is interrupted leaves the previous checkpoint as it was. Raises InputError for a
-    complex model and for a folder that cannot be made or written.
+    What was written is read back and compared before it replaces the previous checkpoint. A save that fails or is
+    interrupted leaves the previous one as it was. Raises InputError for a folder that cannot be made or written, values
+    that JSON cannot hold, arrays of a dtype that a safetensors file and NumPy do not share, and floating-point arrays
+    that hold NaN or infinity.
     """
     from numpygpt import __version__
 
-    if model.dtype not in (np.float32, np.float64):
-        raise InputError(f"a model of {model.dtype} cannot be saved; expected float32 or float64")
-    moments, numbers = _moments_and_numbers(optimizer)
-    tensors = {
-        **model.named_parameters(),
-        **{f"{OPTIMIZER}{name}": array for name, array in moments.items()},
-        **{f"{RANDOM}{name}": array for name, array in (random_states or {}).items()},
-    }
-    contents = {
-        "config": model.config.to_dict(),
-        "tokenizer": tokenizer,
-        "training": dict(training or {}),
-        "optimizer": numbers,
-        "numpygpt_version": __version__,
-    }
     path = Path(directory) / FILE_NAME
+    sections = {name: _in_c_order(name, section) for name, section in sections.items()}
+    _refuse_what_is_not_finite(path, sections)
+    header = checkpoint_header.written(sections, __version__)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as unfinished:
-            _write_tensors(unfinished, tensors, contents)
+            _write_tensors(unfinished, sections, header)
+            _refuse_what_reads_back_differently(unfinished, path)
     except OSError as error:
         raise InputError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
     return path
 
 
-def _moments_and_numbers(optimizer: AdamW | None) -> tuple[dict[str, Array], dict[str, Any] | None]:
-    """An optimizer's state as {"exp_avg.NAME": array, ...} and the rest of it; None without an optimizer."""
-    if optimizer is None:
-        return {}, None
-    state = optimizer.state_dict()
-    numbers = {key: value for key, value in state.items() if not isinstance(value, Mapping)}
-    moments = {f"{key}.{name}": array for key in state if key not in numbers for name, array in state[key].items()}
-    return moments, numbers
+def read_checkpoint(path: str | os.PathLike[str]) -> "Checkpoint":
+    """The checkpoint of a folder or file. Reads and checks its header; arrays are read when asked for.
 
-
-def load_checkpoint(path: str | os.PathLike[str]) -> "Checkpoint":
-    """The checkpoint of a folder or file. Reads its header; weights and moments are read when asked for.
-
-    Raises InputError where there is no checkpoint, and for a file that is truncated, damaged, or of another
-    kind or version.
+    Raises InputError if there is no checkpoint, and for a file that is truncated, damaged, or of another kind or
+    version.
     """
     file = Path(path)
-    if file.is_dir():
-        file = file / FILE_NAME
-    if not file.exists():
+    try:
+        if file.is_dir():
+            file = file / FILE_NAME
+        exists = file.exists()
+    except OSError as error:
+        raise InputError(f"the checkpoint {file} cannot be read: {error.strerror}") from error
+    if not exists:
         raise InputError(f"there is no checkpoint {file}; expected a folder that holds a {FILE_NAME}, or such a file")
-    tensors = _TensorFile(file)
-    contents = tensors.contents
-    return Checkpoint(
-        path=file,
-        config=GPTConfig.of(contents["config"]),
-        tokenizer=contents["tokenizer"],
-        training=contents["training"],
-        numpygpt_version=contents["numpygpt_version"],
-        _tensors=tensors,
-    )
-
-
-def load_model(path: str | os.PathLike[str], dtype: Any = None) -> GPTModel:
-    """The model of a checkpoint (folder or file), in its dtype or in `dtype`. Errors as `load_checkpoint`."""
-    return load_checkpoint(path).model(dtype)
+    tensors = TensorFile(file)
+    header = _header_of(tensors)
+    _refuse_other_arrays(tensors, header)
+    return Checkpoint(file, header.numpygpt_version, header.sections, tensors)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint says of itself, and the way to its tensors.
+    """The sections of an open checkpoint.
 
-    The file stays open, so that everything read belongs together even when a running training replaces it.
-    Each method raises InputError for a tensor whose bytes are not those that were saved, naming it, and for
-    names or shapes that do not fit, listing them.
+    path               its file
+    numpygpt_version   of the numpygpt that wrote it
+
+    The file stays open, so that everything read belongs together even if a running training replaces it. `name in
+    checkpoint` says whether there is a section of that name; asking for one that is not there raises InputError.
     """
 
     path: Path
-    config: GPTConfig
-    tokenizer: str | None
-    training: dict[str, Any]
     numpygpt_version: str
-    _tensors: "_TensorFile"
-
-    def model(self, dtype: Any = None, **options: Any) -> GPTModel:
-        """A model with the saved weights, in their own dtype or in `dtype`; the options are `GPTModel`'s."""
-        names = [name for name in self._tensors.names if not name.startswith((OPTIMIZER, RANDOM))]
-        weights = {name: self._tensors.read(name) for name in names}
-        with self._named_in_errors():
-            return GPTModel.from_state_dict(self.config, weights, dtype, **options)
+    _sections: Mapping[str, SectionRecord]
+    _file: TensorFile
 
     @property
-    def has_optimizer(self) -> bool:
-        """Whether `restore_optimizer` has something to restore."""
-        return self._tensors.contents["optimizer"] is not None
+    def names(self) -> list[str]:
+        """The names of the sections, in the order in which they were saved."""
+        return list(self._sections)
 
-    def restore_optimizer(self, optimizer: AdamW) -> None:
-        """Give `optimizer` the saved step, moments and hyper-parameters. InputError where none were saved."""
-        if not self.has_optimizer:
+    def __contains__(self, name: object) -> bool:
+        return name in self._sections
+
+    def values(self, name: str) -> dict[str, Any]:
+        """The values of a section, a copy."""
+        return deepcopy(self._section(name).values)
+
+    def layouts(self, name: str) -> dict[str, Layout]:
+        """{name: dtype and shape} of a section's arrays; none of them is read."""
+        return {array_name: record.layout for array_name, record in self._section(name).arrays.items()}
+
+    def arrays(self, name: str) -> dict[str, Array]:
+        """{name: array} of a section, read and checked now; fresh arrays.
+
+        Raises InputError for an array that is not the one that was saved, naming it, and for values that are not
+        finite.
+        """
+        return {array_name: self._read(record) for array_name, record in self._section(name).arrays.items()}
+
+    def _section(self, name: str) -> SectionRecord:
+        if name not in self._sections:
             raise InputError(
-                f"the checkpoint {self.path} holds no optimizer; its weights can only start a new training"
+                f"the checkpoint {self.path} has no section {name!r}, only: {', '.join(self._sections) or 'none'}"
             )
-        state: dict[str, Any] = dict(self._tensors.contents["optimizer"])
-        for key, array in self._under(OPTIMIZER).items():
-            moments, name = key.split(".", maxsplit=1)
-            state.setdefault(moments, {})[name] = array
-        with self._named_in_errors():
-            optimizer.load_state_dict(state)
+        return self._sections[name]
 
-    def random_states(self) -> dict[str, Array]:
-        """{name: state} of the random generators, as they were saved."""
-        return self._under(RANDOM)
-
-    def _under(self, prefix: str) -> dict[str, Array]:
-        names = [name for name in self._tensors.names if name.startswith(prefix)]
-        return {name.removeprefix(prefix): self._tensors.read(name) for name in names}
-
-    @contextmanager
-    def _named_in_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except InputError as error:
-            raise InputError(f"the checkpoint {self.path} cannot be used: {error}") from error
+    def _read(self, record: checkpoint_header.ArrayRecord) -> Array:
+        array = self._file.read(record.key)
+        if not record.is_of(array):
+            raise InputError(
+                f"the checkpoint {self.path} is damaged: the bytes of {record.key} are not those that were saved; "
+                f"use another checkpoint"
+            )
+        if not _is_finite(array):
+            raise InputError(
+                f"the checkpoint {self.path} holds values that are not finite in {record.key}; use another checkpoint"
+            )
+        return array
 
 
-# The file's format
+# Writing
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Array], contents: Mapping[str, Any]) -> None:
+def _in_c_order(section: str, given: Section) -> Section:
+    """The section with its arrays as the file holds them: each in C order and little-endian."""
+    if not section or "." in section:
+        raise InputError(f"the name of a section is {section!r}; expected a text without a dot")
+    arrays: dict[str, Array] = {}
+    for name, array in given.arrays.items():
+        if array.dtype.name not in DTYPES.values():
+            raise InputError(
+                f"{key_of(section, name)} is of dtype {array.dtype}, which a checkpoint cannot hold; "
+                f"expected one of: {', '.join(DTYPES.values())}"
+            )
+        arrays[name] = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
+    return Section(given.values, arrays)
+
+
+def _refuse_what_is_not_finite(path: Path, sections: Mapping[str, Section]) -> None:
+    bad = [
+        key_of(section, name)
+        for section, given in sections.items()
+        for name, array in given.arrays.items()
+        if not _is_finite(array)
+    ]
+    if bad:
+        raise InputError(
+            f"not saved: values that are not finite in {', '.join(bad[:3])}"
+            f"{f' and {len(bad) - 3} more' if len(bad) > 3 else ''}; {path} is left as it was"
+        )
+
+
+def _is_finite(array: Array) -> bool:
+    return not np.issubdtype(array.dtype, np.inexact) or bool(np.isfinite(array).all())
+
+
+def _write_tensors(path: Path, sections: Mapping[str, Section], header: str) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    # safetensors writes an array's memory as it lies, whatever its strides
-    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    contents = {
-        **contents,
-        "sha256": {name: sha256(array.data).hexdigest() for name, array in arrays.items()},
-    }
-    header = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "sha256": _sha256_of_json(contents),
-        "contents": contents,
+    tensors = {
+        key_of(section, name): array for section, given in sections.items() for name, array in given.arrays.items()
     }
     path.touch()
     permissions = path.stat().st_mode  # those of any new file here; safetensors makes its own private
     try:
-        save_file(arrays, path, metadata={"numpygpt": json.dumps(header)})
+        save_file(tensors, path, metadata={METADATA: header})
     except SafetensorError as error:
         raise OSError(str(error)) from error
     path.chmod(permissions)
 
 
-class _TensorFile:
-    """An open checkpoint file: its contents, checked, and its tensors, checked as they are read.
+def _refuse_what_reads_back_differently(unfinished: Path, path: Path) -> None:
+    try:
+        checkpoint = read_checkpoint(unfinished)
+        for name in checkpoint.names:
+            checkpoint.arrays(name)
+    except InputError as error:
+        raise InputError(
+            f"cannot write the checkpoint {path}: what was written reads back differently ({error}); "
+            f"the disk may be failing"
+        ) from error
 
-    Raises InputError for a file that is not what `_write_tensors` wrote.
-    """
 
-    def __init__(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
+# Reading
 
-        self.path = path
-        try:
-            self._file: Any = safe_open(path, framework="numpy")  # Any: its methods are untyped
-        except (SafetensorError, OSError) as error:
+
+def _header_of(tensors: TensorFile) -> Header:
+    try:
+        text = tensors.metadata[METADATA]
+        header = json.loads(text)
+        found = (header["format"], header["version"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{tensors.path} is no numpygpt checkpoint, or its header is damaged; "
+            f"expected one that `numpygpt train` wrote"
+        ) from error
+    try:
+        if found == (FORMAT, checkpoint_header.VERSION):
+            return checkpoint_header.read(text, header)
+        if found == (FORMAT, checkpoint_v1.VERSION):
+            return checkpoint_v1.read(header, tensors.layouts)
+    except (InputError, RecursionError) as error:
+        raise InputError(
+            f"the header of the checkpoint {tensors.path} is damaged: {error}; use another checkpoint"
+        ) from error
+    raise InputError(
+        f"{tensors.path} has format {found[0]!r:.80} version {found[1]!r:.80}; expected {FORMAT!r} version "
+        f"{checkpoint_v1.VERSION} or {checkpoint_header.VERSION}: read it with the numpygpt that wrote it"
+    )
+
+
+def _refuse_other_arrays(tensors: TensorFile, header: Header) -> None:
+    """InputError unless the header and the file list the same arrays, with the same dtypes and shapes."""
+    records = {record.key: record for section in header.sections.values() for record in section.arrays.values()}
+    missing = [key for key in records if key not in tensors.layouts]
+    unexpected = sorted(key for key in tensors.layouts if key not in records)
+    if missing or unexpected:
+        raise InputError(
+            f"the checkpoint {tensors.path} is damaged: tensors missing {missing}, unexpected {unexpected}"
+        )
+    for key, record in records.items():
+        if record.layout != tensors.layouts[key]:
             raise InputError(
-                f"the checkpoint {path} is truncated, damaged or no safetensors file ({error}); use another"
-            ) from error
-        self.contents = self._read_contents()
-        self.names = list(self.contents["sha256"])
-        self._refuse_other_names()
-
-    def read(self, name: str) -> Array:
-        """The tensor of that name."""
-        array: Array = self._file.get_tensor(name)
-        if sha256(array.data).hexdigest() != self.contents["sha256"][name]:
-            raise InputError(
-                f"the checkpoint {self.path} is damaged: the bytes of {name} are not those that were saved; "
-                f"use another checkpoint"
+                f"the checkpoint {tensors.path} is damaged: {key} is {tensors.layouts[key]}, but {record.layout} was "
+                f"saved; use another checkpoint"
             )
-        return array
-
-    def _read_contents(self) -> dict[str, Any]:
-        try:
-            header = json.loads((self._file.metadata() or {})["numpygpt"])
-            found = (header["format"], header["version"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{self.path} is no numpygpt checkpoint, or its header is damaged; "
-                f"expected one that `numpygpt train` wrote"
-            ) from error
-        if found != (FORMAT, FORMAT_VERSION):
-            raise InputError(
-                f"{self.path} has format {found[0]!r} version {found[1]!r}; "
-                f"expected {FORMAT!r} version {FORMAT_VERSION}: read it with the numpygpt that wrote it"
-            )
-        if header.get("sha256") != _sha256_of_json(header.get("contents")):
-            raise InputError(f"the header of the checkpoint {self.path} is damaged; use another checkpoint")
-        return header["contents"]
-
-    def _refuse_other_names(self) -> None:
-        found = set(self._file.keys())
-        missing = [name for name in self.names if name not in found]
-        unexpected = sorted(found.difference(self.names))
-        if missing or unexpected:
-            raise InputError(
-                f"the checkpoint {self.path} is damaged: tensors missing {missing}, unexpected {unexpected}"
-            )
 
 
-def _sha256_of_json(contents: Any) -> str:
-    return sha256(json.dumps(contents).encode()).hexdigest()
+def __getattr__(name: str) -> Any:
+    """The former names, for callers that have not changed yet."""
+    from numpygpt import formats
+    from numpygpt.formats import former
+
+    if name in ("save_checkpoint", "load_checkpoint"):
+        return getattr(former, name)
+    if name == "load_model":
+        return formats.load_model
+    raise AttributeError(name)

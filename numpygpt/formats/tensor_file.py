@@ -1,0 +1,83 @@
+"""A safetensors file that anybody may have made: whatever it claims is checked before memory is taken for it.
+
+The safetensors library itself refuses a header that is too long, is no JSON, or whose tensors overlap, leave gaps or
+reach past the end of the file. What is left to check: that the path is a regular file (opening a pipe would wait for
+ever), and that NumPy has arrays of the dtypes and shapes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from numpygpt.errors import InputError
+from numpygpt.sections import Layout
+from numpygpt.shapes import Array
+
+#: safetensors' names of the dtypes that we write and read, and NumPy's.
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+#: The most axes that a NumPy array can have.
+MOST_AXES = 64
+
+
+class TensorFile:
+    """An open safetensors file.
+
+    path       the file
+    metadata   the texts of its header, by name
+    layouts    {tensor's name: dtype and shape}
+
+    It stays open, so that everything read belongs together even if the file is replaced by another. Raises InputError
+    for a file that cannot be opened, is no safetensors file, or holds tensors that are no arrays of NumPy.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.path = path
+        try:
+            if not path.is_file():
+                raise InputError(f"{path} is no regular file; expected a safetensors file")
+            opened: Any = safe_open(path, framework="numpy")  # Any: its methods are untyped
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"the checkpoint {path} is truncated, damaged or no safetensors file ({error}); use another"
+            ) from error
+        self._file = opened
+        self.metadata: dict[str, str] = opened.metadata() or {}
+        self.layouts: dict[str, Layout] = {name: self._layout(name) for name in opened.keys()}  # noqa: SIM118  no dict
+
+    def read(self, name: str) -> Array:
+        """The tensor of that name, as a fresh array."""
+        try:
+            array: Array = self._file.get_tensor(name)
+        except (ValueError, MemoryError, OSError) as error:
+            raise InputError(f"{name} of the checkpoint {self.path} cannot be read: {error}") from error
+        return array
+
+    def _layout(self, name: str) -> Layout:
+        tensor = self._file.get_slice(name)
+        dtype, shape = tensor.get_dtype(), tuple(tensor.get_shape())
+        if dtype not in DTYPES:
+            raise InputError(
+                f"{name} of the checkpoint {self.path} is of dtype {dtype}; expected one of: {', '.join(DTYPES)}"
+            )
+        if len(shape) > MOST_AXES or max(shape, default=0) > np.iinfo(np.intp).max:
+            raise InputError(
+                f"{name} of the checkpoint {self.path} has a shape of {len(shape)} axes, the longest of "
+                f"{max(shape)}; NumPy has no such arrays: use another checkpoint"
+            )
+        return Layout(DTYPES[dtype], shape)

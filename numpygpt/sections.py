@@ -1,0 +1,79 @@
+"""What the parts of a run save: sections of values and arrays, whichever file holds them.
+
+A part (the model, the optimizer, a random generator, the loop) says with a `Section` what it saves, and reads the same
+section again. The file that holds the sections knows none of the parts, and no part knows the file.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from numpygpt.errors import InputError
+from numpygpt.shapes import Array
+
+
+class Section(NamedTuple):
+    """What one part of a run saves.
+
+    values   whatever JSON can hold: numbers, texts, True, False, None, and lists and dicts of them with texts as keys
+    arrays   {name: array}
+    """
+
+    values: Mapping[str, Any]
+    arrays: Mapping[str, Array]
+
+
+class Layout(NamedTuple):
+    """What is known of a saved array before it is read: its dtype, by NumPy's name, and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@runtime_checkable
+class SavedSections(Protocol):
+    """Sections as they are read again: a `Checkpoint`, or anything else that answers these questions.
+
+    Each method raises InputError for a section that was not saved.
+    """
+
+    @property
+    def path(self) -> Path:
+        """The file that holds the sections, for messages."""
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a section of that name."""
+
+    def values(self, name: str) -> dict[str, Any]:
+        """The section's values."""
+
+    def layouts(self, name: str) -> dict[str, Layout]:
+        """{name: dtype and shape} of the section's arrays; none of them is read."""
+
+    def arrays(self, name: str) -> dict[str, Array]:
+        """{name: array} of the section, fresh arrays."""
+
+
+def value_of(values: Mapping[str, Any], name: str, *kinds: type) -> Any:
+    """`values[name]`, which must be of one of these types. InputError if it is missing or of another type.
+
+    True and False are of type bool alone, though Python counts them as integers too. An integer serves as a float.
+    """
+    expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+    if name not in values:
+        raise InputError(f"{name} is missing; expected {expected}")
+    value = values[name]
+    accepted = (*kinds, int) if float in kinds else kinds
+    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in kinds):
+        raise InputError(f"{name} is {value!r:.80}; expected {expected}")
+    return value
+
+
+@contextmanager
+def named_in_errors(saved: SavedSections) -> Iterator[None]:
+    """Within it, an InputError says which checkpoint it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"the checkpoint {saved.path} cannot be used: {error}") from error
