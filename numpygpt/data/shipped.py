@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from numpygpt.errors import InputError
-from numpygpt.files import read_file
+from numpygpt.reading import read_file
 
 
 def shipped(name: str) -> Path:

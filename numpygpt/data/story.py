@@ -1,4 +1,4 @@
-"""What the book's chapter 5 learns from: "The Verdict" by Edith Wharton (1908, public domain), shipped with numpygpt."""
+"""What the book's chapter 5 learns from: "The Verdict" by Edith Wharton (1908, public domain), which ships here."""
 
 import os
 from pathlib import Path
