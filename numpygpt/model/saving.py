@@ -5,6 +5,8 @@
     arrays   the weights under their PyTorch names; tied weights once
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,8 @@ from numpygpt.errors import InputError
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
 from numpygpt.model.initialization import allocate
-from numpygpt.sections import SavedSections, Section, named_in_errors, value_of
+from numpygpt.model.sizes import check_memory, num_parameters
+from numpygpt.sections import Layout, SavedSections, Section, named_in_errors, value_of
 from numpygpt.tree import named
 
 SECTION = "model"
@@ -42,36 +45,38 @@ def saved_tokenizer(saved: SavedSections) -> str | None:
 def model_of(saved: SavedSections, dtype: Any = None, **options: Any) -> GPTModel:
     """The saved model, in its own dtype or in `dtype`; the options are `GPTModel`'s.
 
-    Raises InputError if there is no model, and for names, shapes or dtypes that do not fit its configuration, all
-    listed. They are compared before any memory is taken for the model, so a configuration of absurd sizes costs
-    nothing.
+    Raises InputError if there is no model, for names, shapes or dtypes that do not fit its configuration, all listed,
+    and for a model that is larger than the machine's memory. All this is found before any memory is taken for the
+    model, so a configuration of absurd sizes costs nothing.
     """
     config = saved_config(saved)
     with named_in_errors(saved):
-        _refuse_other_layouts(config, saved)
+        _refuse_other_layouts(config, saved.layouts(SECTION))
+        if dtype is None:
+            dtype = _common_dtype(saved.layouts(SECTION))
+        check_memory(_bytes_of(config, dtype), "the model")
     weights = saved.arrays(SECTION)
     with named_in_errors(saved):
         return GPTModel.from_state_dict(config, weights, dtype, **options)
 
 
-def _refuse_other_layouts(config: GPTConfig, saved: SavedSections) -> None:
-    found = saved.layouts(SECTION)
+def _refuse_other_layouts(config: GPTConfig, found: Mapping[str, Layout]) -> None:
     if config.n_layers > len(found):
         raise InputError(f"n_layers is {config.n_layers}, but there are {len(found)} arrays in all")
     expected = _shapes(config)
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    misshaped = [
-        f"{name} {found[name].shape}, expected {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name].shape != shape
-    ]
-    wrong_dtype = [f"{name} {layout.dtype}" for name, layout in found.items() if not layout.dtype.startswith("float")]
-    if missing or unexpected or misshaped or wrong_dtype:
-        raise InputError(
-            f"the weights do not fit the configuration: missing {missing}, unexpected {unexpected}, "
-            f"misshaped {misshaped}, not floating-point {wrong_dtype}"
-        )
+    faults = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "misshaped": [
+            f"{name} {found[name].shape}, expected {shape}"
+            for name, shape in expected.items()
+            if name in found and found[name].shape != shape
+        ],
+        "not floating-point": [name for name, layout in found.items() if not layout.dtype.startswith("float")],
+    }
+    listed = "; ".join(f"{fault}: {', '.join(names)}" for fault, names in faults.items() if names)
+    if listed:
+        raise InputError(f"the weights do not fit the configuration: {listed}")
 
 
 def _shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
@@ -79,11 +84,26 @@ def _shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
 
     They are those of arrays whose elements have no bytes, so that the model is laid out without memory.
     """
-    no_bytes = np.dtype("V0")
+    learned = replace(config, position="learned")  # a table of sinusoids would be computed
     try:
-        shapes = {name: array.shape for name, array in named(allocate(config, no_bytes))}
+        shapes = {name: array.shape for name, array in named(allocate(learned, np.dtype("V0")))}
     except ValueError as error:
-        raise InputError(f"a model of these sizes cannot be: {error}") from error
+        raise InputError(f"no model can have these sizes: {error}") from error
+    if config.position == "sinusoidal":
+        del shapes["pos_emb.weight"]
     if config.tie_weights:
         del shapes["out_head.weight"]
     return shapes
+
+
+def _common_dtype(found: Mapping[str, Layout]) -> str:
+    dtypes = sorted({layout.dtype for layout in found.values()})
+    if len(dtypes) > 1:
+        raise InputError(f"the weights are of several dtypes, {', '.join(dtypes)}; say in which to load them")
+    return dtypes[0]
+
+
+def _bytes_of(config: GPTConfig, dtype: Any) -> int:
+    """Of the weights, and of the table of positions, which is no weight if it is sinusoidal."""
+    table = config.context_length * config.emb_dim if config.position == "sinusoidal" else 0
+    return np.dtype(dtype).itemsize * (num_parameters(config) + table)

@@ -14,12 +14,14 @@ def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> float:
     """Scale all gradients, in place, so that their common Euclidean norm is at most max_norm; returns the norm before.
 
     As torch.nn.utils.clip_grad_norm_ (Pascanu et al. 2013, arXiv:1211.5063, section 3.2): one factor
-    max_norm / (norm + 1e-6) for every tensor, where that is below 1.
+    max_norm / (norm + 1e-6) for every tensor, if that is below 1.
 
-    Raises InputError, changing nothing, where the norm is not finite, and for a max_norm that is not positive.
+    Raises InputError, changing nothing, if the norm is not finite, for a max_norm that is not positive, and for
+    gradients that are no floating-point arrays or cannot be scaled in place.
     """
     if not max_norm > 0:
         raise InputError(f"max_norm is {max_norm}; expected a positive number")
+    _refuse_what_cannot_be_scaled(grads)
     norm = math.sqrt(sum(_sum_of_squares(gradient) for gradient in grads.values()))
     if not math.isfinite(norm):
         bad = [name for name, gradient in grads.items() if not np.isfinite(gradient).all()]
@@ -27,9 +29,31 @@ def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> float:
     factor = max_norm / (norm + 1e-6)
     if factor < 1:
         for gradient in grads.values():
-            over_rows(lambda block: np.multiply(block, factor, out=block), gradient)
+            if _has_rows(gradient):
+                over_rows(lambda block: np.multiply(block, factor, out=block), gradient)
+            else:
+                gradient *= factor
     return norm
 
 
+def _refuse_what_cannot_be_scaled(grads: Mapping[str, Array]) -> None:
+    arrays = {name: gradient for name, gradient in grads.items() if isinstance(gradient, np.ndarray)}
+    faults = {
+        "no arrays": [f"{name} {type(grads[name]).__name__}" for name in grads if name not in arrays],
+        "not floating-point": [f"{n} {g.dtype}" for n, g in arrays.items() if not np.issubdtype(g.dtype, np.floating)],
+        "read-only": [name for name, gradient in arrays.items() if not gradient.flags.writeable],
+    }
+    listed = "; ".join(f"{fault}: {', '.join(names)}" for fault, names in faults.items() if names)
+    if listed:
+        raise InputError(f"the gradients cannot be clipped: {listed}")
+
+
+def _has_rows(array: Array) -> bool:
+    """Whether it lies in memory row after row, so that its blocks of rows are views of it."""
+    return array.ndim > 0 and array.size > 0 and array.flags.c_contiguous
+
+
 def _sum_of_squares(array: Array) -> float:
+    if not _has_rows(array):
+        return float(np.vdot(array, array))
     return sum(over_rows(lambda block: float(np.vdot(block, block)), array))
