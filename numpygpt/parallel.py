@@ -40,15 +40,17 @@ def _workers(threads: int, process_id: int) -> ThreadPoolExecutor:
 def over_rows(function: Callable[..., Any], *arrays: Array) -> list[Any]:
     """Call `function(*blocks)` with the same rows of every array, block after block; the results in the blocks' order.
 
-    arrays   equally long along axis 0; `function` gets views and may write into them
+    arrays   (..., D) each, with the same leading axes, which are taken as one: a block is (some rows, D). The arrays
+             that `function` writes into must be contiguous, so that their blocks are views of them
     """
-    rows = len(arrays[0])
-    widest = max(array.nbytes for array in arrays)
+    flat = [array.reshape(-1, array.shape[-1]) for array in arrays]
+    rows = len(flat[0])
+    widest = max(array.nbytes for array in flat)
     blocks = max(1, min(rows, round(widest / BLOCK_BYTES)))
     if blocks == 1:
-        return [function(*arrays)]
+        return [function(*flat)]
     starts = [rows * block // blocks for block in range(blocks + 1)]
     slices = [slice(*ends) for ends in pairwise(starts)]
     threads = number_of_threads()
     run = map if threads == 1 else _workers(threads, os.getpid()).map
-    return list(run(lambda rows: function(*(array[rows] for array in arrays)), slices))
+    return list(run(lambda rows: function(*(array[rows] for array in flat)), slices))

@@ -15,7 +15,7 @@ import numpygpt.ops
 from numpygpt.checks.compare import compare, difference, norms
 from numpygpt.checks.gradcheck import complex_step, judge
 from numpygpt.tree import mapped as tree_mapped
-from numpygpt.tree import named
+from numpygpt.tree import mapped_by_name, named
 from parity_tests.records import (
     RECORDS,
     Call,
@@ -40,7 +40,7 @@ each_special_call = pytest.mark.parametrize(
 each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 #: A table of constants, and a memory that computes nothing: no input, no parameter, nothing to propagate back.
-WITHOUT_BACKWARD = {"sinusoidal_positions", "key_value_cache", "parameters"}
+WITHOUT_BACKWARD = {"sinusoidal_positions", "key_value_cache", "parameters", "projection", "visible"}
 
 
 def mapped(function, value):
@@ -64,8 +64,13 @@ def inputs_of(call):
 
 def with_input(call, path, array):
     """The call with another array for one of its inputs."""
-    own = inputs_of(call)[path]
-    return changed(call, lambda each: array if each is own else each)
+    arguments = mapped_by_name(lambda name, own: array if name == path else own, dict(_trees(call.arguments)))
+    return call._replace(arguments={**call.arguments, **arguments})
+
+
+def _trees(part):
+    """The arrays and trees of arrays among arguments."""
+    return {name: value for name, value in part.items() if isinstance(value, np.ndarray | tuple)}
 
 
 def cast(call, dtype):

@@ -163,7 +163,9 @@ def test_the_configuration_comes_from_a_file_a_preset_or_the_options(
     config, capsys, monkeypatch, options, expected
 ):
     given = []
-    monkeypatch.setattr("torchgpt.checks.parity.report", lambda cfg, *arguments, **options: given.append(cfg) or report(SMALL))
+    monkeypatch.setattr(
+        "torchgpt.checks.parity.report", lambda cfg, *arguments, **options: given.append(cfg) or report(SMALL)
+    )
     monkeypatch.chdir(config.parent)
     assert run("parity", *options) == 0
     assert given == [expected if isinstance(expected, GPTConfig) else GPTConfig(**{**SMALL.to_dict(), **expected})]

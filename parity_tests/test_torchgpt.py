@@ -16,8 +16,8 @@ import torchgpt
 from numpygpt.data.tokenizer import get_tokenizer
 from numpygpt.errors import InputError
 from numpygpt.layers.transformer_block import DropoutMasks as BlockMasks
+from numpygpt.model.body import DropoutMasks
 from numpygpt.model.config import GPTConfig
-from numpygpt.model.gpt import DropoutMasks
 from numpygpt.random.torch_generator import TorchGenerator
 from parity_tests.properties import agree
 from torchgpt.model import GELU, LayerNorm

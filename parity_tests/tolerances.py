@@ -4,8 +4,8 @@ FLOAT64_NORMWISE   largest ‖ours - PyTorch's‖ / ‖PyTorch's‖ of a tensor 
 COMPLEX_STEP       largest ‖ours - complex step's‖ / ‖complex step's‖ of a gradient
 FLOAT64_CURVE      largest difference between our losses and PyTorch's (nats) along 200 steps of training in float64,
                    where each step starts from the rounding errors of those before
-FACTOR             how many times as large as a sound computation's errors ours may be (`torchgpt.checks.parity`): in float32,
-                   and in float64 by row and at extreme scales
+FACTOR             how many times as large as a sound computation's errors ours may be (`torchgpt.checks.parity`): in
+                   float32, and in float64 by row and at extreme scales
 """
 
 from numpygpt.checks.compare import FLOAT64_NORMWISE

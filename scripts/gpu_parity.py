@@ -10,10 +10,10 @@ float16's gradients are not too small for it.
 
 An error is given relative to the tensor's size, and in parentheses in units of the format's roundoff u: a few u,
 growing slowly with depth, are rounding. (Of a tensor that is zero but for rounding, relative to what cancels in it.) No
-tolerance is set by hand: rounding errors of the format are put into a float64 step (`torchgpt.checks.rounding`), and a tensor
-may err 4 times as much as those move it. (As a whole: in single rows the fused kernel's gradients err more than those
-of the formula written out, whose errors cancel.) Where that is more than the tensor's size, the verdict says little;
-such tensors are counted.
+tolerance is set by hand: rounding errors of the format are put into a float64 step (`torchgpt.checks.rounding`), and a
+tensor may err 4 times as much as those move it. (As a whole: in single rows the fused kernel's gradients err more than
+those of the formula written out, whose errors cancel.) Where that is more than the tensor's size, the verdict says
+little; such tensors are counted.
 
 Without a GPU the CPU's formats are compared, TF32 not among them. A variant that the device cannot compute, or has no
 memory for, is left out and said to be. Exit status: 0 where all tensors are within rounding,

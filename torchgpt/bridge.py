@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from numpygpt.errors import InputError
+from numpygpt.model.body import DropoutMasks
 from numpygpt.model.config import GPTConfig
-from numpygpt.model.gpt import DropoutMasks
 from numpygpt.model.gpt import GPTModel as NumpyGPTModel
 from numpygpt.model.initialization import allocate
 from numpygpt.shapes import Array
-from numpygpt.tree import named
+from numpygpt.tree import mapped_by_name, named
 from torchgpt.model import GPTModel, SinusoidalPositions
 
 DTYPES = ("float32", "float64")
@@ -48,8 +48,8 @@ def to_numpy(torch_model: nn.Module, *, copy: bool = False) -> NumpyGPTModel:
     """The NumPy twin of a `torchgpt.GPTModel`, or of a model made of the book's own classes.
 
     Without `copy` the parameters are the tensors' own memory; tensors on another device are brought to the
-    CPU, which copies. PyTorch keeps queries', keys' and values' weights apart, so a twin on its memory stacks
-    them anew at each forward; a copied one has them side by side.
+    CPU, which copies. PyTorch keeps queries', keys' and values' weights apart, so a twin on its memory takes three
+    products where a copied one, which has them in one array, takes one.
 
     Raises InputError for a model whose parameters have other names (missing and unexpected ones are listed),
     and for parameters that are not all float32 or all float64.
@@ -62,7 +62,7 @@ def to_numpy(torch_model: nn.Module, *, copy: bool = False) -> NumpyGPTModel:
     if not copy:
         if numpy_model.config.tie_weights:
             arrays["out_head.weight"] = arrays["tok_emb.weight"]
-        numpy_model.parameters = _with_arrays(numpy_model.parameters, arrays)
+        numpy_model.parameters = mapped_by_name(lambda name, _: arrays[name], numpy_model.parameters)
     return numpy_model
 
 
@@ -70,7 +70,7 @@ def to_numpy(torch_model: nn.Module, *, copy: bool = False) -> NumpyGPTModel:
 def dropout_masks(torch_model: GPTModel, masks: DropoutMasks) -> Iterator[GPTModel]:
     """Within the `with`, the model's dropouts keep what `masks` says, in training and in evaluation mode.
 
-    `masks` is a `numpygpt.model.DropoutMasks`, as NumPy's forward takes it: `.embedding` (B, T, D), and for
+    `masks` is a `numpygpt.model.body.DropoutMasks`, as NumPy's forward takes it: `.embedding` (B, T, D), and for
     each block `.blocks[i].attention` (B, H, T, T), `.after_attention` and `.after_feed_forward` (B, T, D).
     Booleans, True where an element stays; None keeps all. Each forward uses each mask once.
 
@@ -107,20 +107,6 @@ class _GivenDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         keep = next(self.keeps)
         return x if keep is None else x * torch.as_tensor(keep, device=x.device) * self.scale
-
-
-def _with_arrays(tree: Any, arrays: Mapping[str, Array], path: str = "") -> Any:
-    """A tree of `numpygpt.parameters` with the array of its name at each place."""
-    if tree is None:
-        return None
-    if isinstance(tree, np.ndarray):
-        return arrays[path]
-    names = getattr(tree, "_fields", range(len(tree)))
-    children = (
-        _with_arrays(child, arrays, f"{path}.{name}" if path else str(name))
-        for name, child in zip(names, tree, strict=True)
-    )
-    return type(tree)(*children) if hasattr(tree, "_fields") else tuple(children)
 
 
 def _check_dtypes(dtypes: Mapping[str, str]) -> None:

@@ -113,8 +113,8 @@ def _function(path: str) -> FunctionType:
 
 
 _ATTENTION = "ops.attention:forward"
-_MASK = "np.copyto(attn_scores, -np.inf, where=later(*attn_scores.shape[-2:]))"
-_SCALE = "1 / math.sqrt(queries.shape[-1])"
+_MASK = "np.copyto(attn_scores, -np.inf, where=unseen)"
+_SCALE = "1 / math.sqrt(K)"
 _FLASH = "ops.flash_attention:forward"
 _BLOCK = "layers.transformer_block:forward"
 _HEADS = "layers.multi_head_attention"
@@ -147,9 +147,9 @@ _CATALOGUE = (
         ("cache", "sampling"),
         (
             Change(
-                "model.gpt:GPTModel._without_saving",
-                "pos_emb.weight[start : start + in_idx.shape[1]]",
-                "pos_emb.weight[: in_idx.shape[1]]",
+                "model.body:forward",
+                "np.arange(T) + (past[0].length if past else 0)",
+                "np.arange(T)",
             ),
         ),
     ),
@@ -159,7 +159,7 @@ _CATALOGUE = (
         "pytorch#13669",
         "d_pos_emb",
         ("gradients", "complex_step"),
-        (Change("model.gpt:GPTModel.backward", "d_embedded.sum(axis=0)", "d_embedded[0]"),),
+        (Change("model.body:backward", "d_embedded.sum(axis=0)", "d_embedded[0]"),),
     ),
     # Tied weights
     Bug(
@@ -235,11 +235,11 @@ _CATALOGUE = (
     ),
     Bug(
         "mask_hides_own_position",
-        "a position may not read itself, so the first row is all -inf and NaN",
+        "a position may not read itself, so the first reads nothing",
         "pytorch#41508",
         "trf_blocks.0.att.attn_scores",
-        ("forward", "extremes"),
-        (Change("ops.attention:later", "position > position", "position >= position"),),
+        ("forward", "gradients"),
+        (Change("ops.visible:hidden", "keys.stop) > past", "keys.stop) >= past"),),
     ),
     Bug(
         "mask_is_added",
@@ -247,7 +247,7 @@ _CATALOGUE = (
         "pytorch#101967",
         "none",
         ("causality",),
-        (Change(_ATTENTION, _MASK, "attn_scores += np.where(later(*attn_scores.shape[-2:]), -np.inf, 0)"),),
+        (Change(_ATTENTION, _MASK, "attn_scores += np.where(unseen, -np.inf, 0)"),),
     ),
     Bug(
         "scale_by_emb_dim",
@@ -256,7 +256,7 @@ _CATALOGUE = (
         "trf_blocks.0.att.attn_scores",
         ("forward", "gradients"),
         (
-            Change(_ATTENTION, _SCALE, "1 / math.sqrt(queries.shape[1] * queries.shape[-1])"),
+            Change(_ATTENTION, _SCALE, "1 / math.sqrt(queries.shape[1] * K)"),
             Change(
                 "ops.attention:backward",
                 "1 / math.sqrt(saved.queries.shape[-1])",
@@ -270,7 +270,7 @@ _CATALOGUE = (
         "mlc-llm#3426",
         "decode.logits",
         ("cache",),
-        (Change(_ATTENTION, _SCALE, f"({_SCALE} if queries.shape[2] == keys.shape[2] else 1)"),),
+        (Change(_ATTENTION, _SCALE, f"({_SCALE} if T == S else 1)"),),
     ),
     Bug(
         "heads_merged_without_transpose",
@@ -308,7 +308,7 @@ _CATALOGUE = (
         "aprender#2203",
         "d_trf_blocks.1.norm1",
         ("gradients", "complex_step"),
-        (Change(f"{_HEADS}:backward", "linear.backward(d_qkv, saved.qkv)", "linear.backward(0 * d_qkv, saved.qkv)"),),
+        (Change(f"{_HEADS}:_through_one_product", "projection.backward(d_qkv,", "projection.backward(0 * d_qkv,"),),
     ),
     # Flash attention
     Bug(
@@ -317,7 +317,7 @@ _CATALOGUE = (
         "no public report known",
         "flash.context",
         ("tiles", "complex_step"),
-        (Change(_FLASH, "            z *= shrink\n", ""),),
+        (Change(_FLASH, "            y *= shrink\n", ""),),
     ),
     Bug(
         "flash_total_does_not_shrink",
@@ -336,7 +336,7 @@ _CATALOGUE = (
         (
             Change(
                 "ops.flash_attention:backward",
-                "d_scores -= g_dot_z",
+                "d_scores -= g_dot_y",
                 "d_scores -= (e * d_scores).sum(axis=-1, keepdims=True)",
             ),
         ),
@@ -355,7 +355,7 @@ _CATALOGUE = (
         "flash-attention, changelog of 2.1",
         "flash.context",
         ("tiles", "cache"),
-        (Change("ops.flash_attention:_masked_scores", "cached + np.arange(t.start", "np.arange(t.start"),),
+        (Change(_FLASH, "hidden(visible, t, s, past)", "hidden(visible, t, s, 0)"),),
     ),
     # The cache
     Bug(
@@ -397,10 +397,9 @@ _CATALOGUE = (
         ("evaluation", "cache"),
         (
             Change(
-                "model.gpt:GPTModel._without_saving",
-                "n_heads=self.config.n_heads, past=cache",
-                "n_heads=self.config.n_heads, past=cache, drop_rate=0.5, masks=transformer_block.DropoutMasks("
-                "after_attention=np.random.default_rng().random(x.shape) < 0.5)",
+                "model.gpt:GPTModel.__call__",
+                "self.forward(in_idx,",
+                "self.forward(in_idx, masks=self.draw_dropout_masks(np.random.default_rng(), *np.shape(in_idx)),",
             ),
         ),
     ),
@@ -413,8 +412,8 @@ _CATALOGUE = (
         (
             Change(
                 "model.gpt:GPTModel.__call__",
-                "return self._head(x)",
-                "self.config = GPTConfig.of({**self.config.to_dict(), 'drop_rate': 0.0})\n    return self._head(x)",
+                "return logits",
+                "self.config = GPTConfig.of({**self.config.to_dict(), 'drop_rate': 0.0})\n    return logits",
             ),
         ),
     ),
@@ -524,8 +523,8 @@ _CATALOGUE = (
         (
             Change(
                 "ops.layer_norm:backward",
-                "array.reshape(-1, array.shape[-1]) for array in",
-                "array for array in",
+                "over_rows(block, d_y, normalized, inv_std, d_x)",
+                "[block(d_y, normalized, inv_std, d_x)]",
             ),
         ),
     ),
@@ -538,8 +537,8 @@ _CATALOGUE = (
         (
             Change(
                 "ops.layer_norm:backward",
-                "normalized * along_z",
-                "normalized * along_z / (1 - 1e-5 * inv_std * inv_std)",
+                "normalized * along\n",
+                "normalized * along / (1 - 1e-5 * inv_std * inv_std)\n",
             ),
         ),
     ),
@@ -552,8 +551,8 @@ _CATALOGUE = (
         (
             Change(
                 "ops.layer_norm:backward",
-                "Gradients(d_x, d_scale, d_shift)",
-                "Gradients(d_x, 0 * d_scale, 0 * d_shift)",
+                "_total(d_scales), _total(d_shifts)",
+                "0 * _total(d_scales), 0 * _total(d_shifts)",
             ),
         ),
     ),
@@ -572,7 +571,13 @@ _CATALOGUE = (
         "trf_blocks.0.norm1",
         ("forward", "complex_step"),
         (
-            Change(_BLOCK, "a, norm1 = layer_norm.forward(x, *parameters.norm1)", "a = x"),
+            Change(
+                _BLOCK,
+                "a, norm1 = layer_norm.forward(  # (1)\n"
+                '        x, *parameters.norm1, wanted=wanted(norm1_trained, "scale", "shift", x=wants_x)\n'
+                "    )",
+                "a = x",
+            ),
             Change(_BLOCK, "r = x + dropped", "r, norm1 = layer_norm.forward(x + dropped, *parameters.norm1)"),
         ),
     ),
@@ -735,8 +740,8 @@ _CATALOGUE = (
         "second_generation.token_ids",
         ("cache", "sampling"),
         (
-            Change("decoding.generation:stream", "past = None\n", "past = getattr(model, '_past', None)\n"),
-            Change("decoding.generation:stream", "chosen = choose", "model._past = past\n        chosen = choose"),
+            Change("decoding.generation:_stream", "past = None\n", "past = getattr(model, '_past', None)\n"),
+            Change("decoding.generation:_stream", "chosen = choose", "model._past = past\n        chosen = choose"),
         ),
     ),
     # Decoding
@@ -875,8 +880,8 @@ CONTROLS: tuple[Bug, ...] = (
         (
             Change(
                 _ATTENTION,
-                "attn_scores = queries @ keys.mT\n    attn_scores *= 1 / math.sqrt(queries.shape[-1])",
-                "attn_scores = (queries / math.sqrt(queries.shape[-1])) @ keys.mT",
+                "(queries * (1 / math.sqrt(K))) @ keys.mT",
+                "(queries @ keys.mT) * (1 / math.sqrt(K))",
             ),
         ),
     ),

@@ -6,8 +6,8 @@ A tensor agrees where its error is small enough as a whole and in every row (the
 
 The whole alone would hide a wrong row behind large ones; single elements would be blamed for what rounding does to the
 smallest of a row. What is allowed comes from the caller, as norms of the same kind, so that a reference of zero is
-judged by the size of its own rounding errors (`torchgpt.checks.parity` measures them) and by no absolute number, and a large
-tensor gets no more room than a small one.
+judged by the size of its own rounding errors (`torchgpt.checks.parity` measures them) and by no absolute number, and a
+large tensor gets no more room than a small one.
 
 What cannot be measured fails: a missing or unexpected name, another shape or dtype, a NaN on either side, an infinity
 that the reference does not have, an array that is still the previous run's.

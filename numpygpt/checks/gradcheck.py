@@ -34,7 +34,7 @@ from numpygpt.ops import (
 )
 from numpygpt.random.masks import draw_keep_mask
 from numpygpt.shapes import Array
-from numpygpt.tree import mapped, named
+from numpygpt.tree import mapped, mapped_by_name, named
 
 STEP = 1e-30
 THRESHOLD = 1e-11
@@ -108,11 +108,11 @@ def check(case: Case, rng: np.random.Generator) -> list[Verdict]:
     gradients = case.operation.backward(d_output[()], saved)
     differentiated = {field: case.arguments[field] for field in gradients._fields if field in case.arguments}
 
-    def scalar(target: Array, stepped: Array) -> Any:
-        arguments = _complex_with(target, stepped, tuple(case.arguments.values()))
-        return (d_output * case.operation.forward(*arguments, **case.options)[0]).sum()
+    def scalar(name: str, stepped: Array) -> Any:
+        arguments = _complex_with({name}, stepped, case.arguments)
+        return (d_output * case.operation.forward(*arguments.values(), **case.options)[0]).sum()
 
-    return judge(case.name, dict(_named(gradients._asdict())), _references(scalar, dict(_named(differentiated))))
+    return judge(case.name, dict(named(gradients._asdict())), _references(scalar, dict(named(differentiated))))
 
 
 def check_model(config: GPTConfig, rng: np.random.Generator) -> list[Verdict]:
@@ -131,9 +131,10 @@ def check_model(config: GPTConfig, rng: np.random.Generator) -> list[Verdict]:
 
     d_loss_logits = cross_entropy.backward(1.0, loss(logits)[1]).logits.reshape(logits.shape)
 
-    def logits_of(target: Array, stepped: Array) -> Array:
+    def logits_of(name: str, stepped: Array) -> Array:
+        tie = {"tok_emb.weight", "out_head.weight"} if config.tie_weights else set()
         other = copy.copy(model)
-        other.parameters = _complex_with(target, stepped, model.parameters)
+        other.parameters = _complex_with(tie if name in tie else {name}, stepped, model.parameters)
         return other.forward(inputs, masks=masks)[0]
 
     tied = ", tied" if config.tie_weights else ""
@@ -142,35 +143,30 @@ def check_model(config: GPTConfig, rng: np.random.Generator) -> list[Verdict]:
             f"model, logits{tied}",
             model.backward(d_logits, saved),
             _references(
-                lambda target, stepped: (d_logits * logits_of(target, stepped)).sum(), model.named_parameters()
+                lambda name, stepped: (d_logits * logits_of(name, stepped)).sum(), model.named_parameters()
             ),
         ),
         *judge(
             f"model, loss{tied}",
             model.backward(d_loss_logits, saved),
-            _references(lambda target, stepped: loss(logits_of(target, stepped))[0], model.named_parameters()),
+            _references(lambda name, stepped: loss(logits_of(name, stepped))[0], model.named_parameters()),
         ),
     ]
 
 
-def _complex_with(target: Array, stepped: Array, tree: Any) -> Any:
-    """The tree in complex numbers, `target` (that very array) replaced by `stepped`; ids and masks stay as they are."""
+def _complex_with(names: set[str], stepped: Array, arguments: Any) -> Any:
+    """The tree in complex numbers, with `stepped` for the arrays of these names; ids and masks stay as they are."""
 
-    def convert(array: Array) -> Array:
-        if array is target:
+    def convert(name: str, array: Array) -> Array:
+        if name in names:
             return stepped
         return array.astype(np.complex128) if np.issubdtype(array.dtype, np.inexact) else array
 
-    return mapped(convert, tree)
+    return mapped_by_name(convert, arguments)
 
 
-def _named(fields: Mapping[str, Any]) -> Iterator[tuple[str, Array]]:
-    for field, tree in fields.items():
-        yield from named(tree, field)
-
-
-def _references(scalar: Callable[[Array, Array], Any], targets: Mapping[str, Array]) -> dict[str, Array]:
-    return {name: complex_step(partial(scalar, target), target) for name, target in targets.items()}
+def _references(scalar: Callable[[str, Array], Any], targets: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: complex_step(partial(scalar, name), target) for name, target in targets.items()}
 
 
 SMALL_MODEL = GPTConfig(
@@ -191,7 +187,9 @@ def cases(rng: np.random.Generator) -> Iterator[Case]:
         return draw_keep_mask(rng, shape, rate)
 
     config = GPTConfig(V, T, D, H, n_layers=1, drop_rate=rate, qkv_bias=True)
-    block = mapped(lambda array: normal(*array.shape), allocate(config, np.float64).trf_blocks[0])
+    (block,) = allocate(config, np.float64).trf_blocks
+    for _, array in named(block):
+        array[...] = normal(*array.shape)
     x = normal(B, T, D)
     targets = rng.integers(0, V, N)
     targets[3] = cross_entropy.IGNORE_INDEX
@@ -214,8 +212,13 @@ def cases(rng: np.random.Generator) -> Iterator[Case]:
     )
     yield Case("cross_entropy", cross_entropy, {"logits": normal(N, V), "targets": targets})
     yield Case("feed_forward", feed_forward, {"x": x, "parameters": block.ff})
-    for name, options in (("multi_head_attention", {}), ("multi_head_attention, flash", {"flash": True})):
-        yield Case(name, multi_head_attention, {"x": x, "parameters": block.att}, {"n_heads": H, **options})
+    three_arrays = mapped(np.copy, block.att)
+    for name, att, options in (
+        ("multi_head_attention", block.att, {}),
+        ("multi_head_attention, flash", block.att, {"flash": True}),
+        ("multi_head_attention, three products", three_arrays, {}),
+    ):
+        yield Case(name, multi_head_attention, {"x": x, "parameters": att}, {"n_heads": H, **options})
     for name, layer in (("transformer_block", transformer_block), ("recomputed_block", recomputed_block)):
         yield Case(name, layer, {"x": x, "parameters": block}, {"n_heads": H, "masks": masks, "drop_rate": rate})
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from numpygpt.decoding.generation import check_max_new_tokens, checked_prompt, decode_after
+from numpygpt.decoding.generation import check_max_new_tokens, decode_after
+from numpygpt.decoding.prompts import Prompts, checked_prompts
 from numpygpt.errors import InputError
 from numpygpt.model.gpt import GPTModel
-from numpygpt.shapes import Array, Inexact, Integer
+from numpygpt.shapes import Array, Inexact
 
 
 def beam_search(
@@ -19,7 +20,7 @@ def beam_search(
     num_beams: int,
     eos_id: int | None = None,
     length_penalty: float = 1.0,
-) -> Integer[Array, "B _"]:
+) -> Any:
     """`idx` followed by the best continuation of up to `max_new_tokens` tokens that a beam search finds.
 
     Each row has a beam: continuations of equal length. A step extends each of them by every token, and the `num_beams`
@@ -33,22 +34,25 @@ def beam_search(
     eos_id           rows are filled with it to equal lengths, as by `generate`; it counts in the length and in the sum
     length_penalty   0 compares the sums, which favors short continuations, 1 the means; above 1 favors long ones
 
-    Returns ids (B, T + new tokens). Raises InputError as `generate`, and for num_beams or length_penalty out of range.
+    Returns ids (B, T + new tokens), or a list of rows as `generate`.
+
+    Raises InputError as `generate`, and for num_beams or length_penalty out of range.
     """
     check_max_new_tokens(max_new_tokens)
-    idx = checked_prompt(idx, context_size)
+    prompts = checked_prompts(idx, context_size)
     if num_beams < 1:
         raise InputError(f"num_beams is {num_beams}; expected at least 1")
     if not math.isfinite(length_penalty):
         raise InputError(f"length_penalty is {length_penalty}; expected a finite number")
-    rows = np.arange(len(idx))[:, np.newaxis]
-    beams = idx[:, np.newaxis]  # (B, N, tokens): prompts and continuations, the likeliest first
+    rows = np.arange(len(prompts.ids))[:, np.newaxis]
+    beams = prompts.ids[:, np.newaxis]  # (B, N, tokens): prompts and continuations, the likeliest first
     log_probs = np.zeros(beams.shape[:2])  # (B, N): of each continuation; -inf where the beam is narrower
-    complete = [(-math.inf, prompt) for prompt in idx]
+    complete = [(-math.inf, prompt) for prompt in prompts.ids]
     past = None
     for length in range(1, max_new_tokens + 1):
         B, N, tokens = beams.shape
-        logits, past = decode_after(model, beams.reshape(B * N, tokens), past, context_size)
+        text = Prompts(beams.reshape(B * N, tokens), np.repeat(prompts.starts, N))
+        logits, past = decode_after(model, text, past, context_size)
         extended = log_probs[..., np.newaxis] + _log_softmax(logits).reshape(B, N, -1)
         best = np.argsort(-extended.reshape(B, -1), axis=1, kind="stable")[:, :num_beams]
         parents, token_ids = np.divmod(best, logits.shape[1])
@@ -63,6 +67,8 @@ def beam_search(
         log_probs[ended] = -math.inf
         if (log_probs == -math.inf).all():
             break
+    if prompts.padded:
+        return [text[start:] for (_, text), start in zip(complete, prompts.starts, strict=True)]
     longest = max(len(text) for _, text in complete)
     return np.stack([np.pad(text, (0, longest - len(text)), constant_values=eos_id or 0) for _, text in complete])
 

@@ -1,5 +1,12 @@
 """The composition: layers made of operations, with the operations' contract.
 
-A layer's forward takes its input and its parameters (a node of `numpygpt.parameters`) and returns (output, saved); its
-backward is the mirrored list of calls and returns Gradients(x, parameters), the second in the parameters' own tree.
+A layer's forward takes its input and its parameters (a node of `numpygpt.layers.parameters`) and returns (output,
+saved); its backward is the mirrored list of calls and returns Gradients(x, parameters), the second in the parameters'
+own tree. Two options are common to all layers:
+
+    trained   which of the parameters are trained, by their names in the layer (`numpygpt.tree`); the gradient of
+              another is None
+    wants_x   whether the gradient of x will be asked for: False where nothing before the layer is trained
+
+What neither a trained parameter nor x needs is not saved in the forward and not computed in the backward.
 """

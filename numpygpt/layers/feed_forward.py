@@ -4,48 +4,60 @@
     hidden   (..., 4 D)   inside
     y        (..., D)     output
 
-    (1)  hidden = x W0ᵀ + b0
+    (1)  hidden = x @ W0ᵀ + b0
     (2)  activated = gelu(hidden)
-    (3)  y = activated W2ᵀ + b2
+    (3)  y = activated @ W2ᵀ + b2
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from numpygpt.layers import parameters as p
-from numpygpt.ops import gelu, linear
+from numpygpt.layers import projection
+from numpygpt.ops import gelu
 from numpygpt.shapes import Array, Inexact
+from numpygpt.tree import Trained, any_trained, everything, nowhere, within
 from numpygpt.watch import Watch, unwatched
 
 
 class Saved(NamedTuple):
-    expand: linear.Saved
+    expand: Any
     gelu: gelu.Saved
-    contract: linear.Saved
+    contract: Any
+    parameters: p.FeedForward
 
 
 def forward(
-    x: Inexact[Array, "*rows D"], parameters: p.FeedForward, *, watch: Watch = unwatched
+    x: Inexact[Array, "*rows D"],
+    parameters: p.FeedForward,
+    *,
+    wants_x: bool = True,
+    trained: Trained = everything,
+    watch: Watch = unwatched,
 ) -> tuple[Inexact[Array, "*rows D"], Saved]:
     expand, _, contract = parameters.layers
-    hidden, expanded = linear.forward(x, *expand)  # (1)
+    trained0, trained2 = within(trained, "layers.0"), within(trained, "layers.2")
+    hidden, expanded = projection.forward(x, expand, wants_x=wants_x, trained=trained0)  # (1)
     watch("layers.0", hidden)
     activated, bent = gelu.forward(hidden)  # (2)
     watch("layers.1", activated)
-    y, contracted = linear.forward(activated, *contract)  # (3)
+    wants_activated = wants_x or any_trained(expand, trained0)
+    y, contracted = projection.forward(activated, contract, wants_x=wants_activated, trained=trained2)  # (3)
     watch("layers.2", y)
-    return y, Saved(expanded, bent, contracted)
+    return y, Saved(expanded, bent, contracted, parameters)
 
 
 class Gradients(NamedTuple):
-    x: Inexact[Array, "... D"]
+    x: Inexact[Array, "... D"] | None
     parameters: p.FeedForward
 
 
 def backward(d_y: Inexact[Array, "*rows D"], saved: Saved, *, watch: Watch = unwatched) -> Gradients:
     watch("d_layers.2", d_y)
-    d_activated, d_weight2, d_bias2 = linear.backward(d_y, saved.contract)  # undoes (3)
+    d_activated, d_contract = projection.backward(d_y, saved.contract)  # undoes (3)
+    if d_activated is None:
+        return Gradients(None, p.FeedForward((nowhere(saved.parameters.layers[0]), (), d_contract)))
     watch("d_layers.1", d_activated)
     d_hidden = gelu.backward(d_activated, saved.gelu).x  # undoes (2)
     watch("d_layers.0", d_hidden)
-    d_x, d_weight0, d_bias0 = linear.backward(d_hidden, saved.expand)  # undoes (1)
-    return Gradients(d_x, p.FeedForward((p.Linear(d_weight0, d_bias0), (), p.Linear(d_weight2, d_bias2))))
+    d_x, d_expand = projection.backward(d_hidden, saved.expand)  # undoes (1)
+    return Gradients(d_x, p.FeedForward((d_expand, (), d_contract)))

@@ -1,84 +1,102 @@
-"""Causal multi-head attention (Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2).
+"""Multi-head attention (Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2).
 
     x                       (B, T, D)      input
-    qkv                     (B, T, 3 D)    queries, keys and values side by side
     queries, keys, values   (B, H, T, K)   split into heads, D = H K
     context                 (B, H, T, K)   what each head read
     context_vec             (B, T, D)      the heads merged
     y                       (B, T, D)      output
 
-    (1)  qkv = x [Wq; Wk; Wv]ᵀ (+ bias)            one product where three share the operand x
+    (1)  queries, keys, values = x @ Wqᵀ, x @ Wkᵀ, x @ Wvᵀ (+ biases)
+                                                   one product if the three weights lie in one array
     (2)  split: feature h K + i of queries is feature i of head h's; the same for keys and values
     (3)  context = attention(queries, keys, values)    or flash_attention, the same numbers in less memory
     (4)  merge: the inverse of the split
-    (5)  y = context_vec Woᵀ + bo
+    (5)  y = context_vec @ Woᵀ + bo
 
 Splitting and merging move no number; their gradients are each other. Decoding with a cache: `past` holds the keys and
 values of earlier positions, and `saved.present` those of all positions so far.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from numpygpt.layers import parameters as p
+from numpygpt.layers import projection
 from numpygpt.layers.key_value_cache import KeyValueCache
-from numpygpt.ops import attention, flash_attention, linear
+from numpygpt.ops import attention, flash_attention
 from numpygpt.shapes import Array, Bool, Inexact
+from numpygpt.tree import Trained, any_trained, everything, nowhere, within
 from numpygpt.watch import Watch, unwatched
+
+#: What attention calls its operands, and the parameters that make them of x.
+OPERANDS = {"queries": "W_query", "keys": "W_key", "values": "W_value"}
 
 
 class Saved(NamedTuple):
-    qkv: linear.Saved
+    projections: tuple[Any, ...]
     attention: attention.Saved | flash_attention.Saved
-    out_proj: linear.Saved
+    out_proj: Any
+    parameters: p.MultiHeadAttention | p.StackedAttention
     present: KeyValueCache | None
 
 
 def forward(
     x: Inexact[Array, "B T D"],
-    parameters: p.MultiHeadAttention,
+    parameters: p.MultiHeadAttention | p.StackedAttention,
     *,
     n_heads: int,
+    visible: Literal["causal", "all"] | Bool[Array, "B 1 T S"] = "causal",
     keep: Bool[Array, "B {n_heads} T S"] | None = None,
     drop_rate: float = 0.0,
     past: KeyValueCache | None = None,
     flash: bool = False,
+    wants_x: bool = True,
+    trained: Trained = everything,
     watch: Watch = unwatched,
 ) -> tuple[Inexact[Array, "B T D"], Saved]:
     """With `flash`, a watch is not told the tensors of T x S numbers, which then never exist."""
-    *projections, out_proj = parameters
-    weight, bias = stacked_projections(projections)
-    qkv, projected = linear.forward(x, weight, bias)  # (1)
-    queries, keys, values = (split_heads(part, n_heads) for part in np.split(qkv, 3, axis=-1))  # (2)
+    projected, projections = _project(x, parameters, wants_x, trained)  # (1)
+    queries, keys, values = (split_heads(part, n_heads) for part in projected)  # (2)
     watch("queries", queries)
     watch("keys", keys)
     watch("values", values)
     present = None if past is None else past.extended(keys, values)
     if present is not None:
         keys, values = present.keys, present.values
+    wanted = {
+        operand
+        for operand, name in OPERANDS.items()
+        if wants_x or any_trained(getattr(parameters, name), within(trained, name))
+    }
+    options: dict[str, Any] = {"visible": visible, "keep": keep, "drop_rate": drop_rate, "wanted": wanted}
     attended: attention.Saved | flash_attention.Saved
     if flash:
-        context, attended = flash_attention.forward(queries, keys, values, keep=keep, drop_rate=drop_rate)  # (3)
+        context, attended = flash_attention.forward(queries, keys, values, **options)  # (3)
     else:
-        context, attended = attention.forward(queries, keys, values, keep=keep, drop_rate=drop_rate, watch=watch)
+        context, attended = attention.forward(queries, keys, values, **options, watch=watch)
     context_vec = merge_heads(context)  # (4)
     watch("context_vec", context_vec)
-    y, put_out = linear.forward(context_vec, *out_proj)  # (5)
+    y, put_out = projection.forward(  # (5)
+        context_vec, parameters.out_proj, wants_x=bool(wanted), trained=within(trained, "out_proj")
+    )
     watch("out_proj", y)
-    return y, Saved(projected, attended, put_out, present)
+    return y, Saved(projections, attended, put_out, parameters, present)
 
 
 class Gradients(NamedTuple):
-    x: Inexact[Array, "B T D"]
-    parameters: p.MultiHeadAttention
+    x: Inexact[Array, "B T D"] | None
+    parameters: p.MultiHeadAttention | p.StackedAttention
 
 
 def backward(d_y: Inexact[Array, "B T D"], saved: Saved, *, watch: Watch = unwatched) -> Gradients:
     """Of a forward without `past`."""
     n_heads = saved.attention.queries.shape[1]
     watch("d_out_proj", d_y)
-    d_context_vec, d_out_weight, d_out_bias = linear.backward(d_y, saved.out_proj)  # undoes (5)
+    d_context_vec, d_out_proj = projection.backward(d_y, saved.out_proj)  # undoes (5)
+    if d_context_vec is None:
+        return Gradients(None, nowhere(saved.parameters)._replace(out_proj=d_out_proj))
     watch("d_context_vec", d_context_vec)
     d_context = split_heads(d_context_vec, n_heads)  # undoes (4)
     d_heads: attention.Gradients | flash_attention.Gradients
@@ -86,23 +104,57 @@ def backward(d_y: Inexact[Array, "B T D"], saved: Saved, *, watch: Watch = unwat
         d_heads = flash_attention.backward(d_context, saved.attention)  # undoes (3)
     else:
         d_heads = attention.backward(d_context, saved.attention, watch=watch)
-    watch("d_values", d_heads.values)
-    watch("d_keys", d_heads.keys)
-    watch("d_queries", d_heads.queries)
-    d_qkv = np.empty((*d_y.shape[:2], 3 * d_context_vec.shape[2]), d_y.dtype)
+    for name, d_head in reversed(d_heads._asdict().items()):
+        if d_head is not None:
+            watch(f"d_{name}", d_head)
+    if len(saved.projections) == 1:
+        return _through_one_product(d_heads, d_out_proj, saved)  # undoes (2) and (1)
+    return _through_three_products(d_heads, d_out_proj, saved)
+
+
+def _project(
+    x: Array, parameters: p.MultiHeadAttention | p.StackedAttention, wants_x: bool, trained: Trained
+) -> tuple[Sequence[Array], tuple[Any, ...]]:
+    """Queries, keys and values (B, T, D), and what one product or three of them save."""
+    if isinstance(parameters, p.StackedAttention) and _trained_alike(trained):
+        qkv, saved = projection.forward(x, parameters.qkv, wants_x=wants_x, trained=within(trained, "W_query"))
+        return np.split(qkv, 3, axis=-1), (saved,)
+    parts, saved_parts = zip(
+        *(
+            projection.forward(x, getattr(parameters, name), wants_x=wants_x, trained=within(trained, name))
+            for name in OPERANDS.values()
+        ),
+        strict=True,
+    )
+    return parts, saved_parts
+
+
+def _trained_alike(trained: Trained) -> bool:
+    """Whether the three weights are trained all or none, and so the biases."""
+    return all(
+        len({trained(f"{name}.{leaf}") for name in OPERANDS.values()}) == 1 for leaf in p.Linear._fields
+    )
+
+
+def _through_one_product(d_heads: Sequence[Any], d_out_proj: Any, saved: Saved) -> Gradients:
+    B, H, T, K = d_heads[0].shape
+    d_qkv = np.empty((B, T, 3 * H * K), d_heads[0].dtype)
     for d_part, d_head in zip(np.split(d_qkv, 3, axis=-1), d_heads, strict=True):
-        split_heads(d_part, n_heads)[...] = d_head  # undoes (2)
-    d_x, d_weight, d_bias = linear.backward(d_qkv, saved.qkv)  # undoes (1)
-    d_weights = np.split(d_weight, 3)
-    d_biases = [None] * 3 if d_bias is None else np.split(d_bias, 3)
-    d_query, d_key, d_value = (p.Linear(*pair) for pair in zip(d_weights, d_biases, strict=True))
-    return Gradients(d_x, p.MultiHeadAttention(d_query, d_key, d_value, p.Linear(d_out_weight, d_out_bias)))
+        split_heads(d_part, H)[...] = d_head
+    d_x, d_stacked = projection.backward(d_qkv, saved.projections[0])
+    return Gradients(d_x, p.StackedAttention(d_stacked, d_out_proj))
 
 
-def stacked_projections(projections: list[p.Linear]) -> tuple[Array, Array | None]:
-    """The weights and biases of queries, keys and values as one weight (3 D, D) and one bias (3 D)."""
-    weights, biases = zip(*projections, strict=True)
-    return p.stacked(*weights), None if biases[0] is None else p.stacked(*biases)
+def _through_three_products(d_heads: Sequence[Array | None], d_out_proj: Any, saved: Saved) -> Gradients:
+    d_x = None
+    d_nodes = nowhere(saved.parameters)._replace(out_proj=d_out_proj)
+    for name, d_head, saved_part in zip(OPERANDS.values(), d_heads, saved.projections, strict=True):
+        if d_head is None:
+            continue
+        d_part, d_node = projection.backward(merge_heads(d_head), saved_part)
+        d_nodes = d_nodes._replace(**{name: d_node})
+        d_x = d_part if d_x is None else d_x + d_part  # x has three uses
+    return Gradients(d_x, d_nodes)
 
 
 def split_heads(x: Inexact[Array, "B T D"], n_heads: int) -> Inexact[Array, "B {n_heads} T K"]:

@@ -1,11 +1,11 @@
 """The parameters of a GPT: a tree with the shape of the model, whose paths are PyTorch's parameter names.
 
-A node is a NamedTuple with a field a child, or a tuple where PyTorch numbers its children (`trf_blocks.0`,
-`ff.layers.2`), so `named(tree)` yields the names, the shapes and the order of PyTorch's state dict. Gradients come back
-in the same tree.
+The type of a node says how it is applied: `numpygpt.layers.projection` goes by it. Gradients come back in the same
+tree, in which a leaf that is not trained has None.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,21 @@ class Embedding(NamedTuple):
     """A table with a row for each id: V tokens, or C positions."""
 
     weight: Inexact[Array, "V D"]
+
+
+class Sinusoids(NamedTuple):
+    """A table of positions that is fixed and therefore no parameter: a node without leaves."""
+
+    table: Inexact[Array, "C D"]
+
+    def children(self) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def with_children(self, by_name: Mapping[str, Any]) -> "Sinusoids":
+        """The node itself, which has none."""
+        assert not by_name
+        return self
 
 
 class Linear(NamedTuple):
@@ -39,7 +54,7 @@ class FeedForward(NamedTuple):
 
 
 class MultiHeadAttention(NamedTuple):
-    """Four linears from D to D; the rows of the first three are the heads', K rows each, one head after the other."""
+    """Four projections from D to D; the rows of the first three are the heads', K rows each, one head after another."""
 
     W_query: Linear
     W_key: Linear
@@ -47,42 +62,72 @@ class MultiHeadAttention(NamedTuple):
     out_proj: Linear
 
 
+class StackedAttention(NamedTuple):
+    """The same, with queries', keys' and values' weights in one array, the three below each other.
+
+    So one product serves all three. They are shown as three children, which are views of the one array.
+    """
+
+    qkv: Linear  # (3 D, D) and (3 D)
+    out_proj: Linear
+
+    def children(self) -> dict[str, Any]:
+        """By PyTorch's names."""
+        thirds = ([None] * 3 if array is None else np.split(array, 3) for array in self.qkv)
+        queries, keys, values = map(Linear._make, zip(*thirds, strict=True))
+        return {"W_query": queries, "W_key": keys, "W_value": values, "out_proj": self.out_proj}
+
+    def with_children(self, by_name: Mapping[str, Any]) -> MultiHeadAttention:
+        """Other arrays need not lie below each other."""
+        return MultiHeadAttention(**by_name)
+
+    @property
+    def W_query(self) -> Linear:
+        """The first D rows."""
+        projection: Linear = self.children()["W_query"]
+        return projection
+
+    @property
+    def W_key(self) -> Linear:
+        """The next D rows."""
+        projection: Linear = self.children()["W_key"]
+        return projection
+
+    @property
+    def W_value(self) -> Linear:
+        """The last D rows."""
+        projection: Linear = self.children()["W_value"]
+        return projection
+
+
 class TransformerBlock(NamedTuple):
     """In PyTorch's order, which is not that of the computation: norm1 comes before att and norm2 before ff."""
 
-    att: MultiHeadAttention
+    att: MultiHeadAttention | StackedAttention
     ff: FeedForward
     norm1: LayerNorm
     norm2: LayerNorm
 
 
-class GPT(NamedTuple):
-    """The whole model; with tied weights out_head.weight is tok_emb.weight, the same array."""
+class Body(NamedTuple):
+    """From token ids to the final norm."""
 
     tok_emb: Embedding
-    pos_emb: Embedding | tuple[()]  # sinusoidal positions have no parameters
+    pos_emb: Embedding | Sinusoids
+    trf_blocks: tuple[TransformerBlock, ...]
+    final_norm: LayerNorm
+
+
+class GPT(NamedTuple):
+    """A body and a language head; with tied weights out_head.weight is tok_emb.weight, the same array."""
+
+    tok_emb: Embedding
+    pos_emb: Embedding | Sinusoids
     trf_blocks: tuple[TransformerBlock, ...]
     final_norm: LayerNorm
     out_head: Linear
 
-
-def stacked(*arrays: Array) -> Array:
-    """The arrays one below the other: a view where they already lie so in memory, otherwise a copy.
-
-    One product with queries', keys' and values' weights together is worth having only if stacking them costs nothing,
-    so `allocate` lays the three in one array.
-    """
-    base = arrays[0].base
-    rows = np.cumsum([0, *(len(array) for array in arrays)])
-    if (
-        base is not None
-        and base.shape == (rows[-1], *arrays[0].shape[1:])
-        and all(
-            array.base is base
-            and array.strides == base.strides
-            and array.ctypes.data == base.ctypes.data + row * base.strides[0]
-            for array, row in zip(arrays, rows, strict=False)
-        )
-    ):
-        return base
-    return np.concatenate(arrays)
+    @property
+    def body(self) -> Body:
+        """All but the head."""
+        return Body(*self[:4])

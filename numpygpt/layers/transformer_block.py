@@ -10,10 +10,11 @@
     (5)  g = feed_forward(f)
     (6)  y = r + dropout(g)
 
-A value used twice gets the sum of the gradients of its uses: x in (1) and (3), r in (4) and (6).
+A value used twice gets the sum of the gradients of its uses: x in (1) and (3), r in (4) and (6). The backward ends
+where nothing before is trained and the gradient of x is not wanted.
 """
 
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from numpygpt.layers import feed_forward, multi_head_attention
 from numpygpt.layers import parameters as p
@@ -21,6 +22,7 @@ from numpygpt.layers.key_value_cache import KeyValueCache
 from numpygpt.ops import dropout, layer_norm
 from numpygpt.random.masks import RandomSource, draw_keep_mask
 from numpygpt.shapes import Array, Bool, Inexact
+from numpygpt.tree import Trained, any_trained, everything, nowhere, wanted, within
 from numpygpt.watch import Watch, under, unwatched
 
 
@@ -52,6 +54,7 @@ class Saved(NamedTuple):
     norm2: layer_norm.Saved
     ff: feed_forward.Saved
     drop_ff: dropout.Saved
+    parameters: p.TransformerBlock
 
 
 def forward(
@@ -59,54 +62,83 @@ def forward(
     parameters: p.TransformerBlock,
     *,
     n_heads: int,
+    visible: Literal["causal", "all"] | Bool[Array, "B 1 T S"] = "causal",
     masks: DropoutMasks = NO_MASKS,
     drop_rate: float = 0.0,
     past: KeyValueCache | None = None,
     flash: bool = False,
+    wants_x: bool = True,
+    trained: Trained = everything,
     watch: Watch = unwatched,
 ) -> tuple[Inexact[Array, "B T D"], Saved]:
-    a, norm1 = layer_norm.forward(x, *parameters.norm1)  # (1)
+    norm1_trained, att_trained, norm2_trained = (within(trained, name) for name in ("norm1", "att", "norm2"))
+    wants_a = wants_x or any_trained(parameters.norm1, norm1_trained)
+    wants_r = wants_a or any_trained(parameters.att, att_trained)
+    wants_f = wants_r or any_trained(parameters.norm2, norm2_trained)
+
+    a, norm1 = layer_norm.forward(  # (1)
+        x, *parameters.norm1, wanted=wanted(norm1_trained, "scale", "shift", x=wants_x)
+    )
     watch("norm1", a)
     b, att = multi_head_attention.forward(  # (2)
         a,
         parameters.att,
         n_heads=n_heads,
+        visible=visible,
         keep=masks.attention,
         drop_rate=drop_rate,
         past=past,
         flash=flash,
+        wants_x=wants_a,
+        trained=att_trained,
         watch=under(watch, "att"),
     )
     dropped, drop_att = dropout.forward(b, masks.after_attention, drop_rate=drop_rate)
     watch("drop_att", dropped)
     r = x + dropped  # (3)
     watch("residual", r)
-    f, norm2 = layer_norm.forward(r, *parameters.norm2)  # (4)
+    f, norm2 = layer_norm.forward(  # (4)
+        r, *parameters.norm2, wanted=wanted(norm2_trained, "scale", "shift", x=wants_r)
+    )
     watch("norm2", f)
-    g, ff = feed_forward.forward(f, parameters.ff, watch=under(watch, "ff"))  # (5)
+    g, ff = feed_forward.forward(  # (5)
+        f, parameters.ff, wants_x=wants_f, trained=within(trained, "ff"), watch=under(watch, "ff")
+    )
     dropped, drop_ff = dropout.forward(g, masks.after_feed_forward, drop_rate=drop_rate)
     watch("drop_ff", dropped)
     y = r + dropped  # (6)
-    return y, Saved(norm1, att, drop_att, norm2, ff, drop_ff)
+    return y, Saved(norm1, att, drop_att, norm2, ff, drop_ff, parameters)
 
 
 class Gradients(NamedTuple):
-    x: Inexact[Array, "B T D"]
+    x: Inexact[Array, "B T D"] | None
     parameters: p.TransformerBlock
 
 
 def backward(d_y: Inexact[Array, "B T D"], saved: Saved, *, watch: Watch = unwatched) -> Gradients:
+    d_parameters: Any = nowhere(saved.parameters)
     watch("d_drop_ff", d_y)
     d_g = dropout.backward(d_y, saved.drop_ff).x  # undoes (6)
     d_f, d_ff = feed_forward.backward(d_g, saved.ff, watch=under(watch, "ff"))  # undoes (5)
+    d_parameters = d_parameters._replace(ff=d_ff)
+    if d_f is None:
+        return Gradients(None, d_parameters)
     watch("d_norm2", d_f)
     d_r, *d_norm2 = layer_norm.backward(d_f, saved.norm2)  # undoes (4)
+    d_parameters = d_parameters._replace(norm2=p.LayerNorm._make(d_norm2))
+    if d_r is None:
+        return Gradients(None, d_parameters)
     d_r += d_y
     watch("d_residual", d_r)
     watch("d_drop_att", d_r)
     d_b = dropout.backward(d_r, saved.drop_att).x  # undoes (3)
     d_a, d_att = multi_head_attention.backward(d_b, saved.att, watch=under(watch, "att"))  # undoes (2)
+    d_parameters = d_parameters._replace(att=d_att)
+    if d_a is None:
+        return Gradients(None, d_parameters)
     watch("d_norm1", d_a)
     d_x, *d_norm1 = layer_norm.backward(d_a, saved.norm1)  # undoes (1)
-    d_x += d_r
-    return Gradients(d_x, p.TransformerBlock(d_att, d_ff, p.LayerNorm(*d_norm1), p.LayerNorm(*d_norm2)))
+    d_parameters = d_parameters._replace(norm1=p.LayerNorm._make(d_norm1))
+    if d_x is not None:
+        d_x += d_r
+    return Gradients(d_x, d_parameters)

@@ -1,56 +1,45 @@
-"""GPTModel: the whole model, from token ids to logits and back to the gradient of every parameter.
+"""GPTModel: a body, a language head and the next token's loss behind PyTorch's face.
 
     in_idx   (B, T)      token ids, T <= C
-    x        (B, T, D)   the residual stream
+    hidden   (B, T, D)   the body's output
     logits   (B, T, V)   scores of each next token
 
-    (1)  x = dropout(tok_emb[in_idx] + pos_emb[0 .. T-1])
-    (2)  x = block(x), for each transformer block
-    (3)  z = final_norm(x)
-    (4)  logits = z W_outᵀ
+    (1)  hidden = body(in_idx)
+    (2)  logits = hidden @ W_outᵀ
+    (3)  loss = next_token(logits, targets)
 
-The sum in (1) gives its gradient to both terms; pos_emb is shared by the sequences of a batch, so its gradient is their
-sum. Sinusoidal positions are constants and have no gradient.
 With tied weights W_out is tok_emb itself, used twice, and its gradient is the sum of both uses.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from numpygpt.errors import InputError
 from numpygpt.layers import parameters as p
-from numpygpt.layers import recomputed_block, transformer_block
+from numpygpt.layers import projection
 from numpygpt.layers.key_value_cache import KeyValueCache
+from numpygpt.model import body
+from numpygpt.model.body import DropoutMasks
 from numpygpt.model.config import ATTENTIONS, GPTConfig
 from numpygpt.model.initialization import allocate, initialize
-from numpygpt.ops import cross_entropy, dropout, embedding, layer_norm, linear, sinusoidal_positions
-from numpygpt.random.masks import RandomSource, draw_keep_mask
+from numpygpt.objectives import next_token
+from numpygpt.random.masks import RandomSource
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.shapes import Array, Bool, Inexact, Integer
-from numpygpt.tree import named
-from numpygpt.watch import Watch, under, unwatched
+from numpygpt.tree import Trained, everything, named, nothing, nowhere, within
+from numpygpt.watch import Watch, unwatched
 
 DTYPES = (np.float32, np.float64, np.complex128)
-
-
-class DropoutMasks(NamedTuple):
-    """Which elements stay at every dropout site of the model."""
-
-    embedding: Bool[Array, "B T D"] | None
-    blocks: tuple[transformer_block.DropoutMasks, ...]
+Visible = Literal["causal", "all"] | Bool[Array, "B 1 T S"]
 
 
 class Saved(NamedTuple):
     """What the backward needs of a forward, part by part."""
 
-    tok_emb: embedding.Saved
-    pos_emb: embedding.Saved
-    drop_emb: dropout.Saved
-    trf_blocks: list[transformer_block.Saved | recomputed_block.Saved]
-    final_norm: layer_norm.Saved
-    out_head: linear.Saved
+    body: body.Saved
+    out_head: Any
 
 
 class GPTModel:
@@ -113,8 +102,6 @@ class GPTModel:
         if self.dtype not in DTYPES:
             raise InputError(f"dtype is {self.dtype}; expected float32, float64 or complex128")
         self.parameters = allocate(self.config, self.dtype)
-        if self.config.position == "sinusoidal":
-            self._sinusoids = sinusoidal_positions.table(self.config.context_length, self.config.emb_dim, self.dtype)
 
     @property
     def attention(self) -> str:
@@ -126,11 +113,6 @@ class GPTModel:
         if attention not in ATTENTIONS:
             raise InputError(f"attention is {attention!r}; expected {' or '.join(map(repr, ATTENTIONS))}")
         self._attention = attention
-
-    @property
-    def _pos_emb(self) -> p.Embedding:
-        """The table of positions (C, D): learned, or fixed."""
-        return self.parameters.pos_emb or p.Embedding(self._sinusoids)
 
     # Parameters
 
@@ -178,6 +160,17 @@ class GPTModel:
         if any(faults.values()):
             listed = "; ".join(f"{fault}: {', '.join(names)}" for fault, names in faults.items() if names)
             raise InputError(f"the state dict does not fit the model: {listed}")
+        unwritable = [name for name, array in own.items() if not array.flags.writeable]
+        uncastable = [
+            f"{name} {given[name].dtype}, expected {array.dtype}"
+            for name, array in own.items()
+            if not np.can_cast(given[name].dtype, array.dtype, "same_kind")
+        ]
+        if unwritable or uncastable:
+            raise InputError(
+                f"the state dict cannot be copied into the model: of another kind of number: "
+                f"{', '.join(uncastable) or 'none'}; read-only in the model: {', '.join(unwritable) or 'none'}"
+            )
         for name, array in own.items():
             np.copyto(array, given[name], casting="same_kind")
 
@@ -185,53 +178,56 @@ class GPTModel:
 
     def __call__(self, in_idx: Any) -> Inexact[Array, "B T V"]:
         """Logits (B, T, V) for token ids (B, T), without dropout."""
-        x, _ = self._without_saving(self._token_ids(in_idx), past=(None,) * self.config.n_layers)
-        return self._head(x)
+        logits, _ = self.forward(in_idx, trained=nothing)
+        return logits
 
     def decode(
-        self, in_idx: Any, past: tuple[KeyValueCache, ...] | None = None
+        self,
+        in_idx: Any,
+        past: tuple[KeyValueCache, ...] | None = None,
+        *,
+        positions: Integer[Array, "B T"] | None = None,
+        visible: Visible = "causal",
+        watch: Watch = unwatched,
     ) -> tuple[Inexact[Array, "B V"], tuple[KeyValueCache, ...]]:
         """Logits of the last of these tokens, and the keys and values of all tokens so far.
 
-        in_idx   (B, T) token ids that follow those of `past`
-        past     what an earlier call returned, a cache a block; it is not changed
+        in_idx               (B, T) token ids that follow those of `past`
+        past                 what an earlier call returned, a cache a block; it is not changed
+        positions, visible   as `forward` takes them; S is the length of `past` and T together
         """
         in_idx = self._token_ids(in_idx, past)
-        x, present = self._without_saving(in_idx, past or self._empty_caches(len(in_idx)))
-        return self._head(x[:, -1:])[:, 0], tuple(cache for cache in present if cache)
+        hidden, saved = self._body(
+            in_idx,
+            past=past or self._empty_caches(len(in_idx)),
+            positions=positions,
+            visible=visible,
+            trained=nothing,
+            watch=watch,
+        )
+        logits, _ = self._head(hidden[:, -1:], trained=nothing, watch=watch)
+        return logits[:, 0], saved.present
 
     def _empty_caches(self, B: int) -> tuple[KeyValueCache, ...]:
-        H, C, K = self.config.n_heads, self.config.context_length, self.config.emb_dim // self.config.n_heads
+        H, C, K = self.config.n_heads, self.config.context_length, self.config.head_dim
         return tuple(KeyValueCache.empty(B, H, C, K, self.dtype) for _ in range(self.config.n_layers))
-
-    def _without_saving(
-        self, in_idx: Array, past: Sequence[KeyValueCache | None]
-    ) -> tuple[Array, list[KeyValueCache | None]]:
-        """The residual stream after the last block, and each block's cache, where there is one, with these tokens."""
-        parameters = self.parameters
-        start = past[0].length if past[0] else 0
-        tokens, _ = embedding.forward(in_idx, *parameters.tok_emb)
-        x = tokens + self._pos_emb.weight[start : start + in_idx.shape[1]]
-        present = []
-        for block, cache in zip(parameters.trf_blocks, past, strict=True):
-            flash = self.attention == "flash" and in_idx.shape[1] > 1  # one query has nothing to be tiled
-            x, saved = transformer_block.forward(x, block, n_heads=self.config.n_heads, past=cache, flash=flash)
-            present.append(saved.att.present)
-        return x, present
-
-    def _head(self, x: Inexact[Array, "B T D"]) -> Inexact[Array, "B T V"]:
-        normed, _ = layer_norm.forward(x, *self.parameters.final_norm)
-        return linear.forward(normed, *self.parameters.out_head)[0]
 
     # Training
 
     def loss_and_grads(
-        self, inputs: Any, targets: Any, *, rng: RandomSource | None = None, watch: Watch = unwatched
+        self,
+        inputs: Any,
+        targets: Any,
+        *,
+        rng: RandomSource | None = None,
+        trained: Trained = everything,
+        watch: Watch = unwatched,
     ) -> tuple[Any, dict[str, Array]]:
-        """The mean cross-entropy in nats, and the gradient of every parameter.
+        """The mean cross-entropy in nats, and the gradient of every trained parameter.
 
         inputs, targets   (B, T) token ids; targets of cross_entropy.IGNORE_INDEX (-100) do not count
         rng               draws the dropout masks (a TorchGenerator or numpy.random.Generator); None: no dropout
+        trained           whether the parameter of a name is trained; by default all are
         returns           the loss, and {PyTorch name: gradient} with the names of `named_parameters`
 
         Raises InputError for ids outside the vocabulary, a sequence longer than context_length, or unequal shapes.
@@ -242,100 +238,84 @@ class GPTModel:
                 f"targets are {targets.dtype} {targets.shape}; expected integers shaped as the inputs, {inputs.shape}"
             )
         masks = None if rng is None else self.draw_dropout_masks(rng, *inputs.shape)
-        logits, saved = self.forward(inputs, masks=masks, watch=watch)
-        loss, scored = cross_entropy.forward(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
+        logits, saved = self.forward(inputs, masks=masks, trained=trained, watch=watch)  # (1), (2)
+        loss, scored = next_token.forward(logits, targets)  # (3)
         watch("loss", loss)
-        out = scored.logits if watch is unwatched else None  # the largest array of the run: kept only for a watch
-        d_logits = cross_entropy.backward(loss.dtype.type(1), scored, out=out).logits.reshape(logits.shape)
-        del logits, scored, out, masks
+        in_place = watch is unwatched  # the logits are the largest array of the run: kept only for a watch
+        d_logits = next_token.backward(loss.dtype.type(1), scored, in_place=in_place).logits  # undoes (3)
+        del logits, scored, masks
         return loss, self.backward(d_logits, saved, consume=True, watch=watch)
 
     def draw_dropout_masks(self, rng: RandomSource, B: int, T: int) -> DropoutMasks:
         """Masks for a batch (B, T), in the order in which PyTorch draws them during a forward."""
         config = self.config
-        shape = (B, T, config.emb_dim)
-        return DropoutMasks(
-            draw_keep_mask(rng, shape, config.drop_rate),
-            tuple(
-                transformer_block.draw_masks(rng, shape, config.n_heads, config.drop_rate)
-                for _ in range(config.n_layers)
-            ),
-        )
+        return body.draw_masks(rng, (B, T, config.emb_dim), config.n_heads, config.n_layers, config.drop_rate)
 
     def forward(
-        self, in_idx: Any, *, masks: DropoutMasks | None = None, watch: Watch = unwatched
+        self,
+        in_idx: Any,
+        *,
+        positions: Integer[Array, "B T"] | None = None,
+        visible: Visible = "causal",
+        masks: DropoutMasks | None = None,
+        trained: Trained = everything,
+        watch: Watch = unwatched,
     ) -> tuple[Inexact[Array, "B T V"], Saved]:
-        """Logits and what `backward` needs; without masks there is no dropout."""
-        in_idx = self._token_ids(in_idx)
-        parameters, config = self.parameters, self.config
-        if masks is None:
-            masks = DropoutMasks(None, (transformer_block.NO_MASKS,) * config.n_layers)
-        tokens, tok_emb = embedding.forward(in_idx, *parameters.tok_emb)
-        watch("tok_emb", tokens)
-        positions, pos_emb = embedding.forward(np.arange(in_idx.shape[1]), *self._pos_emb)
-        watch("pos_emb", positions)
-        x, drop_emb = dropout.forward(tokens + positions, masks.embedding, drop_rate=config.drop_rate)  # (1)
-        watch("drop_emb", x)
-        layer = recomputed_block if self.checkpoint_activations else transformer_block
-        saved_blocks: list[transformer_block.Saved | recomputed_block.Saved] = []
-        for i, (block, block_masks) in enumerate(zip(parameters.trf_blocks, masks.blocks, strict=True)):
-            x, saved = layer.forward(  # (2)
-                x,
-                block,
-                n_heads=config.n_heads,
-                masks=block_masks,
-                drop_rate=config.drop_rate,
-                flash=self.attention == "flash",
-                watch=under(watch, f"trf_blocks.{i}"),
-            )
-            watch(f"trf_blocks.{i}", x)
-            saved_blocks.append(saved)
-        normed, final_norm = layer_norm.forward(x, *parameters.final_norm)  # (3)
-        watch("final_norm", normed)
-        logits, out_head = linear.forward(normed, *parameters.out_head)  # (4)
-        watch("logits", logits)
-        return logits, Saved(tok_emb, pos_emb, drop_emb, saved_blocks, final_norm, out_head)
+        """Logits and what `backward` needs.
+
+        in_idx      (B, T) token ids
+        positions   of the tokens, each below context_length; None: 0, 1, ... in each sequence
+        visible     which tokens a token may see: "causal", "all", or booleans (B, 1, T, T)
+        masks       of dropout (`draw_dropout_masks`); None: no dropout
+        trained     whether the parameter of a name is trained; what no trained parameter needs is not saved
+        """
+        hidden, saved = self._body(
+            self._token_ids(in_idx), positions=positions, visible=visible, masks=masks, trained=trained, watch=watch
+        )
+        logits, out_head = self._head(hidden, wants_x=saved.wanted, trained=trained, watch=watch)
+        return logits, Saved(saved, out_head)
 
     def backward(
         self, d_logits: Inexact[Array, "B T V"], saved: Saved, *, consume: bool = False, watch: Watch = unwatched
     ) -> dict[str, Array]:
-        """{PyTorch name: gradient}, with the names of `named_parameters`.
+        """{PyTorch name: gradient} of the trained parameters, with the names of `named_parameters`.
 
         consume   drop what a block saved as soon as it is used, so that gradients take the place of activations;
                   `saved` then serves for this one backward
         """
         watch("d_logits", d_logits)
-        d_normed, d_out_head, _ = linear.backward(d_logits, saved.out_head)  # undoes (4)
-        watch("d_final_norm", d_normed)
-        d_x, *d_final_norm = layer_norm.backward(d_normed, saved.final_norm)  # undoes (3)
-        d_blocks: list[p.TransformerBlock] = []
-        for i in reversed(range(self.config.n_layers)):
-            watch(f"d_trf_blocks.{i}", d_x)
-            saved_block = saved.trf_blocks.pop() if consume else saved.trf_blocks[i]
-            layer = recomputed_block if isinstance(saved_block, recomputed_block.Saved) else transformer_block
-            d_x, d_block = layer.backward(d_x, saved_block, watch=under(watch, f"trf_blocks.{i}"))  # undoes (2)
-            del saved_block
-            d_blocks.insert(0, d_block)
-        watch("d_drop_emb", d_x)
-        d_embedded = dropout.backward(d_x, saved.drop_emb).x  # undoes (1)
-        d_pos_emb: p.Embedding | tuple[()] = ()
-        if self.config.position == "learned":
-            d_positions = d_embedded.sum(axis=0)
-            watch("d_pos_emb", d_positions)
-            d_pos_emb = p.Embedding(*embedding.backward(d_positions, saved.pos_emb))
-        watch("d_tok_emb", d_embedded)
-        d_tok_emb = embedding.backward(d_embedded, saved.tok_emb)
-        tree = p.GPT(
-            p.Embedding(*d_tok_emb),
-            d_pos_emb,
-            tuple(d_blocks),
-            p.LayerNorm(*d_final_norm),
-            p.Linear(d_out_head),
-        )
-        gradients = dict(named(tree))
-        if self.config.tie_weights:
+        d_hidden, d_out_head = projection.backward(d_logits, saved.out_head)  # undoes (2)
+        d_body = nowhere(saved.body.parameters)
+        if d_hidden is not None:
+            _, d_body = body.backward(d_hidden, saved.body, consume=consume, watch=watch)  # undoes (1)
+        gradients = dict(named(p.GPT._make((*d_body, d_out_head))))
+        if self.config.tie_weights and "out_head.weight" in gradients:
             gradients["tok_emb.weight"] += gradients.pop("out_head.weight")
         return gradients
+
+    def _body(self, in_idx: Array, *, trained: Trained, **options: Any) -> tuple[Array, body.Saved]:
+        """The composition, (1), with this model's parameters and way of computing."""
+        return body.forward(
+            in_idx,
+            self.parameters.body,
+            n_heads=self.config.n_heads,
+            drop_rate=self.config.drop_rate,
+            flash=self.attention == "flash" and in_idx.shape[1] > 1,  # one query has nothing to be tiled
+            recompute=self.checkpoint_activations,
+            trained=trained,
+            **options,
+        )
+
+    def _head(
+        self, hidden: Array, *, wants_x: bool = False, trained: Trained, watch: Watch
+    ) -> tuple[Array, Any]:
+        """(2). A head that is tied to the embedding is trained with it."""
+        name = "tok_emb" if self.config.tie_weights else "out_head"
+        logits, saved = projection.forward(
+            hidden, self.parameters.out_head, wants_x=wants_x, trained=within(trained, name)
+        )
+        watch("logits", logits)
+        return logits, saved
 
     def _token_ids(
         self, in_idx: Any, past: Sequence[KeyValueCache] | None = None

@@ -1,38 +1,41 @@
-"""Causal scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1), for all heads at once.
+"""Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1), for all heads at once.
 
     queries        (B, H, T, K)   q
     keys           (B, H, S, K)   k        S = T; with a cache of earlier keys S > T,
     values         (B, H, S, K)   v        and the queries are the last T positions
     attn_scores    (B, H, T, S)   s
     attn_weights   (B, H, T, S)   w
-    context        (B, H, T, K)   z
+    context        (B, H, T, K)   y
 
 Forward, for each sequence and head:
 
-    (1)  s = q kᵀ / sqrt(K)                        each query against each key
-    (2)  s[t, j] = -inf where j is later than t    nothing is read from the future
+    (1)  s = q @ kᵀ / sqrt(K)                      each query against each key
+    (2)  s[t, j] = -inf where t may not see j      causal attention: where j is later than t
     (3)  w = softmax(s)
     (4)  u = dropout(w)
-    (5)  z = u v
+    (5)  y = u @ v
 
-Derivation, from dL = <d_z, dz>:
+Derivation, from dL = <d_y, dy>:
 
-    dz = du v + u dv                               d_u = d_z vᵀ,  d_v = uᵀ d_z
-    d_w, d_s as dropout and softmax give them; where s is -inf, w is 0 and with it d_s = w (...) is 0,
+    dy = du @ v + u @ dv                           d_u = d_y @ vᵀ,  d_v = uᵀ @ d_y
+    d_w, d_s as dropout and softmax give them; where s is -inf, w is 0 and with it d_s = w * (...) is 0,
     so (2) needs no line of its own
-    ds = (dq kᵀ + q dkᵀ) / sqrt(K)                 d_q = d_s k / sqrt(K),  d_k = d_sᵀ q / sqrt(K)
+    ds = (dq @ kᵀ + q @ dkᵀ) / sqrt(K)             d_q = d_s @ k / sqrt(K),  d_k = d_sᵀ @ q / sqrt(K)
 
 Saved: q, k, v; the weights within softmax's own record; the weights after dropout, u.
 Traps: the scale is sqrt(K), the width of a head, not sqrt(D); a large negative number for -inf leaks at extreme scores;
-the mask comes after the scale, for -inf times a complex scale is NaN.
+the mask comes after the scale, because a complex number times -inf has NaN for its imaginary part; a query that may see
+no key has context 0 and gradient 0, where a softmax of -inf alone would be NaN.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Collection
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from numpygpt.ops import dropout, softmax
+from numpygpt.ops.visible import hidden
 from numpygpt.shapes import Array, Bool, Inexact
 from numpygpt.watch import Watch, unwatched
 
@@ -44,6 +47,7 @@ class Saved(NamedTuple):
     softmax: softmax.Saved
     dropout: dropout.Saved
     dropped_weights: Inexact[Array, "B H T S"]
+    wanted: Collection[str]
 
 
 def forward(
@@ -51,45 +55,45 @@ def forward(
     keys: Inexact[Array, "B H S K"],
     values: Inexact[Array, "B H S K"],
     *,
+    visible: Literal["causal", "all"] | Bool[Array, "B 1 T S"] = "causal",
     keep: Bool[Array, "B H T S"] | None = None,
     drop_rate: float = 0.0,
+    wanted: Collection[str] = ("queries", "keys", "values"),
     watch: Watch = unwatched,
 ) -> tuple[Inexact[Array, "B H T K"], Saved]:
-    attn_scores = queries @ keys.mT
-    attn_scores *= 1 / math.sqrt(queries.shape[-1])  # (1)
-    np.copyto(attn_scores, -np.inf, where=later(*attn_scores.shape[-2:]))  # (2)
+    """`visible` says which keys a query may see (`numpygpt.ops.visible`)."""
+    T, S, K = queries.shape[2], keys.shape[2], queries.shape[3]
+    attn_scores = (queries * (1 / math.sqrt(K))) @ keys.mT  # (1), with fewer elements to scale than the scores have
+    unseen = hidden(visible, slice(0, T), slice(0, S), past=S - T)
+    if unseen is not None:
+        np.copyto(attn_scores, -np.inf, where=unseen)  # (2)
     watch("attn_scores", attn_scores)
     attn_weights, softmaxed = softmax.forward(attn_scores)  # (3)
     watch("attn_weights", attn_weights)
     dropped_weights, dropped = dropout.forward(attn_weights, keep, drop_rate=drop_rate)  # (4)
     watch("dropout", dropped_weights)
     context = dropped_weights @ values  # (5)
-    return context, Saved(queries, keys, values, softmaxed, dropped, dropped_weights)
+    return context, Saved(queries, keys, values, softmaxed, dropped, dropped_weights, wanted)
 
 
 class Gradients(NamedTuple):
-    queries: Inexact[Array, "B H T K"]
-    keys: Inexact[Array, "B H S K"]
-    values: Inexact[Array, "B H S K"]
+    queries: Inexact[Array, "B H T K"] | None
+    keys: Inexact[Array, "B H S K"] | None
+    values: Inexact[Array, "B H S K"] | None
 
 
-def backward(
-    d_context: Inexact[Array, "B H T K"], saved: Saved, *, watch: Watch = unwatched
-) -> Gradients:
-    d_dropped_weights = d_context @ saved.values.mT  # undoes (5)
-    d_values = saved.dropped_weights.mT @ d_context
+def backward(d_context: Inexact[Array, "B H T K"], saved: Saved, *, watch: Watch = unwatched) -> Gradients:
+    wanted = saved.wanted
+    d_values = saved.dropped_weights.mT @ d_context if "values" in wanted else None  # undoes (5)
+    if "queries" not in wanted and "keys" not in wanted:
+        return Gradients(None, None, d_values)
+    d_dropped_weights = d_context @ saved.values.mT  # undoes (5), too
     watch("d_dropout", d_dropped_weights)
     d_attn_weights = dropout.backward(d_dropped_weights, saved.dropout).x  # undoes (4)
     watch("d_attn_weights", d_attn_weights)
     d_attn_scores = softmax.backward(d_attn_weights, saved.softmax).x  # undoes (3) and (2)
     watch("d_attn_scores", d_attn_scores)
-    d_attn_scores = d_attn_scores * (1 / math.sqrt(saved.queries.shape[-1]))
-    d_queries = d_attn_scores @ saved.keys  # undoes (1)
-    d_keys = d_attn_scores.mT @ saved.queries
+    scale = 1 / math.sqrt(saved.queries.shape[-1])
+    d_queries = d_attn_scores @ saved.keys * scale if "queries" in wanted else None  # undoes (1)
+    d_keys = d_attn_scores.mT @ saved.queries * scale if "keys" in wanted else None
     return Gradients(d_queries, d_keys, d_values)
-
-
-def later(queries: int, keys: int) -> Bool[Array, "T S"]:
-    """Where a key's position is later than the query's, the queries being the last of the keys' positions."""
-    position = np.arange(keys)
-    return position > position[keys - queries :, None]

@@ -1,30 +1,31 @@
-"""Softmax cross-entropy: the mean, over the targets, of the negative log probability the logits give them.
+"""Softmax cross-entropy: the mean, over the targets, of the negative log probability that the logits give them.
 
     logits           (N, V)   x
-    targets          (N)      y, ids in [0, V); rows whose target is ignore_index do not count
+    targets          (N)      ids in [0, V); a row whose target is ignore_index does not count
     highest          (N, 1)   h
     log_sum          (N, 1)   l
     loss             ()       in nats
 
-Forward, with n the number of counted rows:
+Forward, with the number of counted rows as `count`:
 
     (1)  h = max(x)                                the shift cancels, and keeps exp from overflowing
     (2)  l = log(sum(exp(x - h)))                  so that log softmax(x) = (x - h) - l
-    (3)  loss = sum over counted rows of (l - (x[y] - h)) / n
+    (3)  loss = sum over counted rows of (l - (x[target] - h)) / count
 
-Derivation, for a counted row; h drops out, as in softmax, and l + h has the differential sum(p dx) with p = softmax(x):
+Derivation, for a counted row. h drops out, as in softmax, and l + h has the differential sum(p * dx) with
+p = softmax(x):
 
-    dloss = (sum(p dx) - dx[y]) / n
-    d_x = d_loss (p - onehot(y)) / n               0 for rows that do not count; p = exp((x - h) - l)
+    dloss = (sum(p * dx) - dx[target]) / count
+    d_x = d_loss (p - onehot(target)) / count      p = exp((x - h) - l); 0 for a row that does not count
 
-Each row of d_x sums to 0, for adding a constant to a row's logits changes nothing.
+Each row of d_x sums to 0, because adding a constant to a row's logits changes nothing.
 
-Saved: the logits, h, l and the targets; the probabilities are formed again in the backward, block by block, because a
-second array of N x V (103 MB for two sequences of 256 GPT-2 tokens) would be the largest in the run. For the same
-reason a caller who does not need the logits again may have their gradient in their place (`out`).
-Traps: (h + l) - x[y] for (3): where x[y] is the largest logit the loss is what is left of their difference, and h + l
-is rounded to the size of h; a mean over all rows where some are ignored; 0/0 where all are: the sum over no target is
-0, with gradient 0 (PyTorch gives NaN), so that a micro-batch of padding adds nothing.
+Saved: the logits, h, l and the targets. The probabilities are formed again in the backward, block by block, because a
+second array of N x V (103 MB for two sequences of 256 GPT-2 tokens) would be as large as the largest activation, the
+logits. For the same reason a caller who does not need the logits again may have their gradient in their place (`out`).
+Traps: (h + l) - x[target] for (3): if x[target] is the largest logit, the loss is what is left of their difference, and
+h + l is rounded to the size of h; a mean over all rows where some are ignored; 0/0 where all are: the sum over no
+target is 0, with gradient 0 (PyTorch gives NaN), so that a micro-batch of padding adds nothing.
 """
 
 from typing import Any, NamedTuple

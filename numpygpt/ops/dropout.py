@@ -6,15 +6,15 @@
 
 Forward, elementwise, with p = drop_rate:
 
-    (1)  y = x m / (1 - p)                         so that the expectation of y is x
+    (1)  y = x * m / (1 - p)                       so that the expectation of y is x
 
-Derivation, from dL = <d_y, dy> with dy = dx m / (1 - p):
+Derivation, from dL = <d_y, dy> with dy = dx * m / (1 - p):
 
-    d_x = d_y m / (1 - p)
+    d_x = d_y * m / (1 - p)
 
 Saved: the mask and the rate.
-The mask comes in as an argument, drawn by `draw_keep_mask`: so the operation has no randomness of its own, a second
-backward sees the same mask, and PyTorch can be given the same one.
+The mask comes in as an argument, drawn by `numpygpt.random.masks`: so the operation has no randomness of its own, a
+second backward sees the same mask, and PyTorch can be given the same one.
 Traps: scaling by p for 1 - p; one mask used at two sites; a mask left alive in evaluation.
 """
 
@@ -54,5 +54,5 @@ def _kept_and_scaled(x: Array, keep: Array | None, drop_rate: float) -> Array:
         np.multiply(x, keep, out=y)
         y *= 1 / (1 - drop_rate)
 
-    over_rows(block, *(array.reshape(-1, x.shape[-1]) for array in (x, keep, y)))
+    over_rows(block, x, keep, y)
     return y

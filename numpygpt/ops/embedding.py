@@ -8,12 +8,12 @@ Forward, for each position n:
 
     (1)  y[n] = E[ids[n]]
 
-which is the product y = P E with the N x V matrix P that has a one at (n, ids[n]) and zeros elsewhere.
+which is the product y = P @ E with the N x V matrix P that has a one at (n, ids[n]) and zeros elsewhere.
 
-Derivation, from dL = <d_y, dy> with dy = P dE:
+Derivation, from dL = <d_y, dy> with dy = P @ dE:
 
-    <d_y, P dE> = <Pᵀ d_y, dE>                                        d_E = Pᵀ d_y
-    (Pᵀ d_y)[v] is the sum of d_y[n] over all n with ids[n] = v
+    <d_y, P @ dE> = <Pᵀ @ d_y, dE>                                    d_E = Pᵀ @ d_y
+    (Pᵀ @ d_y)[v] is the sum of d_y[n] over all n with ids[n] = v
 
 Saved: the ids and the table's shape.
 Traps: `d_E[ids] += d_y` keeps one of several equal ids; a negative id would silently count from the end.

@@ -9,9 +9,9 @@ computations that ours is compared with:
     float64   FACTOR rounding                                      of each row
               max(FACTOR rounding, FLOAT64_NORMWISE ‖truth‖)       of the whole tensor
 
-where *rounding* is what random rounding errors do to the tensor or row (`torchgpt.checks.rounding`). So a tensor in float64
-agrees to FLOAT64_NORMWISE unless no computation could: a gradient that is zero but for rounding, a LayerNorm over two
-numbers, a saturated softmax.
+where *rounding* is what random rounding errors do to the tensor or row (`torchgpt.checks.rounding`). So a tensor in
+float64 agrees to FLOAT64_NORMWISE unless no computation could: a gradient that is zero but for rounding, a LayerNorm
+over two numbers, a saturated softmax.
 
 FACTOR rounding is sqrt(FACTOR) times the largest error among PROBES runs that make rounding errors sqrt(FACTOR)
 times as large. Where errors are in proportion to the roundings, this is the same as enlarging either by FACTOR. In a
@@ -40,8 +40,9 @@ from torch.func import functional_call, vmap
 
 from numpygpt.checks.compare import Comparison, Norms, compare, difference, largest, norms, normwise, scaled
 from numpygpt.errors import InputError
+from numpygpt.model.body import DropoutMasks
 from numpygpt.model.config import GPTConfig
-from numpygpt.model.gpt import DropoutMasks, GPTModel
+from numpygpt.model.gpt import GPTModel
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.shapes import Array
 from numpygpt.watch import Watch
@@ -116,7 +117,7 @@ def rounding_errors(
     at_once: int = PROBES,
     progress: Progress = iter,
 ) -> dict[str, Norms]:
-    """What rounding to `dtype`, one of `torchgpt.checks.rounding.FORMATS`, does to a computation; the rest as `reference`.
+    """What rounding to `dtype`, one of `rounding.FORMATS`, does to a computation; the rest as `reference`.
 
     run     run(copies) computes in float64, in as many copies
     truth   its tensors without rounding errors
