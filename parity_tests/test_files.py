@@ -1,0 +1,277 @@
+"""Files are replaced whole, and folders have one writer, also among processes that are killed."""
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from numpygpt.errors import InputError
+from numpygpt.files import LOCK_NAME, check_writable, locked, replacing, write_text
+from numpygpt.formats.checkpoint import FILE_NAME, read_checkpoint, write_checkpoint
+from numpygpt.sections import Section
+
+PRELUDE = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from numpygpt.errors import InputError
+from numpygpt.files import locked, replacing
+from numpygpt.formats.checkpoint import write_checkpoint
+from numpygpt.sections import Section
+folder = Path(sys.argv[1])
+"""
+HOLD = "with locked(folder):\n    print('locked', flush=True)\n    sys.stdin.read()"
+WRITE = """
+with replacing(folder / 'file') as path:
+    path.write_text('theirs')
+    print('writing', flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def process(program, folder):
+    """A Python process that runs the program. It is killed at the end, if it still lives."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", PRELUDE + program, folder], env=environment, **pipes) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def kill(running):
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+
+
+# Locks
+
+
+def test_a_second_process_is_refused_and_the_first_one_is_named(tmp_path):
+    with process(HOLD, tmp_path) as first:
+        assert first.stdout.readline() == "locked\n"
+        year = time.strftime("%Y")
+        who = f"process {first.pid} on {socket.gethostname()} since {year}-"
+        with pytest.raises(InputError, match=f"the folder {tmp_path} is in use by {who}"), locked(tmp_path):
+            pass
+        first.communicate()
+    assert names_in(tmp_path) == []
+    with locked(tmp_path):
+        assert names_in(tmp_path) == [LOCK_NAME]
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
+    with process(HOLD, tmp_path) as first:
+        assert first.stdout.readline() == "locked\n"
+        kill(first)
+    assert json.loads((tmp_path / LOCK_NAME).read_text())["process"] == first.pid
+    with locked(tmp_path):
+        assert json.loads((tmp_path / LOCK_NAME).read_text())["process"] == os.getpid()
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [os.getpid(), 1, 10**9])
+def test_a_process_id_that_was_given_to_another_process_keeps_nobody_out(tmp_path, number):
+    (tmp_path / LOCK_NAME).write_text(json.dumps({"process": number, "host": socket.gethostname(), "since": "then"}))
+    with locked(tmp_path):
+        pass
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("contents", ["", "[", "[]", "{}", "{" * 5000])
+def test_a_holder_that_does_not_say_who_it_is_still_has_the_lock(tmp_path, contents):
+    with locked(tmp_path):
+        (tmp_path / LOCK_NAME).write_text(contents)
+        with pytest.raises(InputError, match=f"the folder {tmp_path} is in use by another process; "), locked(tmp_path):
+            pass
+    assert names_in(tmp_path) == []
+
+
+def test_the_lock_ends_with_an_exception(tmp_path):
+    with pytest.raises(ZeroDivisionError), locked(tmp_path):
+        raise ZeroDivisionError
+    with locked(tmp_path):
+        pass
+
+
+CONTEND = """
+while not (folder / 'stop').exists():
+    try:
+        with locked(folder):
+            marker = os.open(folder / 'held', os.O_CREAT | os.O_EXCL)  # fails if another process is in here, too
+            os.close(marker)
+            (folder / 'held').unlink()
+            print('held', flush=True)
+    except InputError:
+        pass
+"""
+
+
+def test_never_do_two_processes_hold_the_lock(tmp_path):
+    """Also while one of them removes the file, and another has just opened it."""
+    with process(CONTEND, tmp_path) as first, process(CONTEND, tmp_path) as second:
+        for running in (first, second):
+            assert running.stdout.readline() == "held\n"
+        time.sleep(1)
+        (tmp_path / "stop").touch()
+        for running in (first, second):
+            _, errors = running.communicate()
+            assert not errors
+    assert names_in(tmp_path) == ["stop"]
+
+
+def test_the_file_is_removed_before_the_lock_ends(tmp_path, monkeypatch):
+    """Afterwards it could be another process's, and a third would lock the next file of that name."""
+    unlink, removed = Path.unlink, []
+
+    def refused_until_then(path, **options):
+        with pytest.raises(InputError, match="is in use by"), locked(tmp_path):
+            pass
+        removed.append(path.name)
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", refused_until_then)
+    with locked(tmp_path):
+        pass
+    assert removed == [LOCK_NAME]
+
+
+def test_readers_are_not_kept_out(tmp_path):
+    with locked(tmp_path):
+        write_checkpoint(tmp_path, {"part": Section({"a": 1}, {"b": np.ones(2)})})
+        assert read_checkpoint(tmp_path).values("part") == {"a": 1}
+
+
+@pytest.mark.parametrize("make", ["nothing", "a file", "a folder in place of the lock", "a link in place of the lock"])
+def test_a_folder_that_cannot_be_locked_is_named(tmp_path, make):
+    folder = tmp_path / "folder"
+    if make == "a file":
+        folder.touch()
+    elif make != "nothing":
+        folder.mkdir()
+        lock = folder / LOCK_NAME
+        (tmp_path / "target").write_text("dear")
+        lock.mkdir() if "folder" in make else lock.symlink_to(tmp_path / "target")
+    with pytest.raises(InputError, match=f"the folder {folder} cannot be locked: "), locked(folder):
+        pass
+    if folder.is_dir():
+        assert (tmp_path / "target").read_text() == "dear"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch, number):
+    def no_locks(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with locked(tmp_path), replacing(tmp_path / "ours") as ours:
+        ours.write_text("ours")
+        write_text(tmp_path / "theirs", "theirs")
+    assert {name: (tmp_path / name).read_text() for name in names_in(tmp_path)} == {"ours": "ours", "theirs": "theirs"}
+
+
+# Files that are replaced in one step
+
+SAVE = """
+values, array = {'by': os.getpid()}, np.full(9999, os.getpid())
+while not (folder / 'stop').exists():
+    write_checkpoint(folder, {'part': Section(values, {'array': array})})
+    print('saved', flush=True)
+"""
+
+
+def test_several_savers_in_one_folder_make_only_checkpoints_that_can_be_read(tmp_path):
+    with process(SAVE, tmp_path) as first, process(SAVE, tmp_path) as second:
+        savers = {first.pid, second.pid}
+        assert first.stdout.readline() == second.stdout.readline() == "saved\n"
+        found = set()
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            checkpoint = read_checkpoint(tmp_path)
+            found.add(checkpoint.values("part")["by"])
+            assert set(checkpoint.arrays("part")["array"].tolist()) == {checkpoint.values("part")["by"]}
+        (tmp_path / "stop").touch()
+        for saver in (first, second):
+            _, errors = saver.communicate()
+            assert not errors
+    assert found == savers
+    assert names_in(tmp_path) == [FILE_NAME, "stop"]
+
+
+def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_of_one_that_lives(tmp_path):
+    with process(WRITE, tmp_path) as dies, process(WRITE, tmp_path) as lives:
+        for running in (dies, lives):
+            assert running.stdout.readline() == "writing\n"
+        left = names_in(tmp_path)
+        assert len(left) == 2
+        assert all(name.startswith(".numpygpt-") for name in left)
+        kill(dies)
+        assert names_in(tmp_path) == left
+        write_text(tmp_path / "file", "ours")
+        assert len(names_in(tmp_path)) == 2  # the file, and the folder of the process that lives
+        assert (tmp_path / "file").read_text() == "ours"
+        _, errors = lives.communicate()
+        assert not errors
+    assert names_in(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "theirs"
+
+
+def test_a_work_folder_that_is_taken_for_an_abandoned_one_is_replaced_by_another(tmp_path, monkeypatch):
+    """Between making its folder and locking it, a writer has nothing to show that it lives."""
+    attempts = []
+    flock = fcntl.flock
+
+    def removed_before_the_first_lock(descriptor, operation):
+        if not attempts:
+            attempts.append(names_in(tmp_path))
+            write_text(tmp_path / "other", "theirs")  # its own first lock comes after this one was refused
+            raise BlockingIOError
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removed_before_the_first_lock)
+    with replacing(tmp_path / "file") as path:
+        path.write_text("ours")
+    assert {name: (tmp_path / name).read_text() for name in names_in(tmp_path)} == {"file": "ours", "other": "theirs"}
+
+
+def test_the_longest_name_can_be_written_and_a_longer_one_is_refused(tmp_path):
+    longest = tmp_path / ("n" * 255)
+    check_writable(longest)
+    write_text(longest, "text")
+    assert longest.read_text() == "text"
+    for refuse in (check_writable, lambda path: write_text(path, "text")):
+        with pytest.raises(InputError, match=r"cannot write .*: File name too long"):
+            refuse(tmp_path / ("n" * 256))
+    assert names_in(tmp_path) == [longest.name]
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_regular_file_cannot_be_written(tmp_path, make):
+    make(tmp_path / "name")
+    with pytest.raises(InputError, match=r"cannot write .*name: it is a (folder|pipe or a device); name"):
+        check_writable(tmp_path / "name")
+
+
+def test_an_exception_leaves_the_file_as_it_was(tmp_path):
+    write_text(tmp_path / "file", "before")
+    with suppress(ZeroDivisionError), replacing(tmp_path / "file") as path:
+        path.write_text("after")
+        raise ZeroDivisionError
+    assert names_in(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "before"
