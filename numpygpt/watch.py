@@ -2,8 +2,8 @@
 
 A *watch* is any function `watch(name, array)`. Every forward and backward tells it each named intermediate in the order
 of computation: an activation `x` in the forward, its gradient `d_x` in the backward. The arrays are the computation's
-own, so a watch looks, and copies what it wants to keep. Names are the paths of the PyTorch modules that output the
-tensor:
+own, and nothing changes them afterwards: a watch may keep them without a copy. Names are the paths of the PyTorch
+modules that output the tensor:
 
     activations = {}
     model.forward(in_idx, watch=activations.__setitem__)

@@ -46,7 +46,7 @@ def beam_search(
         raise InputError(f"length_penalty is {length_penalty}; expected a finite number")
     rows = np.arange(len(prompts.ids))[:, np.newaxis]
     beams = prompts.ids[:, np.newaxis]  # (B, N, tokens): prompts and continuations, the likeliest first
-    log_probs = np.zeros(beams.shape[:2])  # (B, N): of each continuation; -inf where the beam is narrower
+    log_probs = np.zeros(beams.shape[:2])  # (B, N): of each continuation; -inf if the beam is narrower
     complete = [(-math.inf, prompt) for prompt in prompts.ids]
     past = None
     for length in range(1, max_new_tokens + 1):
@@ -74,6 +74,6 @@ def beam_search(
 
 
 def _log_softmax(logits: Inexact[Array, "*rows V"]) -> Inexact[Array, "*rows V"]:
-    """log(softmax(logits)) in float64, finite also where the probability itself would be 0."""
+    """log(softmax(logits)) in float64, finite also if the probability itself would be 0."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

@@ -3,7 +3,7 @@
     ids      (B, T)   token ids; T is the length of the longest prompt
     starts   (B)      the column where each prompt begins: what is before is padding
 
-Padding on the left keeps the last token of every prompt in the last column, which is where the next one is chosen. A
+Padding on the left keeps the last token of every prompt in the last column, from which the next one is chosen. A
 padded prompt gives what it gives alone: its positions are counted from its own start, and nothing sees its padding.
 """
 
@@ -39,7 +39,7 @@ class Prompts(NamedTuple):
         return Prompts(self.ids[:, cut:], np.maximum(self.starts - cut, 0))
 
     def options(self, queries: int) -> dict[str, Any]:
-        """What the model has to be told of the last `queries` columns: nothing where there is no padding."""
+        """What the model has to be told of the last `queries` columns: nothing if there is no padding."""
         if not self.padded:
             return {}
         columns = np.arange(self.ids.shape[1])

@@ -6,7 +6,7 @@ own tree. Two options are common to all layers:
 
     trained   which of the parameters are trained, by their names in the layer (`numpygpt.tree`); the gradient of
               another is None
-    wants_x   whether the gradient of x will be asked for: False where nothing before the layer is trained
+    wants_x   whether the gradient of x will be asked for: False if nothing before the layer is trained
 
 What neither a trained parameter nor x needs is not saved in the forward and not computed in the backward.
 """

@@ -1,9 +1,9 @@
 """The keys and values of earlier positions, for decoding one token at a time.
 
-A cache is never changed: `extended` returns a longer one. Yet nothing is copied: both share one array with room for
-every position of the context, and the new positions are written behind those of the shorter cache, where it does not
-look. Only where that place is taken already, because a cache is continued a second time in another way, or where the
-room is too small, the longer cache gets an array of its own.
+A cache is never changed: `extended` returns a longer one. Usually nothing is copied: both share one array with room for
+every position of the context, and the new positions are written behind those of the shorter cache, which it does not
+read. The longer cache gets an array of its own only if that place is taken already, because a cache is continued a
+second time in another way, or if the room is too small.
 """
 
 from dataclasses import dataclass

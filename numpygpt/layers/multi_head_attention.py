@@ -9,11 +9,11 @@
     (1)  queries, keys, values = x @ Wqᵀ, x @ Wkᵀ, x @ Wvᵀ (+ biases)
                                                    one product if the three weights lie in one array
     (2)  split: feature h K + i of queries is feature i of head h's; the same for keys and values
-    (3)  context = attention(queries, keys, values)    or flash_attention, the same numbers in less memory
+    (3)  context = attention(queries, keys, values)    or flash_attention, the same in less memory
     (4)  merge: the inverse of the split
     (5)  y = context_vec @ Woᵀ + bo
 
-Splitting and merging move no number; their gradients are each other. Decoding with a cache: `past` holds the keys and
+Splitting and merging only reorder; the gradient of each is the other. Decoding with a cache: `past` holds the keys and
 values of earlier positions, and `saved.present` those of all positions so far.
 """
 
@@ -56,7 +56,7 @@ def forward(
     trained: Trained = everything,
     watch: Watch = unwatched,
 ) -> tuple[Inexact[Array, "B T D"], Saved]:
-    """With `flash`, a watch is not told the tensors of T x S numbers, which then never exist."""
+    """With `flash`, a watch is not told the tensors (B, H, T, S), which then never exist."""
     projected, projections = _project(x, parameters, wants_x, trained)  # (1)
     queries, keys, values = (split_heads(part, n_heads) for part in projected)  # (2)
     watch("queries", queries)

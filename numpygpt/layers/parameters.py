@@ -34,7 +34,7 @@ class Sinusoids(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """A matrix from D features to F, out x in as PyTorch keeps it, and a bias where there is one."""
+    """A matrix from D features to F, out x in as PyTorch keeps it, and perhaps a bias."""
 
     weight: Inexact[Array, "F D"]
     bias: Inexact[Array, "F"] | None = None

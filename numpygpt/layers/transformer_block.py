@@ -11,7 +11,7 @@
     (6)  y = r + dropout(g)
 
 A value used twice gets the sum of the gradients of its uses: x in (1) and (3), r in (4) and (6). The backward ends
-where nothing before is trained and the gradient of x is not wanted.
+as soon as nothing that comes before is trained and the gradient of x is not wanted.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -27,7 +27,7 @@ from numpygpt.watch import Watch, under, unwatched
 
 
 class DropoutMasks(NamedTuple):
-    """Which elements stay at the block's three sites; None where all do."""
+    """Which elements stay at the block's three sites; None if all do."""
 
     attention: Bool[Array, "B H T T"] | None = None
     after_attention: Bool[Array, "B T D"] | None = None

@@ -11,7 +11,7 @@
 The sum in (1) gives its gradient to both terms. Positions that the sequences of a batch share get the sum of their
 gradients. Sinusoidal positions are constants and have no gradient.
 
-This is the only composition: training, inference and decoding with a cache differ in its options. Where nothing is
+This is the only composition: training, inference and decoding with a cache differ in its options. If nothing is
 trained, nothing is saved. The blocks before the first trained parameter save nothing, and the backward ends there.
 """
 
@@ -52,7 +52,7 @@ class Saved(NamedTuple):
 
     wants_inputs   whether the inputs are embeddings whose gradient will be asked for
     wanted         whether the gradient of the output has any use
-    present        each block's cache with these tokens, where the forward was given a past
+    present        each block's cache with these tokens, if the forward was given a past
     """
 
     tok_emb: embedding.Saved | None

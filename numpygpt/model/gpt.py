@@ -50,8 +50,9 @@ class GPTModel:
             `torch.manual_seed(seed); GPTModel(cfg)` in PyTorch
     dtype   float32 or float64 to compute in, or complex128 to differentiate by complex step
     attention               "math" computes attention's (B, H, T, T) tensors, as the book does; "flash" gives the same
-                            numbers but for rounding, tile by tile, in memory that grows with T (but for dropout's
-                            masks): faster at 1024 tokens, not at 256; and a watch is not told those tensors
+                            values except for rounding, tile by tile, in memory that grows with T (except for
+                            dropout's masks); it is faster at 1024 tokens, not at 256, and a watch is not told those
+                            tensors
     checkpoint_activations  save each block's input alone and compute the block again in the backward: the same
                             gradients bit for bit, for less memory and a fifth more time
 
@@ -121,14 +122,14 @@ class GPTModel:
         return dict(named(self.parameters))
 
     def named_parameters(self) -> dict[str, Array]:
-        """The state dict with each array once: without `out_head.weight` where it is tied to `tok_emb.weight`."""
+        """The state dict with each array once: without `out_head.weight` if it is tied to `tok_emb.weight`."""
         state_dict = self.state_dict()
         if self.config.tie_weights:
             del state_dict["out_head.weight"]
         return state_dict
 
     def num_parameters(self) -> int:
-        """How many numbers are trained; tied weights count once."""
+        """How many values are trained; tied weights count once."""
         return sum(array.size for array in self.named_parameters().values())
 
     def load_state_dict(self, mapping: Mapping[str, Array]) -> None:

@@ -25,7 +25,7 @@ Derivation, from dL = <d_y, dy>:
 Saved: q, k, v; the weights within softmax's own record; the weights after dropout, u.
 Traps: the scale is sqrt(K), the width of a head, not sqrt(D); a large negative number for -inf leaks at extreme scores;
 the mask comes after the scale, because a complex number times -inf has NaN for its imaginary part; a query that may see
-no key has context 0 and gradient 0, where a softmax of -inf alone would be NaN.
+no key has context 0 and gradient 0, although a softmax of -inf alone would be NaN in many libraries.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Attention tile by tile: `attention`'s numbers in memory that grows with T, not with T².
+"""Attention tile by tile: the same values as `attention`'s, in memory that grows with T, not with T².
 
 FlashAttention (Dao et al. 2022, arXiv:2205.14135, section 3.1; the backward as in Dao 2023, arXiv:2307.08691,
 section 3.1), with the online softmax of Milakov & Gimelshein 2018 (arXiv:1805.02867, section 3). Symbols and shapes are

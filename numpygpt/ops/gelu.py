@@ -3,7 +3,7 @@
     x   (...)   input
     y   (...)   output
 
-Forward, elementwise, with the numbers C = sqrt(2/π) and A = 0.044715:
+Forward, elementwise, with the constants C = sqrt(2/π) and A = 0.044715:
 
     (1)  u = C (x + A x³)
     (2)  t = tanh(u)

@@ -26,8 +26,8 @@ Derivation, from dL = <d_y, dy>, undoing (4), then (3) with (2), then (1):
                                                    d_c = r * (d_n - n * mean(d_n * n))
     <d_c, dc> = <d_c, dx - mean(dx)>               d_x = d_c - mean(d_c)
 
-Each row of d_x is orthogonal to 1, because shifting x changes nothing; and, but for eps, to n, because scaling c
-changes nothing.
+Each row of d_x is orthogonal to 1, because shifting x changes nothing. Except for eps, it is also orthogonal to n,
+because scaling c changes nothing.
 
 Saved: n and r, and g; x itself is not needed again.
 Traps: the unbiased variance (D - 1); eps outside the root; E[x²] - E[x]², which cancels where the mean is large.
@@ -99,6 +99,6 @@ def backward(d_y: Inexact[Array, "*rows D"], saved: Saved) -> Gradients:
 
 
 def _total(parts: tuple[Array | None, ...]) -> Array | None:
-    """The sum of the blocks' sums; None where they are not wanted."""
+    """The sum of the blocks' sums, or None if it is not wanted."""
     wanted = [part for part in parts if part is not None]
     return sum(wanted[1:], start=wanted[0]) if wanted else None

@@ -16,7 +16,7 @@ so that a distance between tokens is one linear map, which attention can learn.
 There is no backward: P depends on no input and no parameter.
 Traps: all sines before all cosines is another order of the features; an angle rounded to float32 is off by up to
 C / 2^25, so the table is computed in float64 and rounded once. The paper multiplies the token embeddings by sqrt(D)
-(section 3.4); this model does not, for its own start at N(0, 1), about as large as the sines.
+(section 3.4); this model does not, because its embeddings start at N(0, 1), about as large as the sines.
 """
 
 from typing import Any

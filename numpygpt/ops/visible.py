@@ -18,7 +18,7 @@ Visible: TypeAlias = Literal["causal", "all"] | Array
 
 
 def hidden(visible: Visible, queries: slice, keys: slice, past: int) -> Array | None:
-    """Booleans that broadcast to (B, H, queries, keys): True where the query may not see the key; None where all may.
+    """Booleans that broadcast to (B, H, queries, keys): True if the query may not see the key. None if all may see all.
 
     queries, keys   which of the T queries and which of the S keys, both counted from 0
     past            S - T, the keys before the first query's own
