@@ -1,1 +1,6 @@
-"""The model: its configuration, its parameters, and `GPTModel`, PyTorch's face."""
+"""The model: its configuration, its parameters, the body, and `GPTModel`, PyTorch's face."""
+
+from numpygpt.model.config import GPTConfig
+from numpygpt.model.gpt import GPTModel
+
+__all__ = ["GPTConfig", "GPTModel"]
