@@ -1,7 +1,8 @@
 """The one exception for input that cannot be used, and the exit statuses of commands that do not finish."""
 
 BAD_INPUT = 2
-INTERRUPTED = 130
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+CLOSED_PIPE = 141  # 128 + SIGPIPE
 
 
 class InputError(ValueError):

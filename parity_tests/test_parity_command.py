@@ -1,20 +1,31 @@
 """`numpygpt parity`: the table, the page with its heat map, the exit status, and bad input before any computation."""
 
 import json
+import os
 import re
 import sys
+from functools import cache
 from html.parser import HTMLParser
 
 import pytest
+from matplotlib.colors import to_hex
 
 from numpygpt.checks.bugs import BUGS, planted
 from numpygpt.model.config import GPT2_SIZES, GPTConfig
 from parity_tests.command import files, run
 from torchgpt.checks.parity import REPORT_PROBES, Row, numpy_step, report
 from torchgpt.commands.parity import DEFAULT_CONFIG, summary
-from torchgpt.commands.parity_page import SHARES, page
+from torchgpt.commands.parity_map import COLORS, WRONG
+from torchgpt.commands.parity_page import page
+from torchgpt.commands.parity_picture import plot_parity
 
 SMALL = GPTConfig(vocab_size=7, context_length=5, emb_dim=6, n_heads=2, n_layers=2, drop_rate=0.25, qkv_bias=True)
+
+
+@cache
+def small_report():
+    """The report on SMALL with every default."""
+    return report(SMALL)
 
 
 @pytest.fixture
@@ -109,6 +120,8 @@ def test_a_wrong_tensor_gives_status_1_and_the_first_is_named(config, capsys, tm
     marked = [cell for cell in Page((tmp_path / "page.html").read_text("utf-8")).cells if cell["class"] == "wrong"]
     assert {cell["title"].partition(":")[0] for cell in marked} == set(wrong)
     assert {cell["text"] for cell in marked} == {"✗"}
+    verdicts = {row[0]: row[-1] for row in Page((tmp_path / "page.html").read_text("utf-8")).rows}
+    assert {name for name, verdict in verdicts.items() if verdict.startswith("✗ ")} == set(wrong)
 
 
 def test_a_tensor_without_an_error_to_measure_is_told_by_its_verdict():
@@ -138,7 +151,7 @@ def test_a_bar_shows_the_rounding_runs(capsys, monkeypatch):
 
     def slow_report(cfg, *arguments, progress, **options):
         assert list(progress(range(3))) == [0, 1, 2]
-        return report(SMALL)
+        return small_report()
 
     monkeypatch.setattr("tqdm.tqdm", lambda runs, **options: bars.append(options) or runs)
     monkeypatch.setattr("torchgpt.checks.parity.report", slow_report)
@@ -164,8 +177,9 @@ def test_the_configuration_comes_from_a_file_a_preset_or_the_options(
 ):
     given = []
     monkeypatch.setattr(
-        "torchgpt.checks.parity.report", lambda cfg, *arguments, **options: given.append(cfg) or report(SMALL)
+        "torchgpt.checks.parity.report", lambda cfg, *arguments, **options: given.append(cfg) or small_report()
     )
+    monkeypatch.setattr("numpygpt.model.sizes.machine_memory", lambda: None)  # enough for any of them
     monkeypatch.chdir(config.parent)
     assert run("parity", *options) == 0
     assert given == [expected if isinstance(expected, GPTConfig) else GPTConfig(**{**SMALL.to_dict(), **expected})]
@@ -216,12 +230,12 @@ def test_the_heat_map_has_each_tensor_once_with_its_numbers(dtype):
         assert cell["map"].endswith(f": {kind}")
         assert cell["text"] == f"{100 * row.used:.0f}"
         step = int(cell["class"].removeprefix("used"))
-        assert row.used <= SHARES[step]
-        assert step == 0 or row.used > SHARES[step - 1]
+        assert row.used <= COLORS[step].share
+        assert step == 0 or row.used > COLORS[step - 1].share
 
 
 def test_the_table_below_has_every_row():
-    rows = report(SMALL)
+    rows = small_report()
     expected = [title(row).replace(": ours", ", ours") for row in rows]
     assert [
         f"{name}, ours {ours}, PyTorch {pytorch}, budget {budget}, used {used}, verdict {verdict}"
@@ -258,6 +272,54 @@ def test_the_page_says_what_was_computed_and_replaces_an_older_one_at_once(confi
     assert html.count(re.search(r"all \d+ tensors agree", capsys.readouterr().out)[0]) == 2
 
 
+# The picture
+
+
+def test_the_picture_has_a_cell_for_each_tensor_in_the_color_of_its_share(tmp_path):
+    rows = [
+        Row("tok_emb", 0.1, None, 10.0, 0.01, "agrees", passed=True),
+        Row("trf_blocks.0", 1.0, None, 5.0, 0.2, "agrees", passed=True),
+        Row("logits", 1.0, None, 0.5, 2.0, "over budget", passed=False),
+        Row("d_tok_emb", 0.1, None, 0.1, 1.0, "agrees", passed=True),
+        Row("d_tok_emb.weight", 0.1, None, 5.0, 0.02, "agrees", passed=True),
+    ]
+    figure = plot_parity(rows, "so it ends", tmp_path / "parity.png")
+    assert (tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
+    assert figure.get_suptitle() == "numpygpt against PyTorch: so it ends"
+    drawn = {
+        axes.get_title(loc="left"): [
+            (
+                axes.get_yticklabels()[round(cell.get_y())].get_text(),
+                axes.get_xticklabels()[round(cell.get_x())].get_text(),
+                to_hex(cell.get_facecolor()),
+                text.get_text(),
+            )
+            for cell, text in zip(axes.patches, axes.texts, strict=True)
+        ]
+        for axes in figure.axes
+    }
+    colors = [color.of_cell for color in COLORS]
+    assert drawn == {
+        "Forward: activations": [
+            ("embeddings", "tok_emb", colors[0], "1"),
+            ("block 0", "output", colors[3], "20"),
+            ("head", "logits", WRONG.of_cell, "✗"),
+        ],
+        "Backward: gradients of activations": [("embeddings", "tok_emb", colors[4], "100")],
+        "Backward: gradients of parameters": [("embeddings", "tok_emb.weight", colors[1], "2")],
+    }
+
+
+def test_the_command_draws_the_picture(config, capsys, monkeypatch, tmp_path):
+    rows = small_report()
+    monkeypatch.setattr("torchgpt.checks.parity.report", lambda *arguments, **options: rows)
+    drawn = []
+    monkeypatch.setattr("torchgpt.commands.parity.plot_parity", lambda *arguments: drawn.append(arguments))
+    assert run("parity", "--config", config, "--png", tmp_path / "parity.png") == 0
+    assert drawn == [(rows, summary(rows), tmp_path / "parity.png")]
+    assert capsys.readouterr().out.endswith(f"\nwrote {tmp_path / 'parity.png'}\n")
+
+
 # Bad input
 
 
@@ -265,6 +327,15 @@ def test_the_page_says_what_was_computed_and_replaces_an_older_one_at_once(confi
     ("options", "message"),
     [
         (("--html", "nowhere/page.html"), "there is no folder nowhere; make it, or name another"),
+        (("--html", "pipe"), "cannot write pipe: it is a pipe or a device; name a regular file"),
+        (("--html", "/dev/full"), "cannot write /dev/full: it is a pipe or a device"),
+        (("--html", "x" * 300), "cannot write x{300}: File name too long; name another"),
+        (("--png", "nowhere/parity.png"), "there is no folder nowhere; make it, or name another"),
+        (("--config", "pipe"), "cannot read the configuration pipe: it is a pipe or a device"),
+        (("--config", "deep.json"), r"the configuration deep\.json is no JSON: "),
+        (("--emb-dim", 999_999), r"the step in float64 needs at least [\d,]+\.\d GiB of memory, and this machine has "),
+        (("--batch-size", 10**15), "the step in float64 needs at least .*: make it smaller"),
+        (("--n-layers", 10**12), "n_layers is 1000000000000; expected at most 2147483647"),
         (("--html", "folder"), "cannot write folder: it is a folder; name a file in it"),
         (("--config", "nowhere.json"), r"cannot read the configuration nowhere\.json: No such file"),
         (("--config", "no.json"), r"the configuration no\.json is no JSON: "),
@@ -282,6 +353,8 @@ def test_the_page_says_what_was_computed_and_replaces_an_older_one_at_once(confi
 def test_bad_input_gets_one_line_before_the_computation(config, capsys, monkeypatch, options, message):
     folder = config.parent
     (folder / "folder").mkdir()
+    (folder / "deep.json").write_text("[" * 100_000)
+    os.mkfifo(folder / "pipe")
     for name, contents in (("no", b"{"), ("latin", b"\xe9"), ("list", b"[]"), ("keys", b'{"n_layer": 1}')):
         (folder / f"{name}.json").write_bytes(contents)
     monkeypatch.chdir(folder)

@@ -8,52 +8,69 @@
 
 `torchgpt.model` is the model, `torchgpt.generation` and `torchgpt.training` are the book's functions, and
 `torchgpt.bridge` turns a numpygpt model into a torchgpt model and back.
+
+Importing torchgpt is quick, because each name is imported from its module when it is first used; only then PyTorch is
+loaded.
 """
 
-try:
-    import torch  # noqa: F401
-except ModuleNotFoundError as error:
-    raise ImportError("torchgpt needs PyTorch, which is not installed: pip install 'numpygpt[torch]'") from error
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-from numpygpt.model.config import GPT_CONFIG_124M, GPTConfig
-from torchgpt.bridge import dropout_masks, to_numpy, to_torch
-from torchgpt.generation import (
-    generate,
-    generate_text_simple,
-    print_sampled_tokens,
-    softmax_with_temperature,
-    text_to_token_ids,
-    token_ids_to_text,
-)
-from torchgpt.model import GPTModel
-from torchgpt.training import (
-    calc_loss_batch,
-    calc_loss_loader,
-    create_dataloader_v1,
-    evaluate_model,
-    generate_and_print_sample,
-    plot_losses,
-    train_model_simple,
-)
+if find_spec("torch") is None:
+    raise ImportError("torchgpt needs PyTorch, which is not installed: pip install 'numpygpt[torch]'")
 
-__all__ = [
-    "GPT_CONFIG_124M",
-    "GPTConfig",
-    "GPTModel",
-    "calc_loss_batch",
-    "calc_loss_loader",
-    "create_dataloader_v1",
-    "dropout_masks",
-    "evaluate_model",
-    "generate",
-    "generate_and_print_sample",
-    "generate_text_simple",
-    "plot_losses",
-    "print_sampled_tokens",
-    "softmax_with_temperature",
-    "text_to_token_ids",
-    "to_numpy",
-    "to_torch",
-    "token_ids_to_text",
-    "train_model_simple",
-]
+if TYPE_CHECKING:
+    from numpygpt.model.config import GPT_CONFIG_124M as GPT_CONFIG_124M
+    from numpygpt.model.config import GPTConfig as GPTConfig
+    from torchgpt.bridge import dropout_masks as dropout_masks
+    from torchgpt.bridge import to_numpy as to_numpy
+    from torchgpt.bridge import to_torch as to_torch
+    from torchgpt.generation import generate as generate
+    from torchgpt.generation import generate_text_simple as generate_text_simple
+    from torchgpt.generation import print_sampled_tokens as print_sampled_tokens
+    from torchgpt.generation import softmax_with_temperature as softmax_with_temperature
+    from torchgpt.generation import text_to_token_ids as text_to_token_ids
+    from torchgpt.generation import token_ids_to_text as token_ids_to_text
+    from torchgpt.model import GPTModel as GPTModel
+    from torchgpt.training import calc_loss_batch as calc_loss_batch
+    from torchgpt.training import calc_loss_loader as calc_loss_loader
+    from torchgpt.training import create_dataloader_v1 as create_dataloader_v1
+    from torchgpt.training import evaluate_model as evaluate_model
+    from torchgpt.training import generate_and_print_sample as generate_and_print_sample
+    from torchgpt.training import plot_losses as plot_losses
+    from torchgpt.training import train_model_simple as train_model_simple
+
+#: {module: the names that are imported from it}
+_NAMES = {
+    "numpygpt.model.config": ("GPT_CONFIG_124M", "GPTConfig"),
+    "torchgpt.bridge": ("dropout_masks", "to_numpy", "to_torch"),
+    "torchgpt.generation": (
+        "generate",
+        "generate_text_simple",
+        "print_sampled_tokens",
+        "softmax_with_temperature",
+        "text_to_token_ids",
+        "token_ids_to_text",
+    ),
+    "torchgpt.model": ("GPTModel",),
+    "torchgpt.training": (
+        "calc_loss_batch",
+        "calc_loss_loader",
+        "create_dataloader_v1",
+        "evaluate_model",
+        "generate_and_print_sample",
+        "plot_losses",
+        "train_model_simple",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    """The object of that name, from its module (PEP 562)."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULE_OF[name]), name)

@@ -3,7 +3,10 @@
 import argparse
 
 from numpygpt.checks import gradcheck
+from numpygpt.commands.tables import print_table
 from numpygpt.errors import InputError
+
+VERDICTS = {True: "right", False: "WRONG", None: "zero, as it should be"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,15 +18,16 @@ def run(parsed: argparse.Namespace) -> int:
     """Check every operation and a small whole model against complex step; exit status 1 when a gradient is wrong."""
     if parsed.seed < 0:
         raise InputError(f"--seed is {parsed.seed}; expected 0 or more")
-    print(f"{'':32}{'gradient':<40}{'elements':>9}{'error':>10}   verdict (right: error <= {gradcheck.THRESHOLD:g})")
-    counts = {True: 0, False: 0, None: 0}
-    words: dict[bool | None, str] = {True: "right", False: "WRONG", None: "zero, as it should be"}
-    for verdicts in gradcheck.check_all(parsed.seed):
-        for verdict in verdicts:
-            counts[verdict.passed] += 1
-            print(
-                f"{verdict.case:<32}{verdict.gradient:<40}{verdict.elements:>9}{verdict.error:>10.1e}   "
-                f"{words[verdict.passed]}"
-            )
-    print(f"{counts[True]} right, {counts[None]} zero, {counts[False]} wrong")
-    return 1 if counts[False] else 0
+    verdicts = [verdict for case in gradcheck.check_all(parsed.seed) for verdict in case]
+    print_table(
+        "llrrl",
+        [
+            (verdict.case, verdict.gradient, str(verdict.elements), f"{verdict.error:.1e}", VERDICTS[verdict.passed])
+            for verdict in verdicts
+        ],
+        head=("", "gradient", "elements", "error", "verdict"),
+        wrong=[index for index, verdict in enumerate(verdicts) if verdict.passed is False],
+    )
+    right, zero, wrong = (sum(verdict.passed is passed for verdict in verdicts) for passed in (True, None, False))
+    print(f"{right} right (error at most {gradcheck.THRESHOLD:g}), {zero} zero, {wrong} wrong")
+    return 1 if wrong else 0

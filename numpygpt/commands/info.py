@@ -13,6 +13,7 @@ from numpygpt.commands.model_options import (
     given_model_options,
     tokens_of,
 )
+from numpygpt.commands.tables import print_table
 from numpygpt.errors import InputError
 from numpygpt.formats.checkpoint import read_checkpoint
 from numpygpt.model import sizes as memory
@@ -50,9 +51,9 @@ def run(parsed: argparse.Namespace) -> int:
     tokens = tokens_of(step["batch_size"], parsed.tokens, config)
     print("".join(f"{name} {value}\n" for name, value in config.to_dict().items()))
     rows = memory.parameter_table(config)
-    total = ("total", f"{sum(row.parameters for row in rows):,}", "parameters")
-    print_table(("part", "parameters", "shape"), [*((row.name, f"{row.parameters:,}", row.detail) for row in rows), total], numbers=("parameters",))
+    total = memory.Row("total", "parameters", sum(row.parameters for row in rows))
+    print_table("lrl", [(row.name, f"{row.parameters:,}", row.detail) for row in (*rows, total)])
     print(f"\na training step on {step['batch_size']} x {tokens} tokens in {step['dtype']}, AdamW:")
     parts = memory.training_bytes(config, tokens=tokens, **step)
-    print_table(("", " "), [(name, f"{size / 2**20:,.1f} MiB") for name, size in parts._asdict().items()], numbers=(" ",))
+    print_table("lr", [(name, f"{size / 2**20:,.1f} MiB") for name, size in parts._asdict().items()])
     return 0

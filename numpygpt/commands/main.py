@@ -1,16 +1,20 @@
 """The command `numpygpt`; what each of its commands does is in `numpygpt.commands`."""
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+from io import TextIOWrapper
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpygpt
-from numpygpt.errors import BAD_INPUT, INTERRUPTED, InputError
+from numpygpt.errors import BAD_INPUT, CLOSED_PIPE, INTERRUPTED, InputError
+from numpygpt.output import discard
 from numpygpt.process import keep_freed_memory
 
 #: The commands, a module of this package each.
@@ -23,13 +27,50 @@ COMMANDS = {
     "gradcheck": "check every gradient against complex step",
 }
 
-#: Commands that other packages bring: entry points of this group, each a module with `add_arguments` and `run`.
+#: Commands that other packages bring: entry points of this group, each a module as `numpygpt.commands` describes it.
 BROUGHT = "numpygpt.commands"
+
+#: Digits of the largest number that an option takes. A larger one could only overflow later.
+MOST_DIGITS = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, 1 where a check failed, 2 for bad input (one line on stderr)."""
+    """Run the command and return its exit status.
+
+    0     all was done
+    1     a check failed
+    2     it could not be done; one line on stderr says why: bad input, too little memory, output that cannot be written
+    130   Ctrl-C
+    141   whoever read the output has closed it, as in `numpygpt info | head -1`; nothing is said
+    """
     keep_freed_memory()
+    closed = sys.stdout is None
+    _make_printing_safe()
+    try:
+        status = _run(arguments)
+        if closed and status == 0:
+            return _refused("the output cannot be written: standard output is closed")
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        discard(sys.stdout)
+        return CLOSED_PIPE
+    except OSError as error:
+        discard(sys.stdout)
+        return _refused(f"{error.filename or 'the output cannot be written'}: {error.strerror}")
+
+
+def _make_printing_safe() -> None:
+    """Let each stream show "?" for what its terminal cannot show, and put the null device in place of a closed one."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # until the process ends
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         parsed = _parser().parse_args(arguments)
         with warnings.catch_warnings():
@@ -37,21 +78,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore", RuntimeWarning)
             return parsed.run(parsed)
     except InputError as error:
-        print(f"numpygpt: error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return _refused(str(error))
     except ImportError as error:
-        print(f"numpygpt: error: {error}{_install_line(error)}", file=sys.stderr)
-        return BAD_INPUT
+        return _refused(f"{error}{_install_line(error)}")
+    except MemoryError as error:
+        return _refused(f"memory is short: {str(error) or 'no more can be had'}; take a smaller model, step or text")
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has closed it; there is nobody left to tell
-        return 0
+    except SystemExit as stop:  # argparse has printed its help or an error
+        return stop.code if isinstance(stop.code, int) else 0
+
+
+def _refused(reason: str) -> int:
+    """Say why in one line."""
+    try:
+        print(f"numpygpt: error: {' '.join(reason.splitlines())}", file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr)
+    return BAD_INPUT
 
 
 def _install_line(error: ImportError) -> str:
     """How to install the package that is missing; one of ours that raises the error itself has said it already."""
     return f"; install it with: pip install {error.name.partition('.')[0]}" if error.name else ""
+
+
+def _whole_number(text: str) -> int:
+    """The number that an option of type int has."""
+    if len(text) > MOST_DIGITS:
+        raise argparse.ArgumentTypeError(f"a number of {len(text)} digits; expected at most {MOST_DIGITS}")
+    return int(text)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -66,6 +122,10 @@ class _Parser(argparse.ArgumentParser):
 
     load: Callable[[], Any] | None = None
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register("type", int, _whole_number)
+
     def parse_known_args(self, *arguments: Any, **options: Any) -> Any:
         """As argparse does it, with the command's own options declared first."""
         if self.load is not None:
@@ -75,6 +135,9 @@ class _Parser(argparse.ArgumentParser):
             self.set_defaults(run=command.run)
         return super().parse_known_args(*arguments, **options)
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)  # argparse would hide that it fails
+
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
@@ -83,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="numpygpt", description="GPT in pure NumPy: train it, let it write, look inside, check its gradients."
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {numpygpt.__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"%(prog)s {numpygpt.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     def add(name: str, help_line: str, load: Callable[[], Any]) -> None:
@@ -92,5 +155,13 @@ def _parser() -> argparse.ArgumentParser:
     for name, help_line in COMMANDS.items():
         add(name, help_line, partial(import_module, f"numpygpt.commands.{name}"))
     for brought in entry_points(group=BROUGHT):
-        add(brought.name, f"brought by {brought.module.partition('.')[0]}", brought.load)
+        add(brought.name, _help_line(brought), brought.load)
     return parser
+
+
+def _help_line(brought: EntryPoint) -> str:
+    """The HELP of a command that another package brings, or why it cannot be had."""
+    try:
+        return brought.load().HELP
+    except ImportError as error:
+        return str(error)

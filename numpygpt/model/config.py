@@ -8,6 +8,8 @@ from typing import Any
 from numpygpt.errors import InputError
 
 SIZES = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
+#: No size is larger, so that the bytes of a model can be computed and told. No machine holds a model near it.
+LARGEST_SIZE = 2**31 - 1
 SWITCHES = ("qkv_bias", "tie_weights")
 #: How attention is computed: see `GPTModel`.
 ATTENTIONS = ("math", "flash")
@@ -29,8 +31,8 @@ class GPTConfig:
     position             "learned": an embedding of each position, as in GPT-2; "sinusoidal": fixed sines and cosines
                          (numpygpt.ops.sinusoidal_positions), which need an even emb_dim
 
-    Raises InputError for a size that is not a positive integer, an emb_dim that n_heads does not divide, a drop_rate
-    outside [0, 1), a switch that is not a bool, an unknown position, or sinusoidal ones of an odd emb_dim.
+    Raises InputError for a size that is not an integer from 1 to LARGEST_SIZE, an emb_dim that n_heads does not divide,
+    a drop_rate outside [0, 1), a switch that is not a bool, an unknown position, or sinusoidal ones of an odd emb_dim.
     """
 
     vocab_size: int
@@ -48,6 +50,8 @@ class GPTConfig:
             size = getattr(self, name)
             if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
                 raise InputError(f"{name} is {size!r}; expected a positive integer")
+            if size > LARGEST_SIZE:
+                raise InputError(f"{name} is {size}; expected at most {LARGEST_SIZE}")
             object.__setattr__(self, name, int(size))  # a NumPy integer cannot be written as JSON
         for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):

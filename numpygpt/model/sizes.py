@@ -6,6 +6,7 @@ import numpy as np
 
 from numpygpt.errors import InputError
 from numpygpt.model.config import ATTENTIONS, GPTConfig
+from numpygpt.process import machine_memory
 
 
 class Row(NamedTuple):
@@ -87,6 +88,30 @@ def training_bytes(
     backward_ends = head_only + table
     peak = weights + 2 * weights + logits + max(backward_begins, last_block, backward_ends)
     return TrainingBytes(weights, weights, 2 * weights, activations, logits, peak)
+
+
+def decoding_bytes(config: GPTConfig, sequences: int, dtype: Any = np.float32) -> int:
+    """Bytes of decoding so many sequences side by side: the weights, the cache of keys and values, and the logits."""
+    sequence = 2 * config.n_layers * config.context_length * config.emb_dim + config.vocab_size
+    return np.dtype(dtype).itemsize * (num_parameters(config) + sequences * sequence)
+
+
+def check_memory(needed: int, what: str) -> None:
+    """Raise InputError if `what` needs more bytes than this machine has. Nothing is allocated to find out.
+
+    Where the memory of the machine is unknown, nothing is raised.
+    """
+    memory = machine_memory()
+    if memory is not None and needed > memory:
+        raise InputError(
+            f"{what} needs at least {_gibibytes(needed)} of memory, and this machine has {_gibibytes(memory)}: "
+            f"make it smaller"
+        )
+
+
+def _gibibytes(size: int) -> str:
+    tenths = -(-10 * size // 2**30)  # rounded up, in integers of any size
+    return f"{tenths // 10:,}.{tenths % 10} GiB"
 
 
 def _saved_block(config: GPTConfig, batch_size: int, tokens: int, size: int, attention: str) -> int:

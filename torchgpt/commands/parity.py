@@ -3,7 +3,7 @@
 import argparse
 import math
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,18 @@ import numpy as np
 
 import numpygpt
 from numpygpt.commands.model_options import add_model_options, add_step_options, config_of, tokens_of
+from numpygpt.commands.tables import print_table
 from numpygpt.files import check_writable, write_text
 from numpygpt.model.config import GPTConfig
+from numpygpt.model.sizes import check_memory, training_bytes
 from torchgpt.commands.parity_page import page
+from torchgpt.commands.parity_picture import plot_parity
 
 if TYPE_CHECKING:
     from torchgpt.checks.parity import Row
+
+#: The line of `numpygpt --help`.
+HELP = "check every tensor of a training step against PyTorch"
 
 #: Every part of the model and no two sizes equal, so that a transposed tensor has another shape.
 DEFAULT_CONFIG = GPTConfig(
@@ -32,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--seed", type=int, default=0, help="of weights, token ids and dropout")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with a heat map of the tensors, too")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw the heat map as a picture, too")
     add_model_options(parser, DEFAULT_CONFIG)
 
 
@@ -39,8 +46,10 @@ def run(parsed: argparse.Namespace) -> int:
     """Check every tensor of a training step, forward and backward, against PyTorch; exit status 1 on a wrong one."""
     config = config_of(parsed, DEFAULT_CONFIG)
     tokens = tokens_of(parsed.batch_size, parsed.tokens, config)
-    if parsed.html:
-        check_writable(parsed.html)
+    for path in filter(None, (parsed.html, parsed.png)):
+        check_writable(path)
+    truth = training_bytes(config, parsed.batch_size, tokens, np.float64)
+    check_memory(truth.peak - truth.optimizer, "the step in float64")
     from tqdm import tqdm
 
     from torchgpt.checks.parity import report
@@ -49,24 +58,27 @@ def run(parsed: argparse.Namespace) -> int:
     rows = report(
         config, parsed.dtype, parsed.seed, batch_size=parsed.batch_size, tokens=tokens, progress=progress
     )
-    print("\n".join(_table(rows)))
+    print_table(
+        "lrrrrl",
+        [_cells(row) for row in rows],
+        head=("tensor", "ours", "PyTorch", "budget", "used", "verdict"),
+        wrong=[index for index, row in enumerate(rows) if not row.passed],
+    )
     print(summary(rows))
     if parsed.html:
         write_text(parsed.html, page(rows, summary(rows), _facts(config, tokens, parsed)))
         print(f"wrote {parsed.html}")
+    if parsed.png:
+        plot_parity(rows, summary(rows), parsed.png)
+        print(f"wrote {parsed.png}")
     return 0 if all(row.passed for row in rows) else 1
 
 
-def _table(rows: Sequence["Row"]) -> Iterable[str]:
-    """Errors relative to the tensor's size."""
-    width = max(len(row.name) for row in rows) + 2
-    yield f"{'tensor':<{width}}{'ours':>9}{'PyTorch':>9}{'budget':>9}{'used':>7}   verdict"
-    for row in rows:
-        pytorch = "" if row.pytorch is None else f"{row.pytorch:.1e}"
-        yield (
-            f"{row.name:<{width}}{row.error:>9.1e}{pytorch:>9}{row.budget:>9.1e}{row.used:>7.0%}   "
-            f"{row.verdict if row.passed else row.verdict.upper()}"
-        )
+def _cells(row: "Row") -> tuple[str, ...]:
+    """A row of the table. Errors are relative to the tensor's size."""
+    pytorch = "" if row.pytorch is None else f"{row.pytorch:.1e}"
+    verdict = row.verdict if row.passed else row.verdict.upper()
+    return row.name, f"{row.error:.1e}", pytorch, f"{row.budget:.1e}", f"{row.used:.0%}", verdict
 
 
 def summary(rows: Sequence["Row"]) -> str:
