@@ -1,7 +1,7 @@
 """Batches of windows in the order of PyTorch's DataLoader."""
 
-from collections.abc import Iterator
-from typing import TypedDict
+from collections.abc import Iterator, Mapping
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from numpygpt.data.tokenizer import Encoding, get_tokenizer
 from numpygpt.data.windows import GPTDatasetV1, check_positive
 from numpygpt.errors import InputError
 from numpygpt.random.torch_generator import TorchGenerator
+from numpygpt.sections import value_of
 from numpygpt.shapes import Array, Integer
 
 
@@ -65,12 +66,13 @@ class DataLoader:
         self.rng.random_int64()  # the seed that PyTorch gives its worker processes
         return Batches(self, order_seed=None, batches_done=0)
 
-    def resume(self, position: Position) -> "Batches":
+    def resume(self, position: Mapping[str, Any]) -> "Batches":
         """The rest of an epoch that was at this `Batches.position`. What it drew is not drawn again.
 
-        Raises InputError for a position that this loader cannot have been at.
+        Raises InputError for what is no position, and for one that this loader cannot have been at.
         """
-        seed, done = position["order_seed"], position["batches_done"]
+        seed = value_of(position, "order_seed", int, type(None))
+        done = value_of(position, "batches_done", int)
         if not 0 <= done <= len(self) or (seed is not None) != (self.shuffle and done > 0):
             raise InputError(
                 f"order_seed {seed} and batches_done {done} are no position in {len(self)} batches with "

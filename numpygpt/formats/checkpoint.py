@@ -108,8 +108,13 @@ class Checkpoint:
         return name in self._sections
 
     def values(self, name: str) -> dict[str, Any]:
-        """The values of a section, a copy."""
-        return deepcopy(self._section(name).values)
+        """The values of a section, a copy. InputError if they are nested too deeply to be copied."""
+        try:
+            return deepcopy(self._section(name).values)
+        except RecursionError as error:
+            raise InputError(
+                f"the values of the section {name!r} of the checkpoint {self.path} are nested too deeply; use another"
+            ) from error
 
     def layouts(self, name: str) -> dict[str, Layout]:
         """{name: dtype and shape} of a section's arrays; none of them is read."""
@@ -200,6 +205,7 @@ def _refuse_what_reads_back_differently(unfinished: Path, path: Path) -> None:
     try:
         checkpoint = read_checkpoint(unfinished)
         for name in checkpoint.names:
+            checkpoint.values(name)
             checkpoint.arrays(name)
     except InputError as error:
         raise InputError(

@@ -1,6 +1,7 @@
 """AdamW, whose parameters may be in groups with a learning rate and a weight decay of their own."""
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -222,7 +223,7 @@ def _is_a(value: Any, kinds: tuple[type, ...]) -> bool:
 
 def _number(name: str, value: Any) -> float:
     """The value as a float, which must be finite and not negative."""
-    if _is_a(value, NUMBERS) and 0 <= value <= np.finfo(np.float64).max:
+    if _is_a(value, NUMBERS) and 0 <= value <= sys.float_info.max:
         return float(value)
     raise InputError(f"{name} is {value!r:.80}; expected a number of 0 or more")
 
@@ -324,6 +325,6 @@ def _refuse_impossible(moments: str, arrays: Mapping[str, Array]) -> None:
 
 
 def _refuse_misnamed(arrays: Mapping[str, Any]) -> None:
-    misnamed = [key for key in arrays if key.partition(".")[0] not in MOMENTS]
+    misnamed = [key for key in arrays if not key.startswith(tuple(f"{moments}." for moments in MOMENTS))]
     if misnamed:
         raise InputError(f"the optimizer's arrays are named {misnamed}; expected exp_avg.NAME or exp_avg_sq.NAME")
