@@ -84,6 +84,7 @@ class AdamW:
         self.lr, self.eps = _number("lr", lr), _number("eps", eps)
         self.betas, self.weight_decay = _two_betas(betas), _number("weight_decay", weight_decay)
         self.parameters = dict(model if isinstance(model, Mapping) else model.named_parameters())
+        _refuse_what_cannot_be_trained(self.parameters)
         self.groups = _assigned(groups, self.parameters)
         self.steps = 0
         self.exp_avg = {name: np.zeros_like(array) for name, array in self.parameters.items()}
@@ -105,6 +106,7 @@ class AdamW:
         correction2 = math.sqrt(1 - beta2**self.steps)
 
         def block(decay: float, step_size: float, p: Array, g: Array, m: Array, v: Array) -> None:
+            g = g.astype(p.dtype, copy=False)
             p *= decay  # (1)
             m += (1 - beta1) * (g - m)  # (2)
             v *= beta2
@@ -285,6 +287,16 @@ def _checked(group: NamedGroup) -> NamedGroup:
     )
 
 
+def _refuse_what_cannot_be_trained(parameters: Mapping[str, Any]) -> None:
+    bad = [
+        f"{name} {array.dtype if isinstance(array, np.ndarray) else type(array).__name__}"
+        for name, array in parameters.items()
+        if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating)
+    ]
+    if bad:
+        raise InputError(f"parameters to train are {bad}; expected arrays of floating-point numbers")
+
+
 def _refuse_unfit(what: str, given: Any, parameters: Mapping[str, Array], *, same_dtype: bool = False) -> None:
     """InputError, with every fault listed, unless there is an array of the same shape for each parameter.
 
@@ -294,7 +306,7 @@ def _refuse_unfit(what: str, given: Any, parameters: Mapping[str, Array], *, sam
         raise InputError(f"{what} are of type {type(given).__name__}; expected arrays by the parameters' names")
     arrays = {name: array for name, array in given.items() if isinstance(array, np.ndarray)}
     both = [(name, arrays[name], expected) for name, expected in parameters.items() if name in arrays]
-    casting: Any = "no" if same_dtype else "same_kind"
+    casting: Any = "equiv" if same_dtype else "same_kind"
     faults = {
         "missing": [name for name in parameters if name not in given],
         "unexpected": [name for name in given if name not in parameters],
