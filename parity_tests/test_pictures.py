@@ -1,7 +1,9 @@
 """Pictures of a trained model: attention maps and word vectors, drawn from code and by the command line."""
 
+import os
+import re
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,13 +14,18 @@ from hypothesis.extra import numpy as arrays
 from numpygpt.data.tokenizer import get_tokenizer, text_to_token_ids, token_ids_to_text
 from numpygpt.decoding.beams import beam_search
 from numpygpt.errors import InputError
-from numpygpt.formats.checkpoint import load_checkpoint, save_checkpoint
+from numpygpt.formats import load_model
+from numpygpt.formats.checkpoint import write_checkpoint
 from numpygpt.model.gpt import GPTModel
+from numpygpt.model.saving import model_section
 from numpygpt.pictures.attention import plot_attention
 from numpygpt.pictures.figure import token_label
 from numpygpt.pictures.vectors import plot_word_vectors, principal_components
+from numpygpt.sections import Section
 from numpygpt.training.book import perplexity
-from parity_tests.command import run
+from numpygpt.training.options import Options
+from numpygpt.training.run import Evaluation
+from parity_tests.command import python, run
 from parity_tests.properties import CONFIG, agree
 
 PNG = b"\x89PNG"
@@ -44,9 +51,10 @@ def tick_labels(axis):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A model of bytes, untrained but large enough to differ from token to token, with a history."""
-    history = [{"step": step, "val_loss": loss} for step, loss in ((0, 5.5), (7, 2.0))]
+    history = [asdict(Evaluation(step, 0.5, 10, 5.0, loss)) for step, loss in ((0, 5.5), (7, 2.0))]
+    run_section = Section({"options": Options().to_dict(), "step": 7, "history": history}, {})
     folder = tmp_path_factory.mktemp("run")
-    save_checkpoint(folder, GPTModel(TRAINED), tokenizer="bytes", training={"step": 7, "history": history})
+    write_checkpoint(folder, {"model": model_section(GPTModel(TRAINED), "bytes"), "run": run_section})
     return folder
 
 
@@ -179,6 +187,16 @@ def test_a_label_shows_what_cannot_be_seen(token, label):
     assert token_label(token) == label
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_not_drawn(value):
+    vectors, weights = np.ones((3, 4)), attention_weights()
+    vectors[1, 2] = weights[0, 3, 1] = value
+    with pytest.raises(InputError, match="the word vectors are not all finite, so they cannot be drawn: the model is"):
+        plot_word_vectors(vectors, LABELS[:3])
+    with pytest.raises(InputError, match="the attention weights are not all finite, so they cannot be drawn"):
+        plot_attention({0: attention_weights(), 1: weights}, LABELS)
+
+
 # Perplexity
 
 
@@ -193,9 +211,11 @@ def test_perplexity_is_the_number_of_equally_likely_choices():
 def test_info_gives_the_last_perplexity(checkpoint, capsys, tmp_path):
     assert run("info", "--checkpoint", checkpoint) == 0
     assert "\nvalidation loss 2.000 nats a token, perplexity 7.39 (step 7)\n" in capsys.readouterr().out
-    save_checkpoint(tmp_path, GPTModel(TRAINED), tokenizer="bytes")
+    write_checkpoint(tmp_path, {"model": model_section(GPTModel(TRAINED), "bytes")})
     assert run("info", "--checkpoint", tmp_path) == 0
-    assert "perplexity" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "tokenizer bytes, a model without a training run\n" in printed
+    assert "perplexity" not in printed
 
 
 # The command line
@@ -209,7 +229,7 @@ def test_attention_draws_every_layer_or_one(checkpoint, tmp_path, capsys, monkey
     assert run(*arguments, "--layer", 1, "--out", tmp_path / "one.png") == 0
     assert capsys.readouterr().out == f"wrote {checkpoint / 'attention.png'}\nwrote {tmp_path / 'one.png'}\n"
     seen = {}
-    load_checkpoint(checkpoint).model().forward(np.array([list(b"a $b")]), watch=seen.__setitem__)
+    load_model(checkpoint).forward(np.array([list(b"a $b")]), watch=seen.__setitem__)
     (every, labels, _), (one, _, path) = drawn
     assert labels == ["a", "␣", "$", "b"]
     assert (list(every), list(one), path) == ([0, 1], [1], tmp_path / "one.png")
@@ -236,7 +256,7 @@ def test_embeddings_draws_the_models_own_vectors(checkpoint, monkeypatch):
     monkeypatch.setattr("numpygpt.commands.embeddings.plot_word_vectors", lambda *arguments: drawn.append(arguments))
     assert run("embeddings", "--checkpoint", checkpoint) == 0
     assert run("embeddings", "--checkpoint", checkpoint, "--tokens", "z", " ", "z") == 0
-    weights = load_checkpoint(checkpoint).model().state_dict()["tok_emb.weight"]
+    weights = load_model(checkpoint).state_dict()["tok_emb.weight"]
     (vectors, labels, path), (chosen, chosen_labels, _) = drawn
     assert labels == [chr(code) for code in range(33, 127)]
     assert np.array_equal(vectors, weights[33:127])
@@ -250,7 +270,7 @@ def test_generate_searches_with_beams(checkpoint, capsys):
     assert run(*arguments) == 0
     tokenizer = get_tokenizer("bytes")
     prompt = text_to_token_ids("The", tokenizer)
-    ids = beam_search(load_checkpoint(checkpoint).model(), prompt, 4, CONFIG.context_length, 3)
+    ids = beam_search(load_model(checkpoint), prompt, 4, CONFIG.context_length, 3)
     assert capsys.readouterr().out == token_ids_to_text(ids, tokenizer) + "\n"
 
 
@@ -261,7 +281,11 @@ def test_generate_searches_with_beams(checkpoint, capsys):
         (("attention", "--prompt", "a", "--layer", -1), "--layer is -1; the model has layers 0 to 1"),
         (("attention", "--prompt", ""), "the prompt is empty"),
         (("attention", "--prompt", "nine bytes"), "a sequence of 10 tokens is longer than context_length 8"),
-        (("attention", "--prompt", "a", "--out", "/no/such/a.png"), "cannot write the picture /no/such/a.png"),
+        (("attention", "--prompt", "a", "--out", "/no/such/a.png"), "cannot write /no/such/a.png: there is no"),
+        (("attention", "--prompt", "a", "--out", "/dev/full"), "cannot write /dev/full: it is a pipe or a device"),
+        (("embeddings", "--out", "/dev/full"), "cannot write /dev/full: it is a pipe or a device; name a regular file"),
+        (("embeddings", "--out", "x" * 300), f"cannot write {'x' * 300}: File name too long"),
+        (("embeddings", "--out", "."), "cannot write .: it is a folder; name a file in it"),
         (("embeddings", "--tokens", "a", "bc"), "'bc' is 2 tokens of the tokenizer bytes; expected one"),
         (("embeddings", "--tokens", "a"), "at least two vectors"),
         (("generate", "--prompt", "a", "--num-beams", 0), "num_beams is 0; expected at least 1"),
@@ -276,6 +300,24 @@ def test_bad_input_gets_one_line(checkpoint, capsys, arguments, message):
     captured = capsys.readouterr()
     assert message in captured.err
     assert (captured.err.count("\n"), captured.out) == (1, "")
+
+
+@pytest.mark.parametrize("command", ["attention", "embeddings"])
+def test_a_picture_that_cannot_be_written_is_told_before_anything_is_computed(checkpoint, capsys, monkeypatch, command):
+    monkeypatch.setattr(f"numpygpt.commands.{command}.model_of", None)  # cannot be called
+    prompt = ("--prompt", "a") if command == "attention" else ()
+    assert run(command, "--checkpoint", checkpoint, *prompt, "--out", "/no/such/a.png") == 2
+    assert "there is no folder /no/such" in capsys.readouterr().err
+
+
+def test_a_bad_mplbackend_is_told_in_one_line(checkpoint, tmp_path):
+    """In a process of its own, because matplotlib reads the variable once."""
+    arguments = ("embeddings", "--checkpoint", checkpoint, "--out", tmp_path / "a.png")
+    done = python("-m", "numpygpt", *arguments, env={**os.environ, "MPLBACKEND": "bogus"})
+    assert (done.returncode, done.stdout) == (2, "")
+    expected = r"numpygpt: error: matplotlib refuses the environment variable MPLBACKEND, unset it: .*'bogus'.*\n"
+    assert re.fullmatch(expected, done.stderr)
+    assert not (tmp_path / "a.png").exists()
 
 
 @pytest.mark.parametrize("options", [("attention", "--prompt", "a"), ("embeddings", "--tokens", "a", "b")])

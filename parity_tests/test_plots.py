@@ -7,6 +7,7 @@ import pytest
 
 from numpygpt.errors import InputError
 from numpygpt.pictures.losses import plot_losses
+from parity_tests.command import files
 
 EPOCHS = [0.0, 0.5, 1.0, 1.5]
 TOKENS = [512, 10_752, 20_992, 31_232]
@@ -57,8 +58,26 @@ def test_unequal_or_empty_series_are_refused(lengths):
 
 
 def test_an_unwritable_path_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"cannot write the picture .*missing/losses\.png: No such file"):
+    with pytest.raises(InputError, match=r"cannot write .*missing/losses\.png: there is no folder .*missing"):
         plot_losses(EPOCHS, TOKENS, TRAIN, VALIDATION, tmp_path / "missing" / "losses.png")
+
+
+def test_a_picture_replaces_an_older_one_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "losses.png"
+    path.write_bytes(b"older")
+
+    def full(figure, file, **options):
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("matplotlib.figure.Figure.savefig", full)
+        with pytest.raises(InputError, match=r"cannot write the picture .*losses\.png: No space left on device"):
+            plot_losses(EPOCHS, TOKENS, TRAIN, VALIDATION, path)
+    assert files(tmp_path) == {"losses.png": b"older"}
+    plot_losses(EPOCHS, TOKENS, TRAIN, VALIDATION, path)
+    assert list(files(tmp_path)) == ["losses.png"]
+    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_without_matplotlib_the_install_line_is_given(monkeypatch):

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from numpygpt.commands.trained import add_checkpoint_options, encoded, labels, tokenizer_of
+from numpygpt.commands.trained import add_checkpoint_options, encoded, labels, picture_path, tokenizer_of
 from numpygpt.errors import InputError
 from numpygpt.formats.checkpoint import read_checkpoint
 from numpygpt.model.saving import model_of
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Draw how much each token of a text reads of the others, one panel an attention head."""
     checkpoint = read_checkpoint(parsed.checkpoint)
+    path = picture_path(parsed.out, checkpoint, "attention.png")
     tokenizer = tokenizer_of(checkpoint, parsed.vocab)
     idx = encoded(parsed.prompt, tokenizer)
     model = model_of(checkpoint)
@@ -33,7 +34,6 @@ def run(parsed: argparse.Namespace) -> int:
     attn_weights = {
         layer: seen[f"trf_blocks.{layer}.att.attn_weights"][0] for layer in layers if parsed.layer in (None, layer)
     }
-    path = parsed.out or checkpoint.path.with_name("attention.png")
     plot_attention(attn_weights, labels(idx[0].tolist(), tokenizer), path)
     print(f"wrote {path}")
     return 0

@@ -4,7 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
-from numpygpt.commands.trained import add_checkpoint_options, labels, tokenizer_of
+from numpygpt.commands.trained import add_checkpoint_options, labels, picture_path, tokenizer_of
 from numpygpt.data.tokenizer import Encoding, text_to_token_ids
 from numpygpt.errors import InputError
 from numpygpt.formats.checkpoint import read_checkpoint
@@ -30,11 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Draw tokens at their word vectors' places in two dimensions, found by principal component analysis."""
     checkpoint = read_checkpoint(parsed.checkpoint)
+    path = picture_path(parsed.out, checkpoint, "embeddings.png")
     tokenizer = tokenizer_of(checkpoint, parsed.vocab)
     ids = [_single_token(text, tokenizer) for text in parsed.tokens or []] or _common_tokens(tokenizer)
-    vectors = model_of(checkpoint).state_dict()["tok_emb.weight"][ids]
-    path = parsed.out or checkpoint.path.with_name("embeddings.png")
-    plot_word_vectors(vectors, labels(ids, tokenizer), path)
+    vectors = model_of(checkpoint).state_dict()["tok_emb.weight"]
+    if max(ids) >= len(vectors):
+        raise InputError(f"token {max(ids)} has no vector: the model has {len(vectors)}, and another tokenizer")
+    plot_word_vectors(vectors[ids], labels(ids, tokenizer), path)
     print(f"wrote {path}")
     return 0
 

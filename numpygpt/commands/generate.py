@@ -5,7 +5,7 @@ import codecs
 from typing import Any
 
 from numpygpt.commands.model_options import flag
-from numpygpt.commands.trained import add_checkpoint_options, encoded, tokenizer_of
+from numpygpt.commands.trained import add_checkpoint_options, encoded, token_bytes, tokenizer_of
 from numpygpt.data.tokenizer import Encoding, token_ids_to_text
 from numpygpt.decoding.beams import beam_search
 from numpygpt.decoding.generation import stream
@@ -13,6 +13,7 @@ from numpygpt.decoding.sampling import check_sampling
 from numpygpt.errors import InputError
 from numpygpt.formats.checkpoint import read_checkpoint
 from numpygpt.model.saving import model_of
+from numpygpt.model.sizes import check_memory, decoding_bytes
 from numpygpt.random.torch_generator import TorchGenerator
 
 DEFAULT_TEMPERATURE = 0.8
@@ -49,6 +50,8 @@ def run(parsed: argparse.Namespace) -> int:
     model = model_of(checkpoint)
     if parsed.num_beams is not None:
         _refuse_sampling_options(parsed)
+        needed = decoding_bytes(model.config, parsed.num_beams, model.dtype)
+        check_memory(needed, f"a search with {parsed.num_beams} beams")
         end = _end_of_text(tokenizer)
         ids = beam_search(model, idx, parsed.max_new_tokens, model.config.context_length, parsed.num_beams, end)
         print(token_ids_to_text(ids, tokenizer))
@@ -85,5 +88,5 @@ def _print_as_it_comes(prompt: str, token_ids: Any, how_many: int, tokenizer: An
         token_id = next(token_ids)
         if token_id == end:
             break
-        print(decoder.decode(tokenizer.decode_single_token_bytes(token_id)), end="", flush=True)
+        print(decoder.decode(token_bytes(token_id, tokenizer)), end="", flush=True)
     print(decoder.decode(b"", final=True))

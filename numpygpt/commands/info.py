@@ -16,9 +16,13 @@ from numpygpt.commands.model_options import (
 from numpygpt.commands.tables import print_table
 from numpygpt.errors import InputError
 from numpygpt.formats.checkpoint import read_checkpoint
-from numpygpt.model import sizes as memory
+from numpygpt.model import sizes
+from numpygpt.model.config import GPTConfig
 from numpygpt.model.saving import saved_config, saved_tokenizer
+from numpygpt.sections import named_in_errors, value_of
 from numpygpt.training.book import perplexity
+from numpygpt.training.options import Options
+from numpygpt.training.run import SECTION, Evaluation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,26 +38,41 @@ def run(parsed: argparse.Namespace) -> int:
     """Print the parameters of a model part by part, and the memory that a training step takes."""
     step: dict[str, Any] = {"batch_size": 2, "dtype": "float32", "attention": "math", "checkpoint_activations": False}
     if parsed.checkpoint:
-        if given_model_options(parsed):
-            flags = ", ".join(map(flag, given_model_options(parsed)))
-            raise InputError(f"the model of --checkpoint has its own sizes; leave out {flags}")
-        checkpoint = read_checkpoint(parsed.checkpoint)
-        config = saved_config(checkpoint)
-        saved_run = checkpoint.values("run") if "run" in checkpoint else {}
-        step |= {name: value for name, value in saved_run.get("options", {}).items() if name in step}
-        print(f"{checkpoint.path}: tokenizer {saved_tokenizer(checkpoint)}, step {saved_run.get('step')}")
-        for last in saved_run.get("history", [])[-1:]:
-            loss = last["val_loss"]
-            print(f"validation loss {loss:.3f} nats a token, perplexity {perplexity(loss):.2f} (step {last['step']})")
+        config, options, lines = _of_a_run(parsed)
+        step |= {name: getattr(options, name) for name in step if options is not None}
     else:
-        config = config_of(parsed)
+        config, lines = config_of(parsed), []
     step |= {name: getattr(parsed, name) for name in step if getattr(parsed, name) is not None}
     tokens = tokens_of(step["batch_size"], parsed.tokens, config)
-    print("".join(f"{name} {value}\n" for name, value in config.to_dict().items()))
-    rows = memory.parameter_table(config)
-    total = memory.Row("total", "parameters", sum(row.parameters for row in rows))
+    for line in (*lines, *(f"{name} {value}" for name, value in config.to_dict().items()), ""):
+        print(line)
+    rows = sizes.parameter_table(config)
+    total = sizes.Row("total", "parameters", sum(row.parameters for row in rows))
     print_table("lrl", [(row.name, f"{row.parameters:,}", row.detail) for row in (*rows, total)])
     print(f"\na training step on {step['batch_size']} x {tokens} tokens in {step['dtype']}, AdamW:")
-    parts = memory.training_bytes(config, tokens=tokens, **step)
+    parts = sizes.training_bytes(config, tokens=tokens, **step)
     print_table("lr", [(name, f"{size / 2**20:,.1f} MiB") for name, size in parts._asdict().items()])
     return 0
+
+
+def _of_a_run(parsed: argparse.Namespace) -> tuple[GPTConfig, Options | None, list[str]]:
+    """The configuration and the options of the run in --checkpoint, and the lines that say how far it has come."""
+    if given_model_options(parsed):
+        flags = ", ".join(map(flag, given_model_options(parsed)))
+        raise InputError(f"the model of --checkpoint has its own sizes; leave out {flags}")
+    checkpoint = read_checkpoint(parsed.checkpoint)
+    config, tokenizer = saved_config(checkpoint), saved_tokenizer(checkpoint)
+    if SECTION not in checkpoint:
+        return config, None, [f"{checkpoint.path}: tokenizer {tokenizer}, a model without a training run"]
+    saved = checkpoint.values(SECTION)
+    with named_in_errors(checkpoint):
+        options = Options.of(value_of(saved, "options", dict))
+        history = [Evaluation.of(entry) for entry in value_of(saved, "history", list)]
+        lines = [f"{checkpoint.path}: tokenizer {tokenizer}, step {value_of(saved, 'step', int)}"]
+    if history:
+        last = history[-1]
+        lines.append(
+            f"validation loss {last.val_loss:.3f} nats a token, perplexity {perplexity(last.val_loss):.2f} "
+            f"(step {last.step})"
+        )
+    return config, options, lines

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from numpygpt.data.tokenizer import Encoding, get_tokenizer, text_to_token_ids
 from numpygpt.errors import InputError
+from numpygpt.files import check_writable
 from numpygpt.formats.checkpoint import Checkpoint
 from numpygpt.model.saving import saved_tokenizer
 from numpygpt.pictures.figure import token_label
@@ -33,6 +34,24 @@ def encoded(prompt: str, tokenizer: Encoding) -> Array:
     return idx
 
 
+def token_bytes(token_id: int, tokenizer: Encoding) -> bytes:
+    """What the token stands for. InputError for an id that the tokenizer does not know."""
+    try:
+        return tokenizer.decode_single_token_bytes(token_id)
+    except KeyError as error:
+        raise InputError(
+            f"token id {token_id} is none of the tokenizer {tokenizer.name}, which has {tokenizer.n_vocab}; "
+            f"the model was trained with another"
+        ) from error
+
+
 def labels(ids: list[int], tokenizer: Encoding) -> list[str]:
     """The tokens as a picture shows them."""
-    return [token_label(tokenizer.decode_single_token_bytes(token_id)) for token_id in ids]
+    return [token_label(token_bytes(token_id, tokenizer)) for token_id in ids]
+
+
+def picture_path(given: Path | None, checkpoint: Checkpoint, name: str) -> Path:
+    """Where a picture goes: as told, or beside the checkpoint. InputError, before any work, if it cannot be written."""
+    path = given or checkpoint.path.with_name(name)
+    check_writable(path)
+    return path

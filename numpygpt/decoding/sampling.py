@@ -18,7 +18,9 @@ def choose(
     top_p: float | None,
     rng: TorchGenerator,
 ) -> Integer[Array, "B"]:
-    """One token id a row, as `generate` describes."""
+    """One token id a row, as `generate` describes. InputError for a logit that is NaN or +inf."""
+    if not (logits < np.inf).all():
+        raise InputError("the model's logits are not finite: its weights are damaged or too large")
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
     if temperature == 0:
@@ -49,16 +51,26 @@ def keep_top_p(probabilities: Inexact[Array, "B V"], p: float) -> Inexact[Array,
     order = np.argsort(-probabilities, axis=-1, kind="stable")
     ordered = np.take_along_axis(probabilities, order, axis=-1)
     before = np.cumsum(ordered, axis=-1) - ordered
+    in_nucleus = before < p
+    in_nucleus[..., 0] = True  # also for a p that is 0 in the dtype of the probabilities
     kept = np.zeros_like(probabilities)
-    np.put_along_axis(kept, order, np.where(before < p, ordered, 0), axis=-1)
+    np.put_along_axis(kept, order, np.where(in_nucleus, ordered, 0), axis=-1)
     return kept
 
 
 def softmax_with_temperature(logits: Inexact[Array, "*rows V"], temperature: float) -> Inexact[Array, "*rows V"]:
-    """softmax(logits / temperature) over the last axis: below 1 sharper, above 1 flatter. InputError at 0 or below."""
+    """softmax(logits / temperature) over the last axis: below 1 sharper, above 1 flatter. InputError at 0 or below.
+
+    The largest logit of each row is subtracted first. So the quotients that overflow, at a very low temperature, are
+    those of the other logits, whose probability is 0 then; equal largest ones share the probability.
+    """
     if not 0 < temperature < math.inf:
         raise InputError(f"temperature is {temperature}; expected a number above 0")
-    return softmax.forward(np.asarray(logits) / temperature)[0]
+    logits = np.asarray(logits)
+    lowest = float(np.finfo(logits.dtype).tiny)  # a lower one might be 0 in the dtype of the logits
+    with np.errstate(over="ignore"):
+        scaled = (logits - logits.max(axis=-1, keepdims=True)) / max(temperature, lowest)
+    return softmax.forward(scaled)[0]
 
 
 def print_sampled_tokens(

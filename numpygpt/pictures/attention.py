@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from numpygpt.errors import InputError
-from numpygpt.pictures.figure import blank_figure, write_png
+from numpygpt.pictures.figure import blank_figure, check_finite, write_png
 from numpygpt.shapes import Array, Inexact
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def plot_attention(
     attn_weights   {layer: its weights, each row summing to 1}
     labels         the T tokens, as `token_label` writes them
 
-    Where a `path` is given, the figure is also written there, as PNG. Raises InputError for no layers, for weights that
-    are not (heads, T, T), and as `plot_losses` for the path and for matplotlib.
+    If a `path` is given, the figure is also written there, as PNG. Raises InputError for no layers, for weights that
+    are not (heads, T, T) or not finite, and as `plot_losses` for the path and for matplotlib.
     """
     T = len(labels)
     panels = [(layer, head, weights) for layer, heads in attn_weights.items() for head, weights in enumerate(heads)]
@@ -39,6 +39,8 @@ def plot_attention(
             f"there are {T} labels and attention weights of shapes {shapes}; "
             f"expected at least one label, and layers of shape (heads, {T}, {T})"
         )
+    for weights in attn_weights.values():
+        check_finite(weights, "the attention weights")
     n_heads = len(panels) // len(attn_weights)
     columns = n_heads if len(attn_weights) > 1 else min(n_heads, 4)
     rows = math.ceil(len(panels) / columns)

@@ -2,9 +2,13 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+
 from numpygpt.errors import InputError
+from numpygpt.files import check_writable, replacing
 from numpygpt.shapes import Array
 
 if TYPE_CHECKING:
@@ -40,17 +44,28 @@ def new_figure() -> tuple[Figure, Axes]:
 
 
 def blank_figure(width: int | float, height: int | float) -> Figure:
-    """An empty figure of this size in inches. InputError where matplotlib is not installed."""
+    """An empty figure of this size in inches. InputError if matplotlib is not installed or cannot start."""
     try:
         from matplotlib.figure import Figure as MatplotlibFigure
     except ImportError as error:
         raise InputError("matplotlib is not installed, and plots need it: pip install matplotlib") from error
+    except ValueError as error:
+        raise InputError(f"matplotlib refuses the environment variable MPLBACKEND, unset it: {error}") from error
     return MatplotlibFigure(figsize=(width, height), layout="constrained")
 
 
 def write_png(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write the figure. InputError for a path that cannot be written."""
+    """Write the figure whole, in place of an older file. InputError for a path that cannot be written."""
+    path = Path(path)
+    check_writable(path)
     try:
-        figure.savefig(path, format="png", dpi=150)
+        with replacing(path) as unfinished:
+            figure.savefig(unfinished, format="png", dpi=150)
     except OSError as error:
-        raise InputError(f"cannot write the picture {os.fspath(path)}: {error.strerror}") from error
+        raise InputError(f"cannot write the picture {path}: {error.strerror or error}") from error
+
+
+def check_finite(values: Array, what: str) -> None:
+    """InputError if one of the values is NaN or infinite, and so has no place in a picture."""
+    if not np.isfinite(values).all():
+        raise InputError(f"{what} are not all finite, so they cannot be drawn: the model is damaged or has diverged")

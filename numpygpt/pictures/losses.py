@@ -22,11 +22,11 @@ def plot_losses(
 ) -> Figure:
     """The loss curves of a training run over two x axes: epochs below, tokens seen above.
 
-    The four sequences hold one entry an evaluation; losses in nats a token. Where a `path` is given, the
-    figure is also written there, as PNG.
+    The four sequences hold one entry an evaluation; losses in nats a token. If a `path` is given, the figure is
+    also written there, as PNG.
 
     Raises InputError for sequences that are empty or of unequal lengths, for a path that cannot be written,
-    and where matplotlib is not installed.
+    and if matplotlib is not installed or cannot start.
     """
     lengths = [len(series) for series in (epochs_seen, tokens_seen, train_losses, val_losses)]
     if len(set(lengths)) > 1 or lengths[0] == 0:

@@ -23,7 +23,7 @@ def plot_temperatures(
 
     probabilities   {temperature: one probability a word}, at most as many temperatures as PALETTE has colors
 
-    Where a `path` is given, the figure is also written there, as PNG. Raises InputError for a series that is not as
+    If a `path` is given, the figure is also written there, as PNG. Raises InputError for a series that is not as
     long as `words`, and as `plot_losses` for the path and for matplotlib.
     """
     lengths = [len(series) for series in probabilities.values()]

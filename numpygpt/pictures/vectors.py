@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from numpygpt.errors import InputError
-from numpygpt.pictures.figure import PALETTE, VISIBLE, blank_figure, write_png
+from numpygpt.pictures.figure import PALETTE, VISIBLE, blank_figure, check_finite, write_png
 from numpygpt.shapes import Array, Inexact
 
 if TYPE_CHECKING:
@@ -25,14 +25,16 @@ def plot_word_vectors(
     vectors   rows of a token embedding
     labels    the N tokens, as `token_label` writes them
 
-    Where a `path` is given, the figure is also written there, as PNG. Raises InputError for fewer than two vectors or
-    dimensions, for labels that are not as many, and as `plot_losses` for the path and for matplotlib.
+    If a `path` is given, the figure is also written there, as PNG. Raises InputError for fewer than two vectors or
+    dimensions, for values that are not finite, for labels that are not as many, and as `plot_losses` for the path and
+    for matplotlib.
     """
     if min(vectors.shape) < 2 or len(labels) != len(vectors):
         raise InputError(
             f"there are {len(labels)} labels and vectors of shape {vectors.shape}; "
             f"expected as many labels as vectors, and at least two vectors of two dimensions"
         )
+    check_finite(vectors, "the word vectors")
     places, shares = principal_components(vectors)
     figure = blank_figure(8, 7)
     axes = figure.add_subplot()
