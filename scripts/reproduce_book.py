@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 from book import figures
-from book.record import Record, compare, peak_memory_bytes, print_costs
+from book.log import BookLog
+from book.record import Record, compare, print_costs
 from book.report import Report
 from tqdm import tqdm
 
@@ -35,11 +36,14 @@ from numpygpt.data.story import find_verdict
 from numpygpt.data.texts import read_text, split_text
 from numpygpt.data.tokenizer import Encoding, get_tokenizer
 from numpygpt.errors import BAD_INPUT, INTERRUPTED, InputError
+from numpygpt.files import locked
+from numpygpt.formats.checkpoint import FILE_NAME
 from numpygpt.model.config import GPT_CONFIG_124M, GPTConfig
-from numpygpt.pictures.losses import plot_losses
+from numpygpt.output import NOT_TOLD, output_may_fail
 from numpygpt.pictures.temperatures import plot_temperatures
-from numpygpt.training.book import loss_line
-from numpygpt.training.run import TRAIN_SHARE, Options, make_writable, stop_between_steps
+from numpygpt.training.loop import Every, Plan, train
+from numpygpt.training.options import Options
+from numpygpt.training.run import TRAIN_SHARE, TrainingRun, make_writable
 
 SEED = 123
 CHAPTER_4_CONFIG = GPTConfig.of(GPT_CONFIG_124M)
@@ -64,49 +68,49 @@ SAME_LOSS = 1e-5
 # The chapters
 
 
-def chapter_4(backend: Any, report: Report) -> None:
+def chapter_4(listings: Any, report: Report) -> None:
     """The model, and its first words."""
     report.heading("Chapter 4: the model")
-    backend.manual_seed(SEED)
-    model = backend.new_model(CHAPTER_4_CONFIG)
-    parameters = backend.num_parameters(model)
+    listings.manual_seed(SEED)
+    model = listings.new_model(CHAPTER_4_CONFIG)
+    parameters = listings.num_parameters(model)
     report.figure("parameters", f"{parameters:,}", figures.PARAMETERS)
     tied = parameters - CHAPTER_4_CONFIG.vocab_size * CHAPTER_4_CONFIG.emb_dim
     report.figure("parameters, were the head tied", f"{tied:,}", figures.PARAMETERS_TIED)
     report.figure("megabytes of float32", f"{4 * parameters / 2**20:.2f}", figures.MEGABYTES)
-    report.figure("untrained, greedy 6 tokens", backend.write(model, "Hello, I am", 6), figures.CHAPTER_4_TEXT)
+    report.figure("untrained, greedy 6 tokens", listings.write(model, "Hello, I am", 6), figures.CHAPTER_4_TEXT)
 
 
-def chapter_5_before_training(backend: Any, report: Report, text: str) -> float:
+def chapter_5_before_training(listings: Any, report: Report, text: str) -> float:
     """Text, losses and perplexity of the untrained model; returns the seconds that making it took."""
     report.heading("Chapter 5: before training")
     began = time.perf_counter()
-    backend.manual_seed(SEED)
-    model = backend.new_model(CONFIG)
+    listings.manual_seed(SEED)
+    model = listings.new_model(CONFIG)
     seconds = time.perf_counter() - began
-    report.figure("untrained, greedy 10 tokens", backend.write(model, figures.START, 10), figures.UNTRAINED_TEXT)
-    six_probabilities(backend, report, model)
+    report.figure("untrained, greedy 10 tokens", listings.write(model, figures.START, 10), figures.UNTRAINED_TEXT)
+    six_probabilities(listings, report, model)
     report.figure("characters", str(len(text)), figures.CHARACTERS)
-    report.figure("tokens", str(len(backend.tokenizer.encode(text))), figures.TOKENS)
+    report.figure("tokens", str(len(listings.tokenizer.encode(text))), figures.TOKENS)
     train_loader, val_loader = (
-        backend.loader(part, OPTIONS.batch_size, CONFIG.context_length, training=training)
+        listings.loader(part, OPTIONS.batch_size, CONFIG.context_length, training=training)
         for part, training in zip(split_text(text, TRAIN_SHARE), (True, False), strict=True)
     )
     report.figure("training batches", batches(train_loader), figures.TRAINING_BATCHES)
     report.figure("validation batches", batches(val_loader), figures.VALIDATION_BATCHES)
-    backend.manual_seed(SEED)
+    listings.manual_seed(SEED)
     for what, loader, books in (
         ("training", train_loader, figures.UNTRAINED_TRAINING_LOSS),
         ("validation", val_loader, figures.UNTRAINED_VALIDATION_LOSS),
     ):
-        loss = backend.loader_loss(loader, model)
+        loss = listings.loader_loss(loader, model)
         report.figure(f"untrained {what} loss", str(loss), str(books), abs(loss - books) <= SAME_LOSS)
     return seconds
 
 
-def six_probabilities(backend: Any, report: Report, model: Any) -> None:
+def six_probabilities(listings: Any, report: Report, model: Any) -> None:
     """What the model says of two short texts."""
-    probabilities = backend.probabilities(model, figures.INPUTS)
+    probabilities = listings.probabilities(model, figures.INPUTS)
     report.figure("likeliest next tokens", str(probabilities.argmax(axis=-1).tolist()), figures.LIKELIEST_TOKENS)
     here = np.take_along_axis(probabilities, np.array(figures.TARGETS)[..., np.newaxis], axis=-1).ravel()
     books = np.array(figures.TARGET_PROBABILITIES.split(), float)
@@ -114,7 +118,7 @@ def six_probabilities(backend: Any, report: Report, model: Any) -> None:
     same = bool((abs(here - books) <= last_digit).all())
     text = " ".join(f"{p:.4e}" for p in here)
     report.figure("probabilities of the targets", text, figures.TARGET_PROBABILITIES, same)
-    loss = backend.batch_loss(model, figures.INPUTS, figures.TARGETS)
+    loss = listings.batch_loss(model, figures.INPUTS, figures.TARGETS)
     report.figure("cross-entropy of the targets", f"{loss:.4f}", figures.CROSS_ENTROPY)
     perplexity = math.exp(loss)
     same = abs(loss - math.log(figures.PERPLEXITY)) <= SAME_LOSS  # its digits are more than the loss has in float32
@@ -127,34 +131,34 @@ def batches(loader: Any) -> str:
     return f"{len(loader)} x {', '.join(map(str, shapes))}"
 
 
-def chapter_5_after_training(backend: Any, report: Report, model: Any) -> None:
+def chapter_5_after_training(listings: Any, report: Report, model: Any) -> None:
     """Text of the trained model."""
     report.heading("Chapter 5: after training")
-    report.figure("trained, greedy 25 tokens", backend.write(model, figures.START, 25), figures.TRAINED_GREEDY_TEXT)
-    backend.manual_seed(SEED)
-    text = backend.write(model, figures.START, 15, temperature=1.4, top_k=25)
+    report.figure("trained, greedy 25 tokens", listings.write(model, figures.START, 25), figures.TRAINED_GREEDY_TEXT)
+    listings.manual_seed(SEED)
+    text = listings.write(model, figures.START, 15, temperature=1.4, top_k=25)
     report.figure("trained, 15 tokens, top_k 25, temperature 1.4", text, figures.TRAINED_SAMPLED_TEXT)
 
 
-def chapter_5_nine_words(backend: Any, report: Report, directory: Path) -> None:
+def chapter_5_nine_words(listings: Any, report: Report, directory: Path) -> None:
     """Temperature and top-k over a vocabulary of nine words; draws temperatures.png."""
     report.heading("Chapter 5: nine words")
-    logits = backend.array(figures.WORD_LOGITS)
-    by_temperature = {t: backend.package.softmax_with_temperature(logits, t) for t in figures.TEMPERATURES}
+    logits = listings.array(figures.WORD_LOGITS)
+    by_temperature = {t: listings.package.softmax_with_temperature(logits, t) for t in figures.TEMPERATURES}
     likeliest = int(np.argmax(figures.WORD_LOGITS))
     report.figure("likeliest", f"{likeliest} {figures.WORDS[likeliest]}", figures.LIKELIEST_WORD)
-    report.figure("1000 draws, seed 123", drawn_words(backend, by_temperature[1]), figures.DRAWN_WORDS)
+    report.figure("1000 draws, seed 123", drawn_words(listings, by_temperature[1]), figures.DRAWN_WORDS)
     pizza = float(by_temperature[5][figures.WORDS.index("pizza")])
     report.figure("pizza at temperature 5", f"{100 * pizza:.0f} %", figures.PIZZA_AT_TEMPERATURE_5)
-    top_3 = zip(figures.WORDS, backend.top_k_probabilities(figures.WORD_LOGITS, 3), strict=True)
+    top_3 = zip(figures.WORDS, listings.top_k_probabilities(figures.WORD_LOGITS, 3), strict=True)
     report.figure("top 3", ", ".join(f"{word} {p:.4f}" for word, p in top_3 if p), figures.TOP_3_PROBABILITIES)
     plot_temperatures(figures.WORDS, by_temperature, directory / "temperatures.png")
 
 
-def drawn_words(backend: Any, probabilities: Any) -> str:
+def drawn_words(listings: Any, probabilities: Any) -> str:
     """The words that came up in print_sampled_tokens."""
     with redirect_stdout(StringIO()) as printed:
-        backend.package.print_sampled_tokens(probabilities, figures.WORDS)
+        listings.package.print_sampled_tokens(probabilities, figures.WORDS)
     counts = (line.split(" x ") for line in printed.getvalue().splitlines())
     return ", ".join(f"{count} {word}" for count, word in counts if count != "0")
 
@@ -163,83 +167,56 @@ def drawn_words(backend: Any, probabilities: Any) -> str:
 
 
 def start_or_resume(
-    backend: Any, options: Options, config: GPTConfig, directory: Path, record: Record, *, overwrite: bool
-) -> tuple[Any, Record]:
-    """The run in the folder where it was left, or a new one. InputError where another run is there."""
-    if overwrite or not (directory / backend.checkpoint).exists():
-        return backend.Run.start(options, config, directory, overwrite=overwrite), record
-    run = backend.Run.resume(directory, text=options.text, vocab=options.vocab, steps=options.steps)
-    if (run.options, run.config) != (options, config):
+    listings: Any, options: Options, config: GPTConfig, directory: Path, record: Record, *, overwrite: bool
+) -> tuple[TrainingRun, Record]:
+    """The run in the folder where it was left, or a new one. InputError if another run is there."""
+    if overwrite or not (directory / FILE_NAME).exists():
+        return TrainingRun.start(listings.training, options, config, directory, overwrite=overwrite), record
+    run = TrainingRun.resume(
+        listings.training, directory, text=options.text, vocab=options.vocab, steps=options.steps
+    )
+    if (run.options, run.config) != (options.settled(), config):
         raise InputError(
             f"{directory} holds another run than the book's; replace it with --overwrite, or choose another --out"
         )
+    if not run.step:
+        return run, record
     record = Record.load(directory)
     record.step_losses, record.step_seconds = record.step_losses[: run.step], record.step_seconds[: run.step]
-    record.samples = record.samples[: run.step // len(run.train_loader)]
+    record.samples = record.samples[: run.step // run.backend.batches_in_an_epoch()]
     return run, record
 
 
-def train(run: Any, record: Record, report: Report) -> None:
+def train_as_in_the_book(run: TrainingRun, record: Record, report: Report) -> Path:
     """The book's training run to its end, or until Ctrl-C, with what it had printed before at the top.
 
-    Every epoch but the last is saved at its end, so that a crash loses no more than one; no time counts this.
+    It is saved at the end of each epoch, so that a crash loses no more than one. Returns the checkpoint's path.
     """
     tqdm.write("\nChapter 5: training")
-    for step in range(1, run.step + 1):
-        show_step(run, record, report, step)
-    total = run.options.steps * run.tokens_per_step
-    with (
-        stop_between_steps() as stop,
-        tqdm(total=total, initial=run.tokens_seen, unit="token", unit_scale=True, dynamic_ncols=True) as bar,
-    ):
-        while not run.finished and not stop.requested:
-            began = time.perf_counter()
-            record.step_losses.append(run.train_step())
-            record.step_seconds.append(time.perf_counter() - began)
-            if (run.step - 1) % run.options.eval_every == 0:
-                run.evaluate()
-            epoch_ends = run.step % len(run.train_loader) == 0
-            if epoch_ends:
-                record.samples.append(run.sample())
-            show_step(run, record, report, run.step)
-            bar.update(run.tokens_per_step)
-            bar.set_postfix_str(f"step {run.step}/{run.options.steps}, loss {record.step_losses[-1]:.3f}")
-            record.training_seconds += time.perf_counter() - began
-            if epoch_ends and not run.finished:
-                save(run, record)
-    record.evaluations = [asdict(evaluation) for evaluation in run.history]
+    epoch = run.backend.batches_in_an_epoch()
+    plan = Plan(
+        evaluations=Every(run.options.eval_every, first=1),
+        samples=Every(epoch, first=epoch),
+        saves=Every(epoch, first=epoch),
+        keep_best=False,
+    )
+    return train(run, plan, BookLog(record, report))
 
 
-def show_step(run: Any, record: Record, report: Report, step: int) -> None:
-    """The lines that the book prints after the step (1, 2, ...), if any."""
-    epoch, batch = divmod(step - 1, len(run.train_loader))
-    number, until_evaluation = divmod(step - 1, run.options.eval_every)
-    if not until_evaluation:
-        losses = run.history[number].train_loss, run.history[number].val_loss
-        books = figures.LOSS_LINES[number] if number < len(figures.LOSS_LINES) else None
-        report.line(loss_line(epoch, step - 1, *losses), books)
-    if batch + 1 == len(run.train_loader):
-        books = figures.START + figures.SAMPLES[epoch] if epoch < figures.EPOCHS else None
-        report.line(record.samples[epoch], books)
-
-
-def save(run: Any, record: Record) -> list[Path]:
-    """Write the record and the checkpoint: the record first, for a run resumes at its checkpoint's step."""
-    record.peak_memory_bytes = max(record.peak_memory_bytes, peak_memory_bytes())
-    return [record.save(run.directory), run.save()]
-
-
-def keep(run: Any, record: Record) -> None:
-    """Write the record, the checkpoint and the curves."""
-    written = save(run, record)
-    if run.history:
-        written.append(run.directory / "losses.png")
-        epochs, tokens, train_losses, val_losses = (
-            [getattr(entry, column) for entry in run.history]
-            for column in ("epochs_seen", "tokens_seen", "train_loss", "val_loss")
-        )
-        plot_losses(epochs, tokens, train_losses, val_losses, written[-1])
+def chapter_5_training(listings: Any, report: Report, run: TrainingRun, record: Record) -> None:
+    """The training, and what the trained model says; writes the checkpoint, the record and the loss curves."""
+    written = [train_as_in_the_book(run, record, report)]
+    backend: Any = run.backend  # both have a model
+    if run.step:
+        record.mask_seconds = listings.mask_seconds(backend.model, OPTIONS.batch_size, CONFIG.context_length)
+        written += [record.save(run.directory), run.plot()]
+        print_costs(record)
     tqdm.write(f"\nwrote {', '.join(map(str, written))}")
+    if run.finished:
+        if run.step == figures.EPOCHS * backend.batches_in_an_epoch():
+            chapter_5_after_training(listings, report, backend.model)
+        record.figures = report.exact
+        record.save(run.directory)
 
 
 # The command
@@ -249,40 +226,32 @@ def run_book(parsed: argparse.Namespace) -> int:
     """All of it, in the book's order."""
     text_file = find_verdict(parsed.text)
     tokenizer = get_tokenizer("gpt2", parsed.vocab)
-    backend, report = new_backend(parsed.backend, tokenizer), Report()
+    listings, report = new_listings(parsed.backend, tokenizer), Report()
     directory = parsed.out or Path("runs") / f"book-{parsed.backend}"
     make_writable(directory)
     text = read_text(text_file)
-    chapter_4(backend, report)
-    seconds = chapter_5_before_training(backend, report, text)
+    chapter_4(listings, report)
+    seconds = chapter_5_before_training(listings, report, text)
     if parsed.epochs:
         options = replace(
             OPTIONS, text=(str(text_file),), vocab=parsed.vocab, steps=parsed.epochs * figures.BATCHES_IN_AN_EPOCH
         )
         record = Record(parsed.backend, seconds)
-        run, record = start_or_resume(backend, options, CONFIG, directory, record, overwrite=parsed.overwrite)
-        train(run, record, report)
-        if not run.step:
-            return INTERRUPTED
-        record.mask_seconds = backend.mask_seconds(run.model, OPTIONS.batch_size, CONFIG.context_length)
-        keep(run, record)
-        print_costs(record)
+        with locked(directory):
+            run, record = start_or_resume(listings, options, CONFIG, directory, record, overwrite=parsed.overwrite)
+            chapter_5_training(listings, report, run, record)
         if not run.finished:
             command = "the same command without --overwrite" if parsed.overwrite else "the same command"
             tqdm.write(f"stopped after step {run.step} of {options.steps}; {command} goes on from there")
             return INTERRUPTED
-        if run.step == figures.EPOCHS * len(run.train_loader):
-            chapter_5_after_training(backend, report, run.model)
-        record.figures = report.exact
-        record.save(directory)
-    chapter_5_nine_words(backend, report, directory)
+    chapter_5_nine_words(listings, report, directory)
     return report.conclude()
 
 
-def new_backend(name: str, tokenizer: Encoding) -> Any:
-    """The one asked for; the other is not imported."""
+def new_listings(name: str, tokenizer: Encoding) -> Any:
+    """The book's listings in the package asked for; the other is not imported."""
     import_module(f"{name}gpt")  # says what to install, if it must
-    return import_module(f"book.{name}_backend").Backend(tokenizer)
+    return import_module(f"book.{name}_listings").Listings(tokenizer)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -291,8 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--backend", choices=("numpy", "torch"), default="numpy", help="what computes (default: numpy)")
     add("--epochs", type=int, default=figures.EPOCHS, help="0: only what needs no training (default: the book's 10)")
-    add("--text", metavar="FILE", help="the-verdict.txt (default: from the folder NUMPYGPT_DATA, or fetched)")
-    add("--vocab", metavar="FILE", help="gpt2.tiktoken (default: from the folder NUMPYGPT_DATA, or fetched)")
+    add("--text", metavar="FILE", help="the-verdict.txt (default: the one that ships with numpygpt)")
+    add("--vocab", metavar="FILE", help="gpt2.tiktoken (default: the one that ships with numpygpt)")
     add("--out", type=Path, metavar="DIR", help="folder for what it writes (default: runs/book-BACKEND)")
     add("--overwrite", action="store_true", help="replace the run in --out instead of going on with it")
     add("--compare", nargs=2, type=Path, metavar="DIR", help="only compare the runs in two such folders")
@@ -302,7 +271,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return compare([Record.load(directory) for directory in parsed.compare])
         if parsed.epochs < 0:
             raise InputError(f"--epochs is {parsed.epochs}; expected 0 or more")
-        return run_book(parsed)
+        with output_may_fail() as output:
+            status = run_book(parsed)
+        return status or (NOT_TOLD if output.failure else 0)
     except (InputError, ImportError) as error:
         print(f"reproduce_book: error: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -1,12 +1,16 @@
-"""The options for a model's configuration and for a training step, which several commands share."""
+"""The options for a model's configuration, a training step and a training run, which several commands share."""
 
 import argparse
 import json
+from collections.abc import Container
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
 from numpygpt.errors import InputError
-from numpygpt.model.config import ATTENTIONS, DEFAULT_CONFIG, GPT2_SIZES, POSITIONS, GPTConfig
+from numpygpt.model.config import DEFAULT_CONFIG, GPT2_SIZES, POSITIONS, GPTConfig
+from numpygpt.reading import read_file
+from numpygpt.training.options import Options, declaration
 
 #: What a configuration starts from: a released GPT-2, or a JSON file.
 STARTS = ("preset", "config")
@@ -20,17 +24,21 @@ def add_model_options(
     start = sizes.add_mutually_exclusive_group()
     start.add_argument("--preset", choices=GPT2_SIZES, help="start from the sizes of a GPT-2")
     start.add_argument("--config", type=Path, metavar="FILE", help="start from the configuration in a JSON file")
-    names = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
-    for name in names if vocab_size else names[1:]:
-        sizes.add_argument(flag(name), type=int, help=_default(default, name))
-    sizes.add_argument("--drop-rate", type=float, help=_default(default, "drop_rate"))
-    for name in ("qkv_bias", "tie_weights"):
-        sizes.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=None)
-    sizes.add_argument("--position", choices=POSITIONS, help=_default(default, "position"))
+    for field in fields(GPTConfig):
+        if vocab_size or field.name != "vocab_size":
+            meaning = f"(default: {getattr(default, field.name)}, or the preset's or file's)"
+            choices = POSITIONS if field.name == "position" else None
+            _add_option(sizes, field, meaning, choices=choices)
 
 
-def _default(default: GPTConfig, name: str) -> str:
-    return f"(default: {getattr(default, name)}, or the preset's or file's)"
+def _add_option(parser: Any, field: Any, meaning: str, **shown: Any) -> None:
+    """Declare the option for a dataclass's field, of its name and type. Without it on the command line it is None."""
+    kinds = [kind for kind in get_args(field.type) or (field.type,) if kind not in (type(None), ...)]
+    if kinds == [bool]:
+        parser.add_argument(flag(field.name), action=argparse.BooleanOptionalAction, default=None, help=meaning)
+    else:
+        nargs = "+" if get_origin(field.type) is tuple else None
+        parser.add_argument(flag(field.name), type=kinds[0], nargs=nargs, help=meaning, **shown)
 
 
 def config_of(
@@ -50,13 +58,12 @@ def read_config(path: Path) -> GPTConfig:
 
     Raises InputError, with the file's name, for one that cannot be read, is no JSON, or holds no usable configuration.
     """
+    text = read_file(path, "configuration")
     try:
-        return GPTConfig.of(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise InputError(f"cannot read the configuration {path}: {error.strerror}") from error
+        return GPTConfig.of(json.loads(text))
     except InputError as error:
         raise InputError(f"the configuration {path} cannot be used: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"the configuration {path} is no JSON: {error}") from error
 
 
@@ -75,17 +82,22 @@ def add_step_options(parser: argparse.ArgumentParser, batch_size: int | None = 2
 
 def add_compute_options(parser: argparse.ArgumentParser) -> None:
     """Declare how a step is computed: the options of `GPTModel` that change time and memory."""
-    parser.add_argument(
-        "--attention",
-        choices=ATTENTIONS,
-        help="flash: tile by tile, faster at 1024 tokens, and smaller (default: math)",
-    )
-    parser.add_argument(
-        "--checkpoint-activations",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="compute each block again in the backward: less memory, a fifth more time",
-    )
+    add_run_options(parser, ("attention", "checkpoint_activations"))
+
+
+def add_run_options(parser: argparse.ArgumentParser, names: Container[str] | None = None) -> None:
+    """Declare the options of a training run, or those of these names, as `numpygpt.training.options` has them."""
+    for field in fields(Options):
+        if names is None or field.name in names:
+            said = declaration(field.name)
+            default = "" if field.type is bool or "(default:" in said.meaning else f" (default: {field.default})"
+            _add_option(parser, field, said.meaning + default, choices=said.choices, metavar=said.metavar)
+
+
+def given_run_options(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The options of a training run that the command line holds."""
+    given = {field.name: getattr(parsed, field.name) for field in fields(Options)}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def tokens_of(batch_size: int, tokens: int | None, config: GPTConfig) -> int:

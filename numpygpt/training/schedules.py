@@ -12,9 +12,12 @@ def warmup_cosine(step: int, *, peak_lr: float, warmup_steps: int, total_steps: 
     """Learning rate of step 0, 1, ...: linear up to peak_lr over warmup_steps, then a half cosine down to min_lr.
 
     Goyal et al. 2017 (arXiv:1706.02677, section 2.2) for the warm-up; Loshchilov & Hutter 2017 (arXiv:1608.03983,
-    equation 5) for the cosine. The first step has peak_lr / warmup_steps; from total_steps on it is min_lr.
+    equation 5) for the cosine. The first step has peak_lr / warmup_steps. From total_steps on, or from the end of a
+    warm-up that takes longer, it is min_lr.
     """
     if step < warmup_steps:
         return peak_lr * (step + 1) / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    if step >= total_steps:
+        return min_lr
+    progress = (step - warmup_steps) / (total_steps - warmup_steps)
     return min_lr + (peak_lr - min_lr) * (1 + math.cos(math.pi * progress)) / 2

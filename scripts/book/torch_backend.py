@@ -1,221 +1,178 @@
-"""The book's listings in PyTorch: what `reproduce_book.py --backend torch` runs, to compare NumPy's run with."""
+"""The backend of the training loop that computes in PyTorch on the CPU, as the book's listings do.
 
-from dataclasses import asdict
-from pathlib import Path
-from pickle import UnpicklingError
+It draws what NumPy's backend draws and writes the same sections, so a run that one of the two has begun, the other can
+continue.
+"""
+
+import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 import torchgpt
-from numpygpt.data.texts import split_text
-from numpygpt.data.tokenizer import Encoding, get_tokenizer
 from numpygpt.errors import InputError
-from numpygpt.files import replacing
-from numpygpt.model.config import GPTConfig
-from numpygpt.training.run import TRAIN_SHARE, Evaluation, Options
+from numpygpt.sections import SavedSections, Section, named_in_errors, value_of
+from numpygpt.training.backend import Task
 from torchgpt.model import GPTModel
-from torchgpt.training import sample_text, training_step
+from torchgpt.training import sample_text
 
-CHECKPOINT = "checkpoint.pt"
 DEVICE = "cpu"
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class TorchRun:
-    """The twin of `numpygpt.training.run.TrainingRun` on PyTorch's default generator.
+class TorchBackend:
+    """The twin of `numpygpt.training.numpy_backend.NumpyBackend` on PyTorch's default generator. See `Backend` there.
 
-    Of the options it knows those of the book's run: no accumulation, schedule or clipping.
+    It takes the steps of the book, which know no accumulation and no clipping.
     """
 
-    def __init__(self, options: Options, config: GPTConfig, directory: Path) -> None:
-        self.options, self.config, self.directory = options, config, directory
-        self.tokenizer = get_tokenizer(options.tokenizer, options.vocab)
+    def __init__(self, task: Task) -> None:
+        self.options, self.config, self.tokenizer = task.options, task.config, task.tokenizer
+        if self.options.accumulate != 1 or self.options.clip:
+            raise InputError(
+                f"accumulate is {self.options.accumulate} and clip is {self.options.clip}, which the book's training "
+                f"in PyTorch does not know; expected 1 and 0"
+            )
         self.train_loader, self.val_loader = (
             torchgpt.create_dataloader_v1(
                 part,
-                options.batch_size,
-                config.context_length,
-                stride=config.context_length,
+                self.options.batch_size,
+                self.config.context_length,
+                stride=self.config.context_length,
                 shuffle=training,
                 drop_last=training,
                 tokenizer=self.tokenizer,
             )
-            for part, training in zip(split_text(options.read_text(), TRAIN_SHARE), (True, False), strict=True)
+            for part, training in ((task.training_text, True), (task.validation_text, False))
         )
-        self.model = GPTModel(config).to(getattr(torch, options.dtype))
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
-        self.step = self.tokens_seen = 0
-        self.history: list[Evaluation] = []
 
     @classmethod
-    def start(cls, options: Options, config: GPTConfig, directory: Path, *, overwrite: bool = False) -> "TorchRun":
-        """A new run. InputError where the directory already holds a checkpoint, unless it may be overwritten."""
-        if (directory / CHECKPOINT).exists() and not overwrite:
-            raise InputError(f"{directory} already holds a checkpoint; replace it, or choose another folder")
-        torch.manual_seed(options.seed)
-        return cls(options, config, directory)
+    def start(cls, task: Task) -> "TorchBackend":
+        backend = cls(task)
+        torch.manual_seed(task.options.seed)
+        backend._make_model()
+        backend._begin_epoch()
+        return backend
 
     @classmethod
-    def resume(cls, directory: Path, **changes: Any) -> "TorchRun":
-        """The run whose checkpoint is in `directory`, with `changes` of its options."""
-        saved = _load(directory / CHECKPOINT)
-        options = Options(**{**saved["options"], "text": tuple(saved["options"]["text"]), **changes})
-        if options.steps < saved["step"]:
-            raise InputError(
-                f"steps is {options.steps}, but the run in {directory} has done {saved['step']}; "
-                f"expected at least as many"
-            )
-        run = cls(options, GPTConfig.of(saved["config"]), directory)
-        run.model.load_state_dict(saved["model"])
-        run.optimizer.load_state_dict(saved["optimizer"])
-        run.step, run.tokens_seen = saved["step"], saved["tokens_seen"]
-        run.history = [Evaluation(**entry) for entry in saved["history"]]
-        run._random_state_of_epoch = saved["random_state_of_epoch"]
-        batches_done = run.step % len(run.train_loader)
-        if batches_done:  # a DataLoader starts at the front: draw the epoch's order again and pass over its batches
-            torch.set_rng_state(run._random_state_of_epoch)
-            run._begin_epoch()
-            for _ in range(batches_done):
-                next(run._batches)
-        torch.set_rng_state(saved["random_state"])
-        return run
+    def load(cls, task: Task, saved: SavedSections) -> "TorchBackend":
+        backend = cls(task)
+        backend._make_model()
+        with named_in_errors(saved):
+            backend._load_model(saved)
+            backend._load_optimizer(saved)
+            backend._load_position(saved)
+            torch.set_rng_state(torch.from_numpy(saved.arrays("random")["generator"]))
+        return backend
 
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens that one optimizer step trains on."""
-        return self.options.batch_size * self.config.context_length
+    def batches_in_an_epoch(self) -> int:
+        return len(self.train_loader)
 
-    @property
-    def finished(self) -> bool:
-        """Whether all steps are done."""
-        return self.step >= self.options.steps
-
-    def train_step(self) -> float:
-        """One optimizer step; returns its loss."""
-        if self.step % len(self.train_loader) == 0:
-            self._begin_epoch()
-        inputs, targets = next(self._batches)
-        loss = training_step(self.model, self.optimizer, inputs, targets, DEVICE)
-        self.step += 1
-        self.tokens_seen += self.tokens_per_step
+    def step(self, learning_rate: float) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.zero_grad()
+        inputs, targets = self._next_batch()
+        loss = torchgpt.calc_loss_batch(inputs, targets, self.model, DEVICE)
+        if not math.isfinite(loss.item()):
+            raise InputError(f"the loss is {loss.item()}; the weights are those before that step")
+        loss.backward()
+        self.optimizer.step()
         return loss.item()
 
-    def _begin_epoch(self) -> None:
-        self._random_state_of_epoch = torch.get_rng_state()
-        self._batches = iter(self.train_loader)
-
-    def evaluate(self) -> Evaluation:
-        """Measure both losses and add them to the history."""
-        losses = torchgpt.evaluate_model(
+    def evaluate(self) -> tuple[float, float]:
+        return torchgpt.evaluate_model(
             self.model, self.train_loader, self.val_loader, DEVICE, self.options.eval_batches
         )
-        epochs = self.step / len(self.train_loader)
-        self.history.append(Evaluation(self.step, epochs, self.tokens_seen, *losses))
-        return self.history[-1]
 
-    def sample(self) -> str:
-        """The likeliest continuation of the options' prompt."""
-        return sample_text(self.model, self.tokenizer, DEVICE, self.options.sample_prompt)
+    @torch.no_grad()
+    def probe(self) -> float:
+        inputs, targets = self.val_loader.dataset[: self.options.batch_size]
+        loss = torchgpt.calc_loss_batch(inputs, targets, self.model.eval(), DEVICE).item()
+        self.model.train()
+        return loss
 
-    def save(self) -> Path:
-        """Write the checkpoint in place of the last one; returns its path."""
-        path = self.directory / CHECKPOINT
-        contents = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "random_state": torch.get_rng_state(),
-            "random_state_of_epoch": self._random_state_of_epoch,
-            "options": asdict(self.options),
-            "config": self.config.to_dict(),
-            "step": self.step,
-            "tokens_seen": self.tokens_seen,
-            "history": [asdict(evaluation) for evaluation in self.history],
+    def sample(self, prompt: str) -> str:
+        return sample_text(self.model, self.tokenizer, DEVICE, prompt)
+
+    def state(self) -> dict[str, Section]:
+        weights = {name: parameter.detach().numpy() for name, parameter in self.model.named_parameters()}
+        return {
+            "model": Section({"config": self.config.to_dict(), "tokenizer": self.options.tokenizer}, weights),
+            "optimizer": self._optimizer_section(),
+            "random": Section({}, {"generator": torch.get_rng_state().numpy()}),
+            "data": Section({"position": {"order_seed": self._order_seed, "batches_done": self._batches_done}}, {}),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as unfinished:
-            torch.save(contents, unfinished)
-        return path
 
+    # The model and its optimizer
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        saved: dict[str, Any] = torch.load(path, weights_only=True)
-    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"the checkpoint {path} cannot be read ({reason}); start anew with --overwrite") from error
-    return saved
-
-
-class Backend:
-    """The twin of `book.numpy_backend.Backend`; methods and attributes as described there."""
-
-    package = torchgpt
-    Run = TorchRun
-    checkpoint = CHECKPOINT
-
-    def __init__(self, tokenizer: Encoding) -> None:
-        self.tokenizer = tokenizer
-
-    def manual_seed(self, seed: int) -> None:
-        """Seed PyTorch's default generator."""
-        torch.manual_seed(seed)
-
-    def new_model(self, config: GPTConfig) -> GPTModel:
-        """A model with fresh weights, for evaluation."""
-        return GPTModel(config).eval()
-
-    def num_parameters(self, model: GPTModel) -> int:
-        """How many numbers are trained."""
-        return sum(parameter.numel() for parameter in model.parameters())
-
-    def array(self, numbers: list) -> Tensor:
-        """Integers as int64, others as float32."""
-        return torch.tensor(numbers)
-
-    @torch.no_grad()
-    def probabilities(self, model: GPTModel, inputs: list[list[int]]) -> np.ndarray:
-        """Of each next token (B, T, V)."""
-        return torchgpt.softmax_with_temperature(model.eval()(self.array(inputs)), 1).numpy()
-
-    @torch.no_grad()
-    def batch_loss(self, model: GPTModel, inputs: list[list[int]], targets: list[list[int]]) -> float:
-        """The cross-entropy in nats a token."""
-        return torchgpt.calc_loss_batch(self.array(inputs), self.array(targets), model.eval(), DEVICE).item()
-
-    def loader(self, text: str, batch_size: int, length: int, *, training: bool) -> DataLoader:
-        """The book's loader of a part of the text."""
-        return torchgpt.create_dataloader_v1(
-            text, batch_size, length, length, training, training, tokenizer=self.tokenizer
+    def _make_model(self) -> None:
+        self.model = GPTModel(self.config).to(getattr(torch, self.options.dtype))
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=self.options.lr, weight_decay=self.options.weight_decay
         )
 
-    @torch.no_grad()
-    def loader_loss(self, loader: DataLoader, model: GPTModel) -> float:
-        """The loss over all its batches."""
-        return torchgpt.calc_loss_loader(loader, model.eval(), DEVICE)
+    def _load_model(self, saved: SavedSections) -> None:
+        weights = {name: torch.from_numpy(array) for name, array in saved.arrays("model").items()}
+        try:
+            self.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise InputError(" ".join(str(error).split())) from error
 
-    def write(
-        self, model: GPTModel, prompt: str, max_new_tokens: int, temperature: float = 0.0, top_k: int | None = None
-    ) -> str:
-        """The prompt and what the model says next."""
-        token_ids = torchgpt.generate(
-            model.eval(),
-            torchgpt.text_to_token_ids(prompt, self.tokenizer),
-            max_new_tokens,
-            model.config.context_length,
-            temperature,
-            top_k,
-        )
-        return torchgpt.token_ids_to_text(token_ids, self.tokenizer)
+    def _optimizer_section(self) -> Section:
+        """In the form of NumPy's `AdamW.section`. PyTorch makes the moments in the first step; before it they are 0."""
+        (group,) = self.optimizer.param_groups
+        states = {name: self.optimizer.state.get(parameter, {}) for name, parameter in self.model.named_parameters()}
+        values = {
+            "step": max(int(state.get("step", 0)) for state in states.values()),
+            **{name: group[name] for name in ("lr", "eps", "weight_decay")},
+            "betas": list(group["betas"]),
+            "groups": [],
+        }
+        moments = {
+            f"{kind}.{name}": states[name].get(kind, torch.zeros_like(parameter)).detach().numpy()
+            for kind in MOMENTS
+            for name, parameter in self.model.named_parameters()
+        }
+        return Section(values, moments)
 
-    def top_k_probabilities(self, logits: list[float], k: int) -> np.ndarray:
-        """The softmax of the k largest logits; 0 for the rest."""
-        all_logits = self.array(logits)
-        smallest_kept = torch.topk(all_logits, k).values[-1]
-        return torch.softmax(all_logits.masked_fill(all_logits < smallest_kept, -torch.inf), dim=-1).numpy()
+    def _load_optimizer(self, saved: SavedSections) -> None:
+        step, moments = value_of(saved.values("optimizer"), "step", int), saved.arrays("optimizer")
+        for name, parameter in self.model.named_parameters():
+            keys = {kind: f"{kind}.{name}" for kind in MOMENTS}
+            if any(key not in moments or moments[key].shape != parameter.shape for key in keys.values()):
+                raise InputError(f"the optimizer has no moments of {name} {tuple(parameter.shape)}")
+            if step:
+                found = {kind: torch.from_numpy(moments[key]) for kind, key in keys.items()}
+                self.optimizer.state[parameter] = {"step": torch.tensor(float(step)), **found}
 
-    def mask_seconds(self, model: GPTModel, batch_size: int, length: int) -> float | None:
-        """Not told: PyTorch draws its masks amid the forward."""
-        return None
+    # The batches
+
+    def _begin_epoch(self) -> None:
+        self._batches = iter(self.train_loader)
+        self._order_seed: int | None = None
+        self._batches_done = 0
+
+    def _next_batch(self) -> list[Tensor]:
+        if self._batches_done == len(self.train_loader):
+            self._begin_epoch()
+        if self._order_seed is None:  # what the loader is about to draw, as the seed of the epoch's order
+            with torch.random.fork_rng(devices=[]):
+                self._order_seed = int(torch.empty((), dtype=torch.int64).random_())
+        self._batches_done += 1
+        return next(self._batches)
+
+    def _load_position(self, saved: SavedSections) -> None:
+        """A DataLoader starts at the front: the rest of an epoch is a loader of its own over the windows left."""
+        position = value_of(saved.values("data"), "position", dict)
+        self._begin_epoch()
+        self._order_seed = value_of(position, "order_seed", int, type(None))
+        self._batches_done = value_of(position, "batches_done", int)
+        if self._order_seed is not None:
+            generator = torch.Generator().manual_seed(self._order_seed)
+            windows: Any = self.train_loader.dataset
+            order = torch.randperm(len(windows), generator=generator).tolist()
+            left = Subset(windows, order[self._batches_done * self.options.batch_size :])
+            self._batches = iter(DataLoader(left, self.options.batch_size, drop_last=True))

@@ -9,27 +9,24 @@ import numpygpt
 from numpygpt.data.loader import DataLoader
 from numpygpt.data.tokenizer import Encoding
 from numpygpt.decoding.sampling import keep_top_k
-from numpygpt.formats.checkpoint import FILE_NAME
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
 from numpygpt.process import keep_freed_memory
 from numpygpt.shapes import Array
-from numpygpt.training.run import TrainingRun
+from numpygpt.training.numpy_backend import NumpyBackend
 
 
-class Backend:
+class Listings:
     """The steps of chapters 4 and 5 that are called differently in numpygpt and torchgpt.
 
-    `book.torch_backend.Backend` is its twin.
+    `book.torch_listings.Listings` is its twin.
 
-    package      where the functions are that both have under one name and call alike
-    Run          trains, saves and resumes
-    checkpoint   the name of the file that Run saves
+    package    where the functions are that both have under one name and call alike
+    training   the backend of the training loop
     """
 
     package = numpygpt
-    Run = TrainingRun
-    checkpoint = FILE_NAME
+    training = NumpyBackend
 
     def __init__(self, tokenizer: Encoding) -> None:
         keep_freed_memory()

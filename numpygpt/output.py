@@ -1,0 +1,67 @@
+"""Standard output and standard error where they may fail.
+
+A pipe may be closed at the other end, and a disk may be full. Neither should cost anybody a training run.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from typing import Any
+
+#: The exit status of a command that has done its work, and could not tell about it.
+NOT_TOLD = 1
+
+
+def discard(stream: Any) -> None:
+    """Lose what the stream has not written yet and all that comes, so that Python can still close it at its end."""
+    with suppress(AttributeError, OSError, ValueError):  # no stream at all, or none with a file behind it
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+class ForgivingStream:
+    """A stream for which writing never fails: what cannot be written is lost.
+
+    failure   why something was lost; empty as long as nothing was
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.failure = "" if stream is not None else "it is closed"
+
+    def write(self, text: str) -> int:
+        """Write the text, and do not wait if a line is whole: whoever reads a long job's log wants to see it."""
+        self._attempt("write", text)
+        if "\n" in text:
+            self.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is still waiting."""
+        self._attempt("flush")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _attempt(self, method: str, *arguments: str) -> None:
+        if self.failure:
+            return
+        try:
+            getattr(self._stream, method)(*arguments)
+        except (OSError, ValueError) as error:  # ValueError: the stream is closed
+            self.failure = getattr(error, "strerror", None) or str(error)
+            discard(self._stream)
+
+
+@contextmanager
+def output_may_fail() -> Iterator[ForgivingStream]:
+    """Within it, nothing that is printed can raise an error. Yields standard output, which knows what became of it."""
+    out, err = ForgivingStream(sys.stdout), ForgivingStream(sys.stderr)
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            yield out
+        finally:
+            out.flush()
+            err.flush()

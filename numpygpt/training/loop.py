@@ -1,0 +1,122 @@
+"""The training loop: steps, evaluations, samples, checkpoints, and stopping between two steps.
+
+It knows nothing of arrays. What computes is the run's backend, and what a person sees is the progress.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from numpygpt.training.options import Options
+from numpygpt.training.progress import Progress
+from numpygpt.training.run import TrainingRun
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Every:
+    """After which steps something is done: after step `first` and then every `period` steps; period 0: after none.
+
+    at_the_end   also after the last step, whichever that is
+    """
+
+    period: int
+    first: int
+    at_the_end: bool = False
+
+    def is_due(self, run: TrainingRun) -> bool:
+        """Whether it is done after the step at which the run stands."""
+        if not self.period:
+            return False
+        since = run.step - self.first
+        return (since >= 0 and since % self.period == 0) or (self.at_the_end and run.finished)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the loop does after which steps.
+
+    evaluations, samples, saves   when; a checkpoint is saved at the end of the loop in any case
+    keep_best                     whether the checkpoint with the lowest validation loss is kept beside the last
+    """
+
+    evaluations: Every
+    samples: Every
+    saves: Every
+    keep_best: bool = True
+
+    @classmethod
+    def of(cls, options: Options) -> "Plan":
+        """The plan of `numpygpt train`, which evaluates the model once before it has learned anything."""
+        return cls(
+            evaluations=Every(options.eval_every, first=0, at_the_end=True),
+            samples=Every(options.sample_every, first=options.sample_every, at_the_end=True),
+            saves=Every(options.save_every, first=options.save_every),
+        )
+
+
+def train(run: TrainingRun, plan: Plan, progress: Progress) -> Path:
+    """Take the run to its last step, or as far as Ctrl-C lets it come, and save it; returns the checkpoint's path.
+
+    Raises InputError, and saves nothing, as soon as a loss, a gradient or a weight is not finite.
+    """
+    with stop_between_steps() as stop, progress.of(run):
+        if run.step == 0 and not run.history and plan.evaluations.is_due(run):
+            _evaluate(run, plan, progress)
+        while not run.finished and not stop.requested:
+            progress.stepped(run, *_timed(run.train_step))
+            if plan.evaluations.is_due(run):
+                _evaluate(run, plan, progress)
+            if plan.samples.is_due(run):
+                progress.sampled(run, *_timed(run.sample))
+            if plan.saves.is_due(run) and not run.finished:
+                _save(run, progress)
+        return _save(run, progress)
+
+
+def _evaluate(run: TrainingRun, plan: Plan, progress: Progress) -> None:
+    progress.evaluated(run, *_timed(run.evaluate))
+    if plan.keep_best and run.best_step == run.step:
+        run.save_best()
+
+
+def _save(run: TrainingRun, progress: Progress) -> Path:
+    progress.saving(run)
+    return run.save()
+
+
+def _timed(call: Callable[[], Result]) -> tuple[Result, float]:
+    """What the call returns, and the seconds that it took."""
+    began = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - began
+
+
+class StopRequest:
+    """Whether Ctrl-C, or a polite kill, has asked the run to stop after the step it is in."""
+
+    requested = False
+
+
+@contextmanager
+def stop_between_steps() -> Iterator[StopRequest]:
+    """Within it, the first Ctrl-C (or SIGTERM) only sets `requested`: no step is cut in half. A second interrupts."""
+    request = StopRequest()
+
+    def ask(number: int, frame: Any) -> None:
+        request.requested = True
+        signal.signal(number, previous[number])
+
+    previous: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in previous:
+        signal.signal(number, ask)
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

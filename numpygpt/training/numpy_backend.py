@@ -1,0 +1,114 @@
+"""The backend of the training loop that computes in NumPy."""
+
+from typing import Any
+
+from numpygpt.data.loader import Batches, DataLoader
+from numpygpt.data.windows import GPTDatasetV1
+from numpygpt.errors import InputError
+from numpygpt.model.gpt import GPTModel
+from numpygpt.model.saving import model_of, model_section
+from numpygpt.model.sizes import check_memory, training_bytes
+from numpygpt.random.torch_generator import TorchGenerator
+from numpygpt.sections import SavedSections, Section, named_in_errors, value_of
+from numpygpt.training.adamw import AdamW
+from numpygpt.training.backend import Task
+from numpygpt.training.book import calc_loss_batch, evaluate_model, sample_text
+from numpygpt.training.step import Batch, training_step
+
+
+class NumpyBackend:
+    """A model, its optimizer, its batches and one random generator that all of them draw from.
+
+    The draws are those of PyTorch's default generator in the book's listings, in the same order. See `Backend`.
+    """
+
+    model: GPTModel
+    optimizer: AdamW
+    batches: Batches
+
+    def __init__(self, task: Task) -> None:
+        self.options, self.config, self.tokenizer = task.options, task.config, task.tokenizer
+        self._check_memory()
+        self.rng = TorchGenerator(self.options.seed)
+        self.train_loader = self._loader("training", task.training_text, shuffle=True)
+        self.val_loader = self._loader("validation", task.validation_text, shuffle=False)
+
+    @classmethod
+    def start(cls, task: Task) -> "NumpyBackend":
+        """See `Backend`."""
+        backend, options = cls(task), task.options
+        backend.model = GPTModel(task.config, backend.rng, options.dtype, **backend._how_to_compute())
+        backend.optimizer = AdamW(backend.model, lr=options.lr, weight_decay=options.weight_decay)
+        backend.batches = iter(backend.train_loader)
+        return backend
+
+    @classmethod
+    def load(cls, task: Task, saved: SavedSections) -> "NumpyBackend":
+        """See `Backend`."""
+        backend = cls(task)
+        backend.model = model_of(saved, **backend._how_to_compute())
+        backend.optimizer = AdamW(backend.model)
+        backend.optimizer.load_section(saved)
+        position, random_states = saved.values("data"), saved.arrays("random")
+        with named_in_errors(saved):
+            backend.batches = backend.train_loader.resume(value_of(position, "position", dict))
+            backend.rng.set_state(TorchGenerator.from_torch_state(random_states.get("generator")).get_state())
+        return backend
+
+    def batches_in_an_epoch(self) -> int:
+        """See `Backend`."""
+        return len(self.train_loader)
+
+    def step(self, learning_rate: float) -> float:
+        """See `Backend`."""
+        self.optimizer.lr = learning_rate
+        micro_batches = [self._next_batch() for _ in range(self.options.accumulate)]
+        return training_step(
+            self.model, self.optimizer, micro_batches, rng=self.rng, max_norm=self.options.clip or None
+        )
+
+    def evaluate(self) -> tuple[float, float]:
+        """See `Backend`."""
+        return evaluate_model(self.model, self.train_loader, self.val_loader, self.options.eval_batches)
+
+    def probe(self) -> float:
+        """See `Backend`."""
+        windows, first = self.val_loader.dataset, slice(self.options.batch_size)
+        return calc_loss_batch(windows.input_ids[first], windows.target_ids[first], self.model)
+
+    def sample(self, prompt: str) -> str:
+        """See `Backend`."""
+        return sample_text(self.model, self.tokenizer, prompt)
+
+    def state(self) -> dict[str, Section]:
+        """See `Backend`."""
+        return {
+            "model": model_section(self.model, self.options.tokenizer),
+            "optimizer": self.optimizer.section(),
+            "random": Section({}, {"generator": self.rng.to_torch_state()}),
+            "data": Section({"position": self.batches.position}, {}),
+        }
+
+    def _how_to_compute(self) -> dict[str, Any]:
+        return {name: getattr(self.options, name) for name in ("attention", "checkpoint_activations")}
+
+    def _check_memory(self) -> None:
+        """InputError, before any memory is taken, for a training step that needs more than the machine has."""
+        options, tokens = self.options, self.config.context_length
+        step = training_bytes(self.config, options.batch_size, tokens, options.dtype, **self._how_to_compute())
+        check_memory(step.peak, f"a training step of this model on {options.batch_size} x {tokens} tokens")
+
+    def _loader(self, name: str, text: str, *, shuffle: bool) -> DataLoader:
+        """Batches of one part of the text, its windows side by side; a shuffled epoch has full batches only."""
+        length = self.config.context_length
+        try:
+            dataset = GPTDatasetV1(text, self.tokenizer, length, stride=length)
+            return DataLoader(dataset, self.options.batch_size, shuffle=shuffle, drop_last=shuffle, rng=self.rng)
+        except InputError as error:
+            raise InputError(f"the {name} part of the text is too short: {error}") from error
+
+    def _next_batch(self) -> Batch:
+        for batch in self.batches:
+            return batch
+        self.batches = iter(self.train_loader)
+        return next(self.batches)

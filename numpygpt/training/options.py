@@ -1,0 +1,195 @@
+"""The options of a training run.
+
+Each option is declared once, as a field of `Options`: its name, type and default, what it may be, the line that the
+command's help prints, and whether a resumed run may change it. The command line and the options that a checkpoint keeps
+both come from these declarations.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Integral, Real
+from pathlib import Path
+from reprlib import repr as shortened
+from typing import Any, NamedTuple, get_args
+
+from numpygpt.data.texts import python_reference_text, read_text
+from numpygpt.data.tokenizer import TOKENIZERS
+from numpygpt.errors import InputError
+from numpygpt.model.config import ATTENTIONS
+from numpygpt.training.schedules import constant, warmup_cosine
+
+SCHEDULES = ("cosine", "constant")
+
+#: No count of a training run needs to be larger, and no arithmetic with smaller ones is inexact in float64.
+LARGEST_COUNT = 10**12
+
+#: How a model of each of GPT-2's sizes is trained from nothing: options that `numpygpt train --preset` starts from.
+#:
+#: The learning rates are those of GPT-3's models of nearly the same sizes (Brown et al. 2020, arXiv:2005.14165,
+#: table 2.1: Small, Medium, Large and XL), and as there (appendix B) the cosine ends at a tenth of them; GPT-2's paper
+#: (Radford et al. 2019) does not tell its own. GPT-3's batches of half a million tokens and its warm-up over 375
+#: million are out of reach of a few cores. The book's repository trains its 124M model at 5e-4 in batches of 4 x 1024
+#: tokens (ch05/03_bonus_pretraining_on_gutenberg). Ours are of 8 x 1024 tokens, one sequence at a time, which needs the
+#: least memory, and the warm-up takes 100 steps.
+PRESETS: dict[str, dict[str, Any]] = {
+    size: {"lr": lr, "min_lr": lr / 10, "warmup_steps": 100, "batch_size": 1, "accumulate": 8}
+    for size, lr in (("gpt2-small", 6e-4), ("gpt2-medium", 3e-4), ("gpt2-large", 2.5e-4), ("gpt2-xl", 2e-4))
+}
+
+
+class Declaration(NamedTuple):
+    """What is said of an option beside its name, its type and its default.
+
+    meaning      what it is, for the command's help
+    smallest     the least number that it may be; None: no limit is checked here
+    choices      the texts that it may be; None: any
+    changeable   whether a resumed run may change it
+    metavar      what stands for its value in the command's help, where its name would not do
+    """
+
+    meaning: str
+    smallest: int | None = None
+    choices: tuple[str, ...] | None = None
+    changeable: bool = False
+    metavar: str | None = None
+
+
+def option(default: Any, meaning: str, **declared: Any) -> Any:
+    """A field of `Options`; `declared` are fields of `Declaration`."""
+    return field(default=default, metadata={"declaration": Declaration(meaning, **declared)})
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a training run does, beside the model's configuration. The defaults are those of the command line.
+
+    Raises InputError, which names the option, for a value of another type than declared or out of range.
+    """
+
+    text: tuple[str, ...] = option(
+        (), "files to learn from (default: the language reference of this Python)", changeable=True, metavar="FILE"
+    )
+    tokenizer: str = option("bytes", "what makes token ids of text", choices=TOKENIZERS)
+    vocab: str | None = option(
+        None, "GPT-2's ranks, for --tokenizer gpt2 (default: those that ship)", changeable=True, metavar="FILE"
+    )
+    steps: int = option(600, "optimizer steps in all", smallest=1, changeable=True)
+    batch_size: int = option(16, "windows in a micro-batch", smallest=1)
+    accumulate: int = option(1, "micro-batches in a step", smallest=1)
+    lr: float = option(4e-3, "peak learning rate", smallest=0, changeable=True)
+    min_lr: float = option(3e-4, "learning rate at the end of the cosine and after it", smallest=0, changeable=True)
+    warmup_steps: int = option(50, "steps of linear warm-up", smallest=0)
+    schedule: str = option("cosine", "how the learning rate goes on after the warm-up", choices=SCHEDULES)
+    schedule_steps: int | None = option(
+        None, "steps until the cosine has ended (default: the --steps that the run starts with)", smallest=1
+    )
+    weight_decay: float = option(0.1, "AdamW's weight decay", smallest=0)
+    clip: float = option(1.0, "largest norm of the gradient; 0: any", smallest=0, changeable=True)
+    eval_every: int = option(150, "steps between evaluations", smallest=1)
+    eval_batches: int = option(16, "batches in an evaluation, of training and of validation text", smallest=1)
+    sample_every: int = option(150, "steps between samples; 0: none", smallest=0, changeable=True)
+    sample_prompt: str = option("The ", "what the samples continue", changeable=True)
+    save_every: int = option(300, "steps between checkpoints; 0: only at the end", smallest=0, changeable=True)
+    seed: int = option(123, "of weights, batches and dropout")
+    dtype: str = option("float32", "format of every number", choices=("float32", "float64"))
+    attention: str = option("math", "flash: tile by tile, faster at 1024 tokens, and smaller", choices=ATTENTIONS)
+    checkpoint_activations: bool = option(
+        False, "compute each block again in the backward: less memory, a fifth more time", changeable=True
+    )
+
+    def __post_init__(self) -> None:
+        for declared in fields(self):
+            object.__setattr__(self, declared.name, _checked(declared.name, getattr(self, declared.name)))
+        if self.sample_every and not self.sample_prompt:
+            raise InputError("sample_prompt is empty; expected text for the samples to continue, or sample_every 0")
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> "Options":
+        """The options that `to_dict` wrote; what is missing has its default. InputError for what is no option."""
+        unexpected = [name for name in saved if name not in cls.__dataclass_fields__]
+        if unexpected:
+            raise InputError(f"{shortened(unexpected)} are no options of a training run")
+        return cls(**{name: _checked(name, value) for name, value in saved.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options in types that JSON has."""
+        return {**asdict(self), "text": list(self.text)}
+
+    def settled(self) -> "Options":
+        """These options as a run keeps them, so that it can go on from another folder and for more steps.
+
+        The paths of files are absolute, and the length of the schedule is written down: a run that is made longer keeps
+        the learning rates that it has.
+        """
+        return replace(
+            self,
+            text=tuple(_absolute(path) for path in self.text),
+            vocab=self.vocab and _absolute(self.vocab),
+            schedule_steps=None if self.schedule == "constant" else self.schedule_steps or self.steps,
+        )
+
+    def read_text(self) -> str:
+        """The text to learn from."""
+        return read_text(self.text) if self.text else python_reference_text()
+
+    def learning_rate(self, step: int) -> float:
+        """Of step 0, 1, ...; from the end of the schedule on, a cosine's rate stays at its minimum."""
+        if self.schedule == "constant":
+            return constant(step, peak_lr=self.lr)
+        return warmup_cosine(
+            step,
+            peak_lr=self.lr,
+            warmup_steps=self.warmup_steps,
+            total_steps=self.schedule_steps or self.steps,
+            min_lr=min(self.min_lr, self.lr),
+        )
+
+
+def declaration(name: str) -> Declaration:
+    """What is declared of the option of this name."""
+    found: Declaration = Options.__dataclass_fields__[name].metadata["declaration"]
+    return found
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute())
+
+
+def _checked(name: str, value: Any) -> Any:
+    """The value of the option of that name, as its type. InputError for one of another type or out of range."""
+    kind, said = Options.__dataclass_fields__[name].type, declaration(name)
+    if value is None and type(None) in get_args(kind):
+        return None
+    if kind in (int, int | None):
+        return _count(name, said, value)
+    if kind is float:
+        return _measure(name, said, value)
+    if kind == tuple[str, ...]:
+        if not (isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)):
+            raise InputError(f"{name} is {shortened(value)}; expected a list of texts")
+        return tuple(value)
+    if said.choices is not None and value not in said.choices:
+        raise InputError(f"{name} is {shortened(value)}; expected one of: {', '.join(said.choices)}")
+    if not isinstance(value, bool if kind is bool else str):
+        raise InputError(f"{name} is {shortened(value)}; expected {'True or False' if kind is bool else 'a text'}")
+    return value
+
+
+def _count(name: str, said: Declaration, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputError(f"{name} is {shortened(value)}; expected an integer")
+    count = int(value)
+    if said.smallest is not None and count < said.smallest:
+        least = "0 or more" if said.smallest == 0 else f"at least {said.smallest}"
+        raise InputError(f"{name} is {shortened(count)}; expected {least}")
+    if said.smallest is not None and count > LARGEST_COUNT:
+        raise InputError(f"{name} is {shortened(count)}; expected at most {LARGEST_COUNT:,}")
+    return count
+
+
+def _measure(name: str, said: Declaration, value: Any) -> float:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not (said.smallest or 0) <= value <= sys.float_info.max:
+        raise InputError(f"{name} is {shortened(value)}; expected a finite number of {said.smallest or 0} or more")
+    return float(value)

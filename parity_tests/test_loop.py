@@ -1,0 +1,256 @@
+"""The training loop over a backend that computes nothing: what is done after which steps, and what is kept."""
+
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from numpygpt import GPTConfig, InputError
+from numpygpt.formats.checkpoint import FILE_NAME, read_checkpoint
+from numpygpt.sections import Section
+from numpygpt.training.loop import Every, Plan, train
+from numpygpt.training.options import Options
+from numpygpt.training.progress import Progress
+from numpygpt.training.run import BEST, TrainingRun
+from parity_tests.command import files, write_text
+
+CONFIG = GPTConfig(vocab_size=256, context_length=6, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.0, qkv_bias=False)
+
+
+class Counting:
+    """A backend whose weights are the number of its steps; what its losses are is told to it."""
+
+    val_losses = [5.0] * 100
+
+    def __init__(self, steps):
+        self.weights = {"a": np.float32([steps]), "b": np.zeros(2, np.float32)}
+        self.rates = []
+
+    @classmethod
+    def start(cls, task):
+        return cls(0)
+
+    @classmethod
+    def load(cls, task, saved):
+        return cls(int(saved.arrays("model")["a"][0]))
+
+    def batches_in_an_epoch(self):
+        return 4
+
+    def step(self, learning_rate):
+        self.rates.append(learning_rate)
+        self.weights["a"] += 1
+        return 7.0
+
+    def evaluate(self):
+        return 6.0, self.val_losses[int(self.weights["a"][0])]
+
+    def probe(self):
+        return self.val_losses[int(self.weights["a"][0])]
+
+    def sample(self, prompt):
+        return f"{prompt}..."
+
+    def state(self):
+        return {"model": Section({"config": CONFIG.to_dict(), "tokenizer": "bytes"}, self.weights)}
+
+
+class Told(Progress):
+    """Writes down what the loop tells."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def write(self, line):
+        self.lines.append(line)
+
+    def stepped(self, run, loss, seconds):
+        super().stepped(run, loss, seconds)
+        self.write(f"{run.step} step")
+
+    def evaluated(self, run, evaluation, seconds):
+        self.write(f"{run.step} evaluation")
+
+    def sampled(self, run, text, seconds):
+        self.write(f"{run.step} sample")
+
+    def saving(self, run):
+        self.write(f"{run.step} save")
+
+
+def options_of(folder, **changes):
+    text = (str(write_text(folder)),)
+    return Options(**{"text": text, "steps": 5, "eval_every": 2, "sample_every": 3, "save_every": 4, **changes})
+
+
+def started(folder, backend=Counting, **changes):
+    return TrainingRun.start(backend, options_of(folder, **changes), CONFIG, folder / "run")
+
+
+def told(run, plan=None):
+    progress = Told()
+    train(run, plan or Plan.of(run.options), progress)
+    return [line for line in progress.lines if not line.endswith("step")]
+
+
+def saved_step(folder):
+    return read_checkpoint(folder).values("run")["step"]
+
+
+def test_the_plan_of_the_command_begins_and_ends_with_an_evaluation(tmp_path):
+    assert told(started(tmp_path)) == [
+        "0 evaluation", "2 evaluation", "3 sample", "4 evaluation", "4 save", "5 evaluation", "5 sample", "5 save",
+    ]  # fmt: skip
+    assert saved_step(tmp_path / "run") == 5
+
+
+def test_nothing_is_done_twice_after_one_step_and_0_means_never(tmp_path):
+    run = started(tmp_path, steps=4, save_every=0, sample_every=0)
+    assert told(run) == ["0 evaluation", "2 evaluation", "4 evaluation", "4 save"]
+
+
+def test_a_plan_may_begin_at_any_step(tmp_path):
+    never = Every(0, first=0, at_the_end=True)
+    plan = Plan(evaluations=Every(2, first=1), samples=never, saves=Every(3, first=3), keep_best=False)
+    assert told(started(tmp_path), plan) == ["1 evaluation", "3 evaluation", "3 save", "5 evaluation", "5 save"]
+    assert sorted(files(tmp_path / "run")) == [FILE_NAME]
+
+
+def test_a_resumed_run_does_what_is_left(tmp_path):
+    assert told(started(tmp_path, steps=3)) == ["0 evaluation", "2 evaluation", "3 evaluation", "3 sample", "3 save"]
+    run = TrainingRun.resume(Counting, tmp_path / "run", steps=5)
+    assert told(run) == ["4 evaluation", "4 save", "5 evaluation", "5 sample", "5 save"]
+    assert told(TrainingRun.resume(Counting, tmp_path / "run")) == ["5 save"], "a finished one is only saved"
+
+
+def test_each_step_has_its_learning_rate(tmp_path):
+    run = started(tmp_path, warmup_steps=2, lr=0.5, min_lr=0.25)
+    told(run)
+    assert run.backend.rates == [run.options.learning_rate(step) for step in range(5)]
+    assert run.backend.rates[:3] == [0.25, 0.5, 0.5]
+
+
+# The best checkpoint
+
+
+@pytest.mark.parametrize(
+    ("val_losses", "best"),
+    [([9, 9, 5, 9, 4, 9], 4), ([9, 9, 4, 9, 5, 9], 2), ([9, 9, 5, 9, 5, 9], 2), ([1, 9, 9, 9, 9, 8], 5)],
+    ids=["the second", "the first", "equal: the first", "the untrained model does not count"],
+)
+def test_the_checkpoint_of_the_lowest_validation_loss_is_kept_beside_the_last(tmp_path, monkeypatch, val_losses, best):
+    monkeypatch.setattr(Counting, "val_losses", list(map(float, val_losses)))
+    run = started(tmp_path)
+    told(run)
+    assert saved_step(tmp_path / "run" / BEST) == best
+    assert saved_step(tmp_path / "run") == 5
+    assert read_checkpoint(tmp_path / "run" / BEST).arrays("model")["a"].tolist() == [best]
+    assert run.best_step == best
+
+
+def test_a_resumed_run_remembers_its_best(tmp_path, monkeypatch):
+    monkeypatch.setattr(Counting, "val_losses", [9.0, 9.0, 3.0, 9.0, 4.0, 4.0])
+    told(started(tmp_path, steps=3))
+    told(TrainingRun.resume(Counting, tmp_path / "run", steps=5))
+    assert saved_step(tmp_path / "run" / BEST) == 2
+
+
+def test_the_best_checkpoint_is_a_run_that_can_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(Counting, "val_losses", [9.0, 9.0, 3.0, 9.0, 9.0, 9.0])
+    told(started(tmp_path))
+    run = TrainingRun.resume(Counting, tmp_path / "run" / BEST)
+    assert (run.step, run.backend.weights["a"].tolist()) == (2, [2])
+    assert [entry.step for entry in run.history] == [0, 2]
+
+
+def test_the_best_of_a_run_that_was_overwritten_goes_with_it(tmp_path):
+    told(started(tmp_path))
+    before = files(tmp_path)
+    options = options_of(tmp_path, eval_every=100)
+    other = TrainingRun.start(Counting, options, CONFIG, tmp_path / "run", overwrite=True)
+    assert files(tmp_path) == before, "until the first save"
+    other.save()
+    assert sorted(files(tmp_path / "run")) == [FILE_NAME]
+
+
+# A run that has diverged
+
+
+def test_losses_that_are_not_finite_end_the_run_and_save_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(Counting, "val_losses", [9.0, 9.0, 9.0, 9.0, math.nan])
+    run = started(tmp_path, lr=0.5, save_every=3)
+    message = "after step 4 the losses are 6.0 and nan; the checkpoint of step 3 is as it was"
+    with pytest.raises(InputError, match=f"^{message}"):
+        told(run)
+    assert [entry.step for entry in run.history] == [0, 2]
+    assert saved_step(tmp_path / "run") == 3
+
+
+@pytest.mark.parametrize(
+    ("eval_every", "way_back"),
+    [
+        (100, "nothing was saved: start again with a lower learning rate, such as --lr 0.05"),
+        (2, "the checkpoint of step 2 is as it was: go on from there .* --resume .*/run/best --lr 0.05"),
+    ],
+    ids=["nothing", "the best"],
+)
+def test_the_way_back_is_to_what_was_saved(tmp_path, monkeypatch, eval_every, way_back):
+    monkeypatch.setattr(Counting, "val_losses", [9.0, 9.0, 9.0, 9.0, 9.0, math.nan])
+    run = started(tmp_path, lr=0.5, eval_every=eval_every, save_every=0)
+    with pytest.raises(InputError, match=f"^after step 5 the losses are 6.0 and nan; {way_back}$"):
+        told(run)
+
+
+def test_a_model_whose_loss_is_not_finite_is_not_saved_over_the_last(tmp_path, monkeypatch):
+    """Its weights may be finite all the same, and merely too large: nobody could go on from them."""
+    told(started(tmp_path, steps=1, lr=0.5))
+    before = files(tmp_path)
+    monkeypatch.setattr(Counting, "val_losses", [math.inf] * 100)
+    run = TrainingRun.resume(Counting, tmp_path / "run", steps=9)
+    run.train_step()
+    message = (
+        f"after step 2 the loss is inf; the checkpoint of step 1 is as it was: go on from there with a lower learning "
+        f"rate, such as numpygpt train --resume {tmp_path / 'run'} --lr 0.05"
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        run.save()
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_weights_that_are_not_finite_are_not_saved_over_the_last(tmp_path, value):
+    """Even those that no loss depends on, like the vector of a token that never comes up."""
+    run = started(tmp_path)
+    run.train_step()
+    run.save()
+    before = files(tmp_path)
+    run.train_step()
+    run.backend.weights["b"][1] = value
+    message = "after step 2 the run cannot be saved, and values are not finite in b; the checkpoint of step 1 is as"
+    with pytest.raises(InputError, match=f"^{message}"):
+        run.save()
+    assert files(tmp_path) == before
+
+
+def test_a_step_that_its_backend_refuses_says_how_to_go_on(tmp_path):
+    class Refusing(Counting):
+        def step(self, learning_rate):
+            raise InputError("the loss is nan at optimizer step 1")
+
+    run = started(tmp_path, Refusing)
+    with pytest.raises(InputError, match=r"^the loss is nan at optimizer step 1; nothing was saved: start again"):
+        run.train_step()
+    assert run.step == 0
+
+
+def test_what_the_run_keeps_is_of_the_state_when_it_was_saved(tmp_path):
+    run = started(tmp_path)
+    told(run)
+    section = read_checkpoint(tmp_path / "run").values("run")
+    assert section["options"] == run.options.to_dict()
+    assert [entry["step"] for entry in section["history"]] == [0, 2, 4, 5]
+    assert section["tokens_seen"] == 5 * run.tokens_per_step == run.tokens_seen
+    assert run.options == replace(options_of(tmp_path), schedule_steps=5)

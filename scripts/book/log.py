@@ -1,0 +1,69 @@
+"""The book's training log: what the training loop shows of the book's run, and what is recorded of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from book import figures
+from book.record import Record, peak_memory_bytes
+from book.report import Report
+from numpygpt.training.book import loss_line
+from numpygpt.training.progress import Progress
+from numpygpt.training.run import Evaluation, TrainingRun
+
+
+class BookLog(Progress):
+    """Each line of the log, beside the book's own; losses, samples and times go to the record.
+
+    Times count steps, evaluations and samples, and no saving.
+    """
+
+    def __init__(self, record: Record, report: Report) -> None:
+        super().__init__()
+        self.record, self.report = record, report
+
+    @contextmanager
+    def of(self, run: TrainingRun) -> Iterator[None]:
+        """As in `Progress`, with what an earlier part of the run had shown at the top."""
+        epoch = run.backend.batches_in_an_epoch()
+        for step in range(1, run.step + 1):
+            for evaluation in run.history:
+                if evaluation.step == step:
+                    self._show_losses(run, evaluation)
+            if step % epoch == 0:
+                self._show_sample(step // epoch, self.record.samples[step // epoch - 1])
+        with super().of(run):
+            yield
+
+    def stepped(self, run: TrainingRun, loss: float, seconds: float) -> None:
+        super().stepped(run, loss, seconds)
+        self.record.step_losses.append(loss)
+        self.record.step_seconds.append(seconds)
+        self.record.training_seconds += seconds
+
+    def evaluated(self, run: TrainingRun, evaluation: Evaluation, seconds: float) -> None:
+        self.show(run, val=evaluation.val_loss)
+        self._show_losses(run, evaluation)
+        self.record.training_seconds += seconds
+
+    def sampled(self, run: TrainingRun, text: str, seconds: float) -> None:
+        self.record.samples.append(text)
+        self._show_sample(len(self.record.samples), text)
+        self.record.training_seconds += seconds
+
+    def saving(self, run: TrainingRun) -> None:
+        """Write the record: it comes before the checkpoint, because a run is resumed at its checkpoint's step."""
+        self.record.peak_memory_bytes = max(self.record.peak_memory_bytes, peak_memory_bytes())
+        self.record.evaluations = [asdict(evaluation) for evaluation in run.history]
+        self.record.save(run.directory)
+
+    def _show_losses(self, run: TrainingRun, evaluation: Evaluation) -> None:
+        epoch = (evaluation.step - 1) // run.backend.batches_in_an_epoch()
+        number = run.history.index(evaluation)
+        books = figures.LOSS_LINES[number] if number < len(figures.LOSS_LINES) else None
+        line = loss_line(epoch, evaluation.step - 1, evaluation.train_loss, evaluation.val_loss)
+        self.report.line(line, books)
+
+    def _show_sample(self, epoch: int, text: str) -> None:
+        books = figures.START + figures.SAMPLES[epoch - 1] if epoch <= figures.EPOCHS else None
+        self.report.line(text, books)
