@@ -237,7 +237,7 @@ def test_a_compressed_text_is_unpacked_and_line_ends_are_one(tmp_path):
             read_text(path)
 
 
-@pytest.mark.parametrize("path", ["/dev/full", "/dev/zero", "pipe"])
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/zero", "pipe"])
 def test_what_might_never_end_is_no_text(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
