@@ -205,10 +205,10 @@ class AdamW:
 
 def _in_blocks(update: Callable[..., None], parameter: Array, *others: Array) -> None:
     """Block by block if `parameter` lies in memory row after row; whole otherwise, because blocks would be copies."""
-    if parameter.flags.c_contiguous and parameter.size:
-        over_rows(update, *(np.atleast_1d(array) for array in (parameter, *others)))
+    if parameter.flags.c_contiguous and parameter.size and parameter.ndim:
+        over_rows(update, parameter, *others)
     else:
-        update(parameter, *others)
+        update(*map(np.atleast_1d, (parameter, *others)))
 
 
 # Checks
