@@ -257,15 +257,3 @@ def _refuse_other_arrays(tensors: TensorFile, header: Header) -> None:
                 f"the checkpoint {tensors.path} is damaged: {key} is {tensors.layouts[key]}, but {record.layout} was "
                 f"saved; use another checkpoint"
             )
-
-
-def __getattr__(name: str) -> Any:
-    """The former names, for callers that have not changed yet."""
-    from numpygpt import formats
-    from numpygpt.formats import former
-
-    if name in ("save_checkpoint", "load_checkpoint"):
-        return getattr(former, name)
-    if name == "load_model":
-        return formats.load_model
-    raise AttributeError(name)
