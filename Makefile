@@ -17,8 +17,9 @@ TORCH_INDEX := $(if $(TORCH_BUILD),--no-deps --index-url https://download.pytorc
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 VECLIB_MAXIMUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-SOURCES := $(filter-out %/__init__.py %/__main__.py,$(wildcard numpygpt/*.py numpygpt/*/*.py torchgpt/*.py))
-MODULES := numpygpt torchgpt $(subst /,.,$(SOURCES:.py=))
+DEPTHS := /*.py /*/*.py /*/*/*.py
+SOURCES := $(filter-out %/__main__.py,$(wildcard $(addprefix numpygpt,$(DEPTHS)) $(addprefix torchgpt,$(DEPTHS))))
+MODULES := $(subst /,.,$(patsubst %/__init__,%,$(SOURCES:.py=)))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 else:
     Axes = Figure = Any  # matplotlib is imported where a figure is drawn
 
-CELL = 0.24  # inches
-COLUMN_NAMES = 1.7
+CELL = 0.22  # inches
+COLUMN_NAMES = 1.3
 
 
 def plot_parity(rows: Sequence["Row"], summary: str, path: str | os.PathLike[str] | None = None) -> Figure:
@@ -32,7 +32,7 @@ def plot_parity(rows: Sequence["Row"], summary: str, path: str | os.PathLike[str
     widest = max(len(each.columns) for each in drawn)
     heights = [CELL * len(each.layers) + COLUMN_NAMES for each in drawn]
     figure = blank_figure(CELL * widest + 1.2, sum(heights) + 0.5)
-    figure.suptitle(f"numpygpt against PyTorch: {summary}", fontsize=9)
+    figure.suptitle(f"numpygpt against PyTorch: {summary}", fontsize=8)
     panels = figure.subplots(len(drawn), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axes, each in zip(panels, drawn, strict=True):
         _draw(axes, each, widest)

@@ -1,0 +1,82 @@
+"""What the documents say can be done: their links lead somewhere, their commands are commands, their code runs."""
+
+import pkgutil
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from numpygpt.commands import main as command
+from parity_tests.command import python
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in DOCUMENTS}
+
+
+def blocks(language):
+    """(document, code) of every block of that language in the documents."""
+    return [
+        (name, code) for name, text in TEXTS.items() for code in re.findall(rf"```{language}\n(.*?)```", text, re.S)
+    ]
+
+
+def lines_of_shell(program):
+    """(document, line) for every line that a reader may type and that begins with the program."""
+    return [
+        (name, line.partition(" #")[0].strip())
+        for name, code in blocks("sh")
+        for line in code.splitlines()
+        if line.startswith(f"{program} ")
+    ]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_link_leads_to_a_file(name):
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]*)\)", TEXTS[name])]
+    missing = [
+        link for link in links if link and "://" not in link and not (ROOT / name).parent.joinpath(link).exists()
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize(("name", "line"), lines_of_shell("numpygpt"))
+def test_every_command_is_one(name, line):
+    assert callable(command._parser().parse_args(shlex.split(line)[1:]).run)
+
+
+@pytest.mark.parametrize(("name", "line"), lines_of_shell("python"))
+def test_every_script_is_there(name, line):
+    assert (ROOT / shlex.split(line)[1]).is_file()
+
+
+def test_every_target_of_make_is_one():
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    named = {target for text in TEXTS.values() for target in re.findall(r"`make ([a-z-]+)", text)}
+    named |= {shlex.split(line)[1] for _, line in lines_of_shell("make")}
+    assert named <= targets
+    assert named >= {"demo", "test", "lint", "install"}
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in blocks("python")}))
+def test_the_code_of_a_document_runs(name):
+    """In a process of its own, without the checks of annotations."""
+    done = python("-c", "".join(code for other, code in blocks("python") if other == name))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_pictures_are_small():
+    pictures = list((ROOT / "docs").glob("*.png"))
+    assert pictures
+    assert all(picture.stat().st_size < 150 * 1024 for picture in pictures)
+
+
+@pytest.mark.parametrize("name", sorted(set(TEXTS) - {"docs/performance-log.md", "docs/mutation.md"}))
+def test_every_path_and_module_in_code_quotes_is_there(name):
+    """Except in the two documents that tell of what there was."""
+    for quoted in re.findall(r"`((?:numpygpt|torchgpt|parity_tests|scripts|docs)[/.][\w/.]*\w)[`(/]", TEXTS[name]):
+        if "/" in quoted:
+            assert (ROOT / quoted).exists(), quoted
+        else:
+            pkgutil.resolve_name(quoted)
