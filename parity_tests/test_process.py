@@ -40,17 +40,22 @@ def test_another_libraries_blas_does_not_count(monkeypatch):
             self.filepath, self.num_threads = filepath, num_threads
 
     class Controller:
-        lib_controllers = [Library("/numpy.libs/libopenblas.so", 3), Library("/scipy.libs/libopenblas.so", 1)]
+        def __init__(self, *libraries):
+            self.lib_controllers = list(libraries)
 
         def select(self, **kind):
             return self
 
-    monkeypatch.setattr("threadpoolctl.ThreadpoolController", Controller)
+    def in_the_process(*libraries):
+        monkeypatch.setattr("threadpoolctl.ThreadpoolController", lambda: Controller(*libraries))
+
+    numpys, scipys = Library("/numpy.libs/libopenblas.so", 3), Library("/scipy.libs/libopenblas.so", 1)
     monkeypatch.setattr(module, "_blas_of_numpy", module._blas_of_numpy.__wrapped__)  # without what it remembers
+    in_the_process(numpys, scipys)
     assert number_of_threads() == 3
-    Controller.lib_controllers = Controller.lib_controllers[1:]
+    in_the_process(scipys)
     assert number_of_threads() == 1
-    Controller.lib_controllers = []
+    in_the_process()
     assert number_of_threads() >= 1
 
 

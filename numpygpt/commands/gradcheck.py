@@ -25,9 +25,9 @@ def run(parsed: argparse.Namespace) -> int:
             (verdict.case, verdict.gradient, str(verdict.elements), f"{verdict.error:.1e}", VERDICTS[verdict.passed])
             for verdict in verdicts
         ],
-        head=("", "gradient", "elements", "error", "verdict"),
+        head=("", "gradient", "elements", "error", f"verdict (right: error at most {gradcheck.THRESHOLD:g})"),
         wrong=[index for index, verdict in enumerate(verdicts) if verdict.passed is False],
     )
     right, zero, wrong = (sum(verdict.passed is passed for verdict in verdicts) for passed in (True, None, False))
-    print(f"{right} right (error at most {gradcheck.THRESHOLD:g}), {zero} zero, {wrong} wrong")
+    print(f"{right} right, {zero} zero, {wrong} wrong")
     return 1 if wrong else 0

@@ -50,7 +50,7 @@ class GPTConfig:
             size = getattr(self, name)
             if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
                 raise InputError(f"{name} is {size!r}; expected a positive integer")
-            if size > LARGEST_SIZE:
+            if int(size) > LARGEST_SIZE:
                 raise InputError(f"{name} is {size}; expected at most {LARGEST_SIZE}")
             object.__setattr__(self, name, int(size))  # a NumPy integer cannot be written as JSON
         for name in SWITCHES:
