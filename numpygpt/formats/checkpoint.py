@@ -252,8 +252,9 @@ def _refuse_other_arrays(tensors: TensorFile, header: Header) -> None:
             f"the checkpoint {tensors.path} is damaged: tensors missing {missing}, unexpected {unexpected}"
         )
     for key, record in records.items():
-        if record.layout != tensors.layouts[key]:
+        found, expected = tensors.layouts[key], record.layout
+        if found != expected:
             raise InputError(
-                f"the checkpoint {tensors.path} is damaged: {key} is {tensors.layouts[key]}, but {record.layout} was "
-                f"saved; use another checkpoint"
+                f"the checkpoint {tensors.path} is damaged: {key} is {found.dtype} {found.shape}, but "
+                f"{expected.dtype} {expected.shape} was saved; use another checkpoint"
             )
