@@ -1,4 +1,4 @@
-"""A function over blocks of rows, on all cores.
+"""Work on all cores: a function over blocks of rows, and matrix products in parts.
 
 Element-wise work on a large array is bound by memory: each NumPy operation reads and writes the whole array. Done on a
 block of rows that fits in a core's cache, a chain of operations touches memory once; done on several blocks at a time,
@@ -6,15 +6,23 @@ it uses every core, because NumPy releases the interpreter's lock while it compu
 
 The blocks depend on the arrays' sizes alone, never on the number of threads, so the result is the same bit for bit on
 any machine, also where partial sums of the blocks are added up.
+
+The threads of BLAS wait for each other actively. That costs nothing on a quiet machine, but beside one busy process it
+makes a training step two to five times slower. A program may therefore call `use_own_threads`: BLAS then computes on
+the thread that calls it, and `product` gives each of our threads, which wait asleep, a part of the result.
 """
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
+from numpygpt import process
 from numpygpt.shapes import Array
 
 #: Bytes of one operand's block. Smaller, and threads spend their time handing the interpreter's lock to each other;
@@ -22,9 +30,14 @@ from numpygpt.shapes import Array
 #: (one thread: 10).
 BLOCK_BYTES = 512 * 1024
 
+#: Multiplications of the smallest product that is split: a smaller one is over before a thread has woken up.
+SPLIT_FROM = 2**22
+
+_this_thread = threading.local()
+
 
 def number_of_threads() -> int:
-    """Threads for element-wise work: OMP_NUM_THREADS, which also bounds matrix products, or every core we may use."""
+    """Threads for our work: OMP_NUM_THREADS, which also bounds BLAS, or every core that the process may use."""
     limit = os.environ.get("OMP_NUM_THREADS", "")
     if limit.isdigit() and int(limit) > 0:
         return int(limit)
@@ -34,7 +47,43 @@ def number_of_threads() -> int:
 @cache
 def _workers(threads: int, process_id: int) -> ThreadPoolExecutor:
     """The threads, started on first use; a forked child (another process id) has none and starts its own."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="numpygpt-rows")
+    return ThreadPoolExecutor(threads, thread_name_prefix="numpygpt-worker")
+
+
+def in_parallel(function: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
+    """[function(part) for part in parts], the parts shared equally among our threads and the caller's own.
+
+    A call from within `function` does all its parts one after another, because the other threads have parts already.
+    """
+    threads = 1 if getattr(_this_thread, "has_a_part", False) else min(number_of_threads(), len(parts))
+    if threads == 1:
+        return [function(part) for part in parts]
+
+    def all_of(share: slice) -> list[Any]:
+        _this_thread.has_a_part = True
+        try:
+            return [function(part) for part in parts[share]]
+        finally:
+            _this_thread.has_a_part = False
+
+    workers = _workers(threads - 1, os.getpid())
+    own, *others = _slices(len(parts), threads)
+    waiting = [workers.submit(all_of, share) for share in others]
+    try:
+        results = all_of(own)
+    finally:
+        rest = [future.exception() or future.result() for future in waiting]
+    for share in rest:
+        if isinstance(share, BaseException):
+            raise share
+        results += share
+    return results
+
+
+def _slices(length: int, parts: int) -> list[slice]:
+    """`parts` slices of nearly equal lengths, one after another."""
+    ends = [length * part // parts for part in range(parts + 1)]
+    return [slice(*pair) for pair in pairwise(ends)]
 
 
 def over_rows(function: Callable[..., Any], *arrays: Array) -> list[Any]:
@@ -49,8 +98,53 @@ def over_rows(function: Callable[..., Any], *arrays: Array) -> list[Any]:
     blocks = max(1, min(rows, round(widest / BLOCK_BYTES)))
     if blocks == 1:
         return [function(*flat)]
-    starts = [rows * block // blocks for block in range(blocks + 1)]
-    slices = [slice(*ends) for ends in pairwise(starts)]
-    threads = number_of_threads()
-    run = map if threads == 1 else _workers(threads, os.getpid()).map
-    return list(run(lambda rows: function(*(array[rows] for array in flat)), slices))
+    return in_parallel(lambda block: function(*(array[block] for array in flat)), _slices(rows, blocks))
+
+
+# Matrix products
+
+
+def use_own_threads() -> None:
+    """Let BLAS compute on the thread that calls it, and let `product` use our threads: for programs that train.
+
+    On a quiet machine a training step takes 0.8 to 1.0 times as long as with the threads of BLAS, and beside one busy
+    process 0.6 to 0.7 times (docs/performance-log.md). Decoding one token at a time takes 1.2 times as long, because
+    its products are over before a thread has woken up. It holds for the whole process, so a library does not call it.
+    """
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(limits=1, user_api="blas")
+    _blas_has_one_thread.cache_clear()
+
+
+@cache
+def _blas_has_one_thread() -> bool:
+    return process.number_of_threads() == 1
+
+
+def product(a: Array, b: Array) -> Array:
+    """a @ b, in parts on our threads if BLAS has one thread only.
+
+    a, b   (N, D) and (D, F), or stacks of such matrices, (B, H, N, D) and (B, H, D, F)
+
+    The last axis of the result is the fastest in memory, however the operands lie.
+    """
+    if a.size * b.shape[-1] < SPLIT_FROM or not _blas_has_one_thread() or number_of_threads() == 1:
+        whole: Array = np.matmul(a, b, order="C")
+        return whole
+    y = np.empty((*a.shape[:-1], b.shape[-1]), np.result_type(a, b))
+    in_parallel(lambda part: np.matmul(*part), _parts(a, b, y, number_of_threads()))
+    return y
+
+
+def _parts(a: Array, b: Array, y: Array, threads: int) -> list[tuple[Array, Array, Array]]:
+    """What each thread multiplies, and where it puts the result: some heads or sequences, some rows or some columns."""
+    if a.ndim > 2:
+        heads = a.shape[1] >= threads
+        return [
+            (a[:, part], b[:, part], y[:, part]) if heads else (a[part], b[part], y[part])
+            for part in _slices(a.shape[1 if heads else 0], threads)
+        ]
+    if len(a) >= b.shape[1]:
+        return [(a[part], b, y[part]) for part in _slices(len(a), threads)]
+    return [(a, b[:, part], y[:, part]) for part in _slices(b.shape[1], threads)]

@@ -44,7 +44,7 @@ from bench.turns import THREADS, race, spread, work
 
 from numpygpt.errors import BAD_INPUT, InputError
 from numpygpt.model.sizes import training_bytes
-from numpygpt.parallel import number_of_threads
+from numpygpt.parallel import number_of_threads, use_own_threads
 from numpygpt.process import keep_freed_memory
 
 #: The sweep's points: of the 124M model but for the last line, each with the sizes that its line does not vary.
@@ -106,6 +106,7 @@ def decode(parsed: argparse.Namespace) -> dict[str, Any]:
 
 def parts(parsed: argparse.Namespace) -> dict[str, Any]:
     keep_freed_memory()
+    use_own_threads()
     task = task_of(parsed)
     report = {**vars(task), "machine": floor.machine()}
     seconds = floor.profile(task, parsed.rounds, parsed.attention or faster_attention(task.tokens))

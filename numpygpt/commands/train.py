@@ -19,6 +19,7 @@ from numpygpt.files import locked
 from numpygpt.formats.checkpoint import read_checkpoint
 from numpygpt.model.sizes import num_parameters
 from numpygpt.output import NOT_TOLD, output_may_fail
+from numpygpt.parallel import use_own_threads
 from numpygpt.training.loop import Plan, train
 from numpygpt.training.numpy_backend import NumpyBackend
 from numpygpt.training.options import PRESETS, Options, declaration
@@ -45,6 +46,7 @@ def run(parsed: argparse.Namespace) -> int:
     The last checkpoint is in DIR; the one with the lowest validation loss is in DIR/best. A --preset also brings a
     learning rate, a batch size and a warm-up for its size.
     """
+    use_own_threads()
     with output_may_fail() as output:
         status = _resume(parsed) if parsed.resume else _start(parsed)
     if output.failure:

@@ -3,7 +3,7 @@
 A cache is never changed: `extended` returns a longer one. Usually nothing is copied: both share one array with room for
 every position of the context, and the new positions are written behind those of the shorter cache, which it does not
 read. The longer cache gets an array of its own only if that place is taken already, because a cache is continued a
-second time in another way, or if the room is too small.
+second time in another way, if the room is too small, or if the new positions are of a wider dtype.
 """
 
 from dataclasses import dataclass
@@ -52,8 +52,9 @@ class KeyValueCache:
         """These positions, and T more."""
         start, stop = self.length, self.length + keys.shape[2]
         buffer, capacity = self.buffer, self.buffer.keys_values.shape[3]
-        if buffer.used != start or stop > capacity:
-            buffer = self._copied(slice(None), max(stop, capacity))
+        dtype = np.result_type(buffer.keys_values, keys, values)
+        if buffer.used != start or stop > capacity or dtype != buffer.keys_values.dtype:
+            buffer = self._copied(slice(None), max(stop, capacity), dtype)
         buffer.keys_values[0, :, :, start:stop] = keys
         buffer.keys_values[1, :, :, start:stop] = values
         buffer.used = stop
@@ -61,10 +62,11 @@ class KeyValueCache:
 
     def rows(self, rows: Integer[Array, "N"]) -> "KeyValueCache":
         """The cache of a batch made of these rows of this one's; a row may come several times."""
-        return KeyValueCache(self._copied(rows, self.buffer.keys_values.shape[3]), self.length)
+        held = self.buffer.keys_values
+        return KeyValueCache(self._copied(rows, held.shape[3], held.dtype), self.length)
 
-    def _copied(self, rows: Array | slice, capacity: int) -> Buffer:
+    def _copied(self, rows: Array | slice, capacity: int, dtype: np.dtype) -> Buffer:
         held = self.buffer.keys_values[:, rows, :, : self.length]
-        copy = np.empty((*held.shape[:3], capacity, held.shape[4]), held.dtype)
+        copy = np.empty((*held.shape[:3], capacity, held.shape[4]), dtype)
         copy[:, :, :, : self.length] = held
         return Buffer(copy, self.length)

@@ -118,7 +118,7 @@ def _project(
     """Queries, keys and values (B, T, D), and what one product or three of them save."""
     if isinstance(parameters, p.StackedAttention) and _trained_alike(trained):
         qkv, saved = projection.forward(x, parameters.qkv, wants_x=wants_x, trained=within(trained, "W_query"))
-        return np.split(qkv, 3, axis=-1), (saved,)
+        return _thirds(qkv), (saved,)
     parts, saved_parts = zip(
         *(
             projection.forward(x, getattr(parameters, name), wants_x=wants_x, trained=within(trained, name))
@@ -127,6 +127,12 @@ def _project(
         strict=True,
     )
     return parts, saved_parts
+
+
+def _thirds(qkv: Array) -> list[Array]:
+    """Views of queries, keys and values side by side."""
+    D = qkv.shape[-1] // 3
+    return [qkv[..., start : start + D] for start in (0, D, 2 * D)]
 
 
 def _trained_alike(trained: Trained) -> bool:
@@ -139,7 +145,7 @@ def _trained_alike(trained: Trained) -> bool:
 def _through_one_product(d_heads: Sequence[Any], d_out_proj: Any, saved: Saved) -> Gradients:
     B, H, T, K = d_heads[0].shape
     d_qkv = np.empty((B, T, 3 * H * K), d_heads[0].dtype)
-    for d_part, d_head in zip(np.split(d_qkv, 3, axis=-1), d_heads, strict=True):
+    for d_part, d_head in zip(_thirds(d_qkv), d_heads, strict=True):
         split_heads(d_part, H)[...] = d_head
     d_x, d_stacked = projection.backward(d_qkv, saved.projections[0])
     return Gradients(d_x, p.StackedAttention(d_stacked, d_out_proj))

@@ -7,8 +7,6 @@ tree, in which a leaf that is not trained has None.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from numpygpt.shapes import Array, Inexact
 
 
@@ -71,33 +69,34 @@ class StackedAttention(NamedTuple):
     qkv: Linear  # (3 D, D) and (3 D)
     out_proj: Linear
 
-    def children(self) -> dict[str, Any]:
-        """By PyTorch's names."""
-        thirds = ([None] * 3 if array is None else np.split(array, 3) for array in self.qkv)
-        queries, keys, values = map(Linear._make, zip(*thirds, strict=True))
-        return {"W_query": queries, "W_key": keys, "W_value": values, "out_proj": self.out_proj}
-
-    def with_children(self, by_name: Mapping[str, Any]) -> MultiHeadAttention:
-        """Other arrays need not lie below each other."""
-        return MultiHeadAttention(**by_name)
-
     @property
     def W_query(self) -> Linear:
         """The first D rows."""
-        projection: Linear = self.children()["W_query"]
-        return projection
+        return self._third(0)
 
     @property
     def W_key(self) -> Linear:
         """The next D rows."""
-        projection: Linear = self.children()["W_key"]
-        return projection
+        return self._third(1)
 
     @property
     def W_value(self) -> Linear:
         """The last D rows."""
-        projection: Linear = self.children()["W_value"]
-        return projection
+        return self._third(2)
+
+    def _third(self, number: int) -> Linear:
+        return Linear._make(
+            None if array is None else array[number * len(array) // 3 : (number + 1) * len(array) // 3]
+            for array in self.qkv
+        )
+
+    def children(self) -> dict[str, Any]:
+        """By PyTorch's names."""
+        return {"W_query": self.W_query, "W_key": self.W_key, "W_value": self.W_value, "out_proj": self.out_proj}
+
+    def with_children(self, by_name: Mapping[str, Any]) -> MultiHeadAttention:
+        """Other arrays need not lie below each other."""
+        return MultiHeadAttention(**by_name)
 
 
 class TransformerBlock(NamedTuple):

@@ -36,6 +36,7 @@ import numpy as np
 
 from numpygpt.ops import dropout, softmax
 from numpygpt.ops.visible import hidden
+from numpygpt.parallel import product
 from numpygpt.shapes import Array, Bool, Inexact
 from numpygpt.watch import Watch, unwatched
 
@@ -63,7 +64,7 @@ def forward(
 ) -> tuple[Inexact[Array, "B H T K"], Saved]:
     """`visible` says which keys a query may see (`numpygpt.ops.visible`)."""
     T, S, K = queries.shape[2], keys.shape[2], queries.shape[3]
-    attn_scores = (queries * (1 / math.sqrt(K))) @ keys.mT  # (1), with fewer elements to scale than the scores have
+    attn_scores = product(queries * (1 / math.sqrt(K)), keys.mT)  # (1): there are fewer queries than scores to scale
     unseen = hidden(visible, slice(0, T), slice(0, S), past=S - T)
     if unseen is not None:
         np.copyto(attn_scores, -np.inf, where=unseen)  # (2)
@@ -72,7 +73,7 @@ def forward(
     watch("attn_weights", attn_weights)
     dropped_weights, dropped = dropout.forward(attn_weights, keep, drop_rate=drop_rate)  # (4)
     watch("dropout", dropped_weights)
-    context = dropped_weights @ values  # (5)
+    context = product(dropped_weights, values)  # (5)
     return context, Saved(queries, keys, values, softmaxed, dropped, dropped_weights, wanted)
 
 
@@ -84,16 +85,16 @@ class Gradients(NamedTuple):
 
 def backward(d_context: Inexact[Array, "B H T K"], saved: Saved, *, watch: Watch = unwatched) -> Gradients:
     wanted = saved.wanted
-    d_values = saved.dropped_weights.mT @ d_context if "values" in wanted else None  # undoes (5)
+    d_values = product(saved.dropped_weights.mT, d_context) if "values" in wanted else None  # undoes (5)
     if "queries" not in wanted and "keys" not in wanted:
         return Gradients(None, None, d_values)
-    d_dropped_weights = d_context @ saved.values.mT  # undoes (5), too
+    d_dropped_weights = product(d_context, saved.values.mT)  # undoes (5), too
     watch("d_dropout", d_dropped_weights)
     d_attn_weights = dropout.backward(d_dropped_weights, saved.dropout).x  # undoes (4)
     watch("d_attn_weights", d_attn_weights)
     d_attn_scores = softmax.backward(d_attn_weights, saved.softmax).x  # undoes (3) and (2)
     watch("d_attn_scores", d_attn_scores)
     scale = 1 / math.sqrt(saved.queries.shape[-1])
-    d_queries = d_attn_scores @ saved.keys * scale if "queries" in wanted else None  # undoes (1)
-    d_keys = d_attn_scores.mT @ saved.queries * scale if "keys" in wanted else None
+    d_queries = product(d_attn_scores, saved.keys) * scale if "queries" in wanted else None  # undoes (1)
+    d_keys = product(d_attn_scores.mT, saved.queries) * scale if "keys" in wanted else None
     return Gradients(d_queries, d_keys, d_values)

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numpygpt.parallel import product
 from numpygpt.shapes import Array, Inexact
 
 
@@ -40,7 +41,7 @@ def forward(
     *,
     wanted: Collection[str] = ("x", "weight", "bias"),
 ) -> tuple[Inexact[Array, "*rows F"], Saved]:
-    y = x.reshape(-1, x.shape[-1]) @ weight.T  # (1)
+    y = product(x.reshape(-1, x.shape[-1]), weight.T)  # (1)
     if bias is not None:
         y = np.add(y, bias, out=y if np.result_type(y, bias) == y.dtype else None)
     saved = Saved(
@@ -61,7 +62,7 @@ def backward(d_y: Inexact[Array, "*rows F"], saved: Saved) -> Gradients:
     x, weight, bias = saved
     d_rows = d_y.reshape(-1, d_y.shape[-1])
     return Gradients(  # undoes (1)
-        x=None if weight is None else (d_rows @ weight).reshape(*d_y.shape[:-1], -1),
-        weight=None if x is None else d_rows.T @ x.reshape(-1, x.shape[-1]),
+        x=None if weight is None else product(d_rows, weight).reshape(*d_y.shape[:-1], -1),
+        weight=None if x is None else product(d_rows.T, x.reshape(-1, x.shape[-1])),
         bias=d_rows.sum(axis=0) if bias else None,
     )

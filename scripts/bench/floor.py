@@ -16,7 +16,7 @@ import numpy as np
 from bench.contenders import Task
 from numpygpt import AdamW, GPTConfig, GPTModel
 from numpygpt.model.sizes import num_parameters
-from numpygpt.parallel import over_rows
+from numpygpt.parallel import over_rows, product
 
 #: The modules whose forward and backward each part is. What a part calls of another part counts as the other's.
 PARTS = {
@@ -112,7 +112,7 @@ def decoding_bytes(config: GPTConfig) -> float:
 def product_rate(size: int = 2048) -> float:
     """Operations a second of a product of two square float32 matrices."""
     a, b = np.random.default_rng(1).standard_normal((2, size, size), dtype=np.float32)
-    return 2 * size**3 / _fastest(lambda: a @ b)
+    return 2 * size**3 / _fastest(lambda: product(a, b))
 
 
 def copy_rate(size: int = 2**29) -> float:

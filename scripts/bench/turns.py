@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.contenders import OURS, Task, prepared
+from numpygpt.parallel import use_own_threads
 from numpygpt.process import keep_freed_memory
 
 #: The variables by which OpenMP, OpenBLAS and MKL are told how many threads to use.
@@ -25,6 +26,8 @@ def work(name: str, task: Task) -> None:
     """A contender's process: for each line on standard input a timed run, for each run a line of JSON."""
     if name.startswith(OURS):
         keep_freed_memory()
+        if task.kind == "step":
+            use_own_threads()
     else:
         import torch
 

@@ -11,6 +11,7 @@ from numpygpt.data.tokenizer import Encoding
 from numpygpt.decoding.sampling import keep_top_k
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
+from numpygpt.parallel import use_own_threads
 from numpygpt.process import keep_freed_memory
 from numpygpt.shapes import Array
 from numpygpt.training.numpy_backend import NumpyBackend
@@ -30,6 +31,7 @@ class Listings:
 
     def __init__(self, tokenizer: Encoding) -> None:
         keep_freed_memory()
+        use_own_threads()
         self.tokenizer = tokenizer
         self.rng = numpygpt.TorchGenerator(0)  # in the part of PyTorch's default generator
 
