@@ -10,7 +10,8 @@ from html.parser import HTMLParser
 import pytest
 from matplotlib.colors import to_hex
 
-from numpygpt.checks.bugs import BUGS, planted
+from numpygpt.checks.planting import planted
+from numpygpt.checks.records import BUGS
 from numpygpt.model.config import GPT2_SIZES, GPTConfig
 from parity_tests.command import files, run
 from torchgpt.checks.parity import REPORT_PROBES, Row, numpy_step, report
