@@ -112,6 +112,17 @@ def test_nothing_is_done_twice_after_one_step_and_0_means_never(tmp_path):
     assert told(run) == ["0 evaluation", "2 evaluation", "4 evaluation", "4 save"]
 
 
+def test_a_checkpoint_that_is_due_at_the_end_is_written_once(tmp_path):
+    assert told(started(tmp_path, steps=4, sample_every=0))[-2:] == ["4 evaluation", "4 save"]
+
+
+def test_nothing_is_done_before_its_first_step(tmp_path):
+    every = Every(2, first=4)
+    assert told(started(tmp_path, steps=7), Plan(every, every, every)) == [
+        "4 evaluation", "4 sample", "4 save", "6 evaluation", "6 sample", "6 save", "7 save",
+    ]  # fmt: skip
+
+
 def test_a_plan_may_begin_at_any_step(tmp_path):
     never = Every(0, first=0, at_the_end=True)
     plan = Plan(evaluations=Every(2, first=1), samples=never, saves=Every(3, first=3), keep_best=False)

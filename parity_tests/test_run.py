@@ -456,14 +456,16 @@ def test_ctrl_c_finishes_the_step_and_the_resumed_run_is_the_uninterrupted_one(
 
 
 def test_ctrl_c_in_a_real_process(tmp_path, text):
-    """Stopped at whatever step the signal finds it; the same steps without the signal give the same checkpoint.
-
-    What it tells comes through a pipe at once.
-    """
+    """Stopped at whatever step the signal finds it; the same steps without the signal give the same checkpoint."""
     arguments = ["train", "--text", text, *TRAINING, "--drop-rate", 0.2, "--schedule", "constant"]
     command = [sys.executable, "-m", "numpygpt", *arguments, "--steps", 10**6, "--out", tmp_path / "cut"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    training = subprocess.Popen(list(map(str, command)), **pipes, text=True)
+    training = subprocess.Popen(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
     for line in training.stdout:
         if line.startswith("step 0:"):
             break

@@ -147,6 +147,16 @@ def test_what_a_stream_refuses_is_lost_and_nothing_else_is(error, reason):
     assert failing.left == -1, "it is not asked again"
 
 
+def test_a_line_is_written_as_soon_as_it_is_whole():
+    """Through a pipe or into a file, too: whoever follows a long run's log sees where it is."""
+    written = io.BytesIO()
+    stream = ForgivingStream(io.TextIOWrapper(written, encoding="utf-8"))
+    stream.write("half ")
+    assert written.getvalue() == b""
+    stream.write("a line\n")
+    assert written.getvalue() == b"half a line\n"
+
+
 def test_no_stream_at_all_is_a_stream_that_fails(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     with output_may_fail() as output:
