@@ -15,8 +15,9 @@ from numpygpt.checks.compare import compare, normwise
 from numpygpt.errors import InputError
 from numpygpt.formats.checkpoint import read_checkpoint, write_checkpoint
 from numpygpt.model.gpt import GPTModel
-from numpygpt.training.adamw import AdamW, Group, NamedGroup
+from numpygpt.training.adamw import AdamW
 from numpygpt.training.clipping import clip_grad_norm
+from numpygpt.training.groups import Group, NamedGroup
 from parity_tests.strategies import seeds
 
 CONFIG = {

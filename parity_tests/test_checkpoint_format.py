@@ -18,7 +18,8 @@ from numpygpt.model.gpt import GPTModel
 from numpygpt.model.saving import model_of, model_section, saved_config, saved_tokenizer
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import Section
-from numpygpt.training.adamw import AdamW, Group
+from numpygpt.training.adamw import AdamW
+from numpygpt.training.groups import Group
 from parity_tests.checkpoint_files import safetensors_of, sealed_v1
 from parity_tests.command import TRAINING, run, write_text
 

@@ -25,7 +25,8 @@ from numpygpt.model.gpt import GPTModel
 from numpygpt.model.saving import model_of, model_section, saved_tokenizer
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import Section, value_of
-from numpygpt.training.adamw import AdamW, Group
+from numpygpt.training.adamw import AdamW
+from numpygpt.training.groups import Group
 from parity_tests.checkpoint_files import safetensors_of, sealed, taken_apart, with_hashes, with_length, write
 
 CONFIG = GPTConfig(vocab_size=11, context_length=5, emb_dim=6, n_heads=2, n_layers=1, drop_rate=0.2, qkv_bias=False)

@@ -128,6 +128,13 @@ class Checkpoint:
         """
         return {array_name: self._read(record) for array_name, record in self._section(name).arrays.items()}
 
+    def check(self) -> None:
+        """Read everything, an array at a time, and keep nothing. InputError as `values` and `arrays`."""
+        for name, section in self._sections.items():
+            self.values(name)
+            for record in section.arrays.values():
+                self._read(record)
+
     def _section(self, name: str) -> SectionRecord:
         if name not in self._sections:
             raise InputError(
@@ -203,10 +210,7 @@ def _write_tensors(path: Path, sections: Mapping[str, Section], header: str) -> 
 
 def _refuse_what_reads_back_differently(unfinished: Path, path: Path) -> None:
     try:
-        checkpoint = read_checkpoint(unfinished)
-        for name in checkpoint.names:
-            checkpoint.values(name)
-            checkpoint.arrays(name)
+        read_checkpoint(unfinished).check()
     except InputError as error:
         raise InputError(
             f"cannot write the checkpoint {path}: what was written reads back differently ({error}); "

@@ -1,0 +1,72 @@
+"""Groups of parameters, each with a learning rate and a weight decay of its own."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from numpygpt.errors import InputError
+from numpygpt.shapes import Array
+from numpygpt.training.optimizer_checks import number
+
+
+class Group(NamedTuple):
+    """Parameters that are trained in a way of their own.
+
+    matches        (name, array) -> whether the parameter belongs to the group
+    lr_scale       its learning rate, as a multiple of the optimizer's, so that a schedule moves every group
+    weight_decay   its weight decay; None: the optimizer's
+
+    That matrices decay, and biases and norms do not:
+
+        AdamW(model, weight_decay=0.1, groups=[Group(lambda name, array: array.ndim < 2, weight_decay=0.0)])
+    """
+
+    matches: Callable[[str, Array], bool]
+    lr_scale: float = 1.0
+    weight_decay: float | None = None
+
+
+class NamedGroup(NamedTuple):
+    """A group whose parameters are known by name, which is how a checkpoint keeps it."""
+
+    names: tuple[str, ...]
+    lr_scale: float
+    weight_decay: float | None
+
+
+def assigned(groups: Sequence[Group], parameters: Mapping[str, Array]) -> list[NamedGroup]:
+    """The groups with the names of their parameters. InputError for a group that gets none."""
+    left = dict(parameters)
+    named = []
+    for position, group in enumerate(groups):
+        names = tuple(name for name, array in left.items() if group.matches(name, array))
+        if not names:
+            raise InputError(
+                f"group {position} of the optimizer matches no parameter that an earlier group has left; "
+                f"left are {list(left)}"
+            )
+        for name in names:
+            del left[name]
+        named.append(_named_group(names, group.lr_scale, group.weight_decay))
+    return named
+
+
+def named_groups(groups: Any, parameters: Mapping[str, Array]) -> list[NamedGroup]:
+    """The groups of a saved state. InputError unless each names parameters that no other group names."""
+    if not isinstance(groups, list):
+        raise InputError(f"groups are {groups!r:.80}; expected a list")
+    found = []
+    for group in groups:
+        if not isinstance(group, dict) or group.keys() != set(NamedGroup._fields):
+            raise InputError(f"a group is {group!r:.80}; expected the keys {', '.join(NamedGroup._fields)}")
+        if not isinstance(group["names"], list) or not all(isinstance(name, str) for name in group["names"]):
+            raise InputError(f"the names of a group are {group['names']!r:.80}; expected a list of texts")
+        found.append(_named_group(tuple(group["names"]), group["lr_scale"], group["weight_decay"]))
+    names = [name for group in found for name in group.names]
+    if len(names) > len(set(names)) or not parameters.keys() >= set(names):
+        raise InputError(f"the groups name {names!r:.200}; expected names of parameters, each once")
+    return found
+
+
+def _named_group(names: tuple[str, ...], lr_scale: Any, weight_decay: Any) -> NamedGroup:
+    decay = None if weight_decay is None else number("weight_decay", weight_decay)
+    return NamedGroup(names, number("lr_scale", lr_scale), decay)
