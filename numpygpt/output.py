@@ -22,7 +22,7 @@ def discard(stream: Any) -> None:
 
 
 class ForgivingStream:
-    """A stream for which writing never fails: what cannot be written is lost.
+    """A stream for which writing never fails: what cannot be written is lost, and a character it lacks becomes `?`.
 
     failure   why something was lost; empty as long as nothing was
     """
@@ -33,7 +33,8 @@ class ForgivingStream:
 
     def write(self, text: str) -> int:
         """Write the text, and do not wait if a line is whole: whoever reads a long job's log wants to see it."""
-        self._attempt("write", text)
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        self._attempt("write", text.encode(encoding, "replace").decode(encoding))
         if "\n" in text:
             self.flush()
         return len(text)

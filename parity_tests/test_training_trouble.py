@@ -157,6 +157,13 @@ def test_a_line_is_written_as_soon_as_it_is_whole():
     assert written.getvalue() == b"half a line\n"
 
 
+def test_a_character_that_the_stream_lacks_costs_nothing_else():
+    written = io.BytesIO()
+    stream = ForgivingStream(io.TextIOWrapper(written, encoding="latin-1"))
+    stream.write("é € \udcff\n")
+    assert (written.getvalue(), stream.failure) == ("é ? ?\n".encode("latin-1"), "")
+
+
 def test_no_stream_at_all_is_a_stream_that_fails(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     with output_may_fail() as output:

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 
@@ -32,8 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--out", type=Path, metavar="DIR", help="folder for the run (default: runs/DATE-TIME)")
+    changeable = ", ".join(flag(field.name) for field in fields(Options) if declaration(field.name).changeable)
     where.add_argument(
-        "--resume", type=Path, metavar="DIR", help="continue the run in this folder; with --steps for longer"
+        "--resume", type=Path, metavar="DIR", help=f"continue the run in this folder; it may change {changeable}"
     )
     add("--overwrite", action="store_true", help="replace a run that is already in --out")
     add_run_options(parser)
