@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from copy import deepcopy
 from dataclasses import asdict, replace
 from hashlib import sha256
 
@@ -176,6 +177,21 @@ def test_a_checkpoint_says_what_the_run_is(tmp_path, text):
     assert training.plot().read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.fixture(scope="module")
+def sections(tmp_path_factory):
+    """Those of a run after two steps, whose text is still there."""
+    folder = tmp_path_factory.mktemp("sections")
+    training = go_on(start(replace(OPTIONS, text=(str(write_text(folder)),)), CONFIG, folder / "run"), 2)
+    return {**training.backend.state(), "run": training._section()}
+
+
+def refused(folder, sections, message):
+    """A checkpoint of these sections, under the right hashes, that cannot be resumed."""
+    write_checkpoint(folder, sections)
+    with pytest.raises(InputError, match=f"^the checkpoint .*checkpoint.safetensors {message}"):
+        resume(folder)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -198,14 +214,33 @@ def test_a_checkpoint_says_what_the_run_is(tmp_path, text):
         (lambda run: run["options"].update(heads=3), r"\['heads'\] are no options of a training run"),
     ],
 )
-def test_a_run_that_somebody_made_is_refused(tmp_path, text, damage, message):
-    """Sections of the right names, under the right hashes, with values that no run has."""
-    training = go_on(start(replace(OPTIONS, text=(str(text),)), CONFIG, tmp_path), 2)
-    values = training._section().values
+def test_a_run_that_somebody_made_is_refused(tmp_path, sections, damage, message):
+    values = deepcopy(sections["run"].values)
     damage(values)
-    write_checkpoint(tmp_path, {**training.backend.state(), "run": Section(values, {})})
-    with pytest.raises(InputError, match=f"^the checkpoint .*checkpoint.safetensors cannot be used: {message}"):
-        resume(tmp_path)
+    refused(tmp_path, {**sections, "run": Section(values, {})}, f"cannot be used: {message}")
+
+
+@pytest.mark.parametrize(
+    ("position", "message"),
+    [
+        (5, "position is 5; expected dict"),
+        ({"batches_done": 0}, "order_seed is missing; expected int or null"),
+        ({"order_seed": "x", "batches_done": 1}, "order_seed is 'x'; expected int or null"),
+        ({"order_seed": 2**70, "batches_done": 1}, f"seed: found {2**70}; give an int"),
+        ({"order_seed": 1, "batches_done": 1.5}, "batches_done is 1.5; expected int"),
+        ({"order_seed": 1, "batches_done": 10**12}, "order_seed 1 and batches_done 1000000000000 are no position"),
+        ({"order_seed": None, "batches_done": -1}, "order_seed None and batches_done -1 are no position"),
+    ],
+    ids=str,
+)
+def test_a_position_that_somebody_made_is_refused(tmp_path, sections, position, message):
+    refused(tmp_path, {**sections, "data": Section({"position": position}, {})}, f"cannot be used: {message}")
+
+
+@pytest.mark.parametrize("section", ["model", "optimizer", "random", "data"])
+def test_a_run_without_one_of_its_sections_is_refused(tmp_path, sections, section):
+    others = {name: given for name, given in sections.items() if name != section}
+    refused(tmp_path, others, f"has no section '{section}'")
 
 
 def test_a_run_can_be_resumed_from_another_folder(tmp_path, text, monkeypatch):

@@ -1,8 +1,9 @@
 """The backend of the training loop that computes in NumPy."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from numpygpt.data.loader import Batches, DataLoader
+from numpygpt.data.loader import Batches, DataLoader, Position
 from numpygpt.data.windows import GPTDatasetV1
 from numpygpt.errors import InputError
 from numpygpt.model.gpt import GPTModel
@@ -49,9 +50,9 @@ class NumpyBackend:
         backend.model = model_of(saved, **backend._how_to_compute())
         backend.optimizer = AdamW(backend.model)
         backend.optimizer.load_section(saved)
-        position, random_states = saved.values("data"), saved.arrays("random")
+        data, random_states = saved.values("data"), saved.arrays("random")
         with named_in_errors(saved):
-            backend.batches = backend.train_loader.resume(value_of(position, "position", dict))
+            backend.batches = backend.train_loader.resume(_position(value_of(data, "position", dict)))
             backend.rng.set_state(TorchGenerator.from_torch_state(random_states.get("generator")).get_state())
         return backend
 
@@ -112,3 +113,10 @@ class NumpyBackend:
             return batch
         self.batches = iter(self.train_loader)
         return next(self.batches)
+
+
+def _position(saved: Mapping[str, Any]) -> Position:
+    order_seed = value_of(saved, "order_seed", int, type(None))
+    if order_seed is not None:
+        TorchGenerator(order_seed)  # InputError for a number that seeds no generator
+    return {"order_seed": order_seed, "batches_done": value_of(saved, "batches_done", int)}
