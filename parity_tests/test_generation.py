@@ -13,6 +13,7 @@ from numpygpt import (
     GPTModel,
     InputError,
     TorchGenerator,
+    beam_search,
     generate,
     generate_text_simple,
     print_sampled_tokens,
@@ -81,6 +82,21 @@ def test_a_batch_gives_each_prompt_what_it_gets_alone():
 def test_prompts_may_be_lists_and_no_new_tokens_leave_them_as_they_are():
     assert np.array_equal(generate(MODEL, PROMPTS.tolist(), 3, 6), generate(MODEL, PROMPTS, 3, 6))
     assert np.array_equal(generate(MODEL, PROMPTS, 0, 6), PROMPTS)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint64])
+def test_prompts_may_be_integers_of_any_dtype(dtype):
+    """Also where the vocabulary is larger than the dtype holds: the ids that are chosen need not fit in it."""
+    model = GPTModel(GPTConfig(300, 6, 6, 2, n_layers=1, drop_rate=0.0, qkv_bias=False), seed=3, dtype=np.float64)
+    prompts = np.array([[3, 127], [7, 0], [5, 1]])
+    expected = generate(model, prompts, 5, 6)
+    assert expected.max() > 255
+    for decode in (generate, lambda *arguments: beam_search(*arguments, 2)):
+        ids = decode(model, prompts.astype(dtype), 5, 6)
+        assert ids.dtype == np.int64
+        assert np.array_equal(ids, decode(model, prompts, 5, 6))
+        rows = decode(model, [prompts[0].astype(dtype), prompts[1, :1].astype(dtype)], 5, 6)
+        assert rows[0].tolist() == ids[0].tolist()
 
 
 def test_one_call_leaves_nothing_behind_for_the_next():

@@ -57,7 +57,8 @@ def beam_search(
         best = np.argsort(-extended.reshape(B, -1), axis=1, kind="stable")[:, :num_beams]
         parents, token_ids = np.divmod(best, logits.shape[1])
         log_probs = extended[rows, parents, token_ids]
-        beams = np.concatenate([beams[rows, parents], token_ids[..., np.newaxis]], axis=2)
+        chosen = token_ids[..., np.newaxis]  # without a dtype, uint64 prompts beside them would become floats
+        beams = np.concatenate([beams[rows, parents], chosen], axis=2, dtype=np.int64, casting="unsafe")
         past = tuple(cache.rows((rows * N + parents).ravel()) for cache in past)
         ended = token_ids == eos_id
         for row, n in np.argwhere((ended | (length == max_new_tokens)) & (log_probs > -math.inf)):

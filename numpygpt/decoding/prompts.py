@@ -31,7 +31,9 @@ class Prompts(NamedTuple):
 
     def followed_by(self, chosen: Integer[Array, "B"]) -> "Prompts":
         """Each with one more token."""
-        return Prompts(np.concatenate([self.ids, chosen[:, np.newaxis]], axis=1), self.starts)
+        # Without a dtype, uint64 prompts beside int64 choices would become floats.
+        ids = np.concatenate([self.ids, chosen[:, np.newaxis]], axis=1, dtype=np.int64, casting="unsafe")
+        return Prompts(ids, self.starts)
 
     def last(self, tokens: int) -> "Prompts":
         """The last `tokens` of each."""
