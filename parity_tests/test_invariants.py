@@ -5,13 +5,12 @@ threshold; where the exact value is zero, relative to the terms that cancel.
 """
 
 import math
-import threading
 import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from numpygpt import parallel
@@ -19,86 +18,29 @@ from numpygpt.checks import gradcheck
 from numpygpt.layers.key_value_cache import KeyValueCache
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
-from numpygpt.model.initialization import allocate
-from numpygpt.ops import attention, cross_entropy, dropout, flash_attention, gelu, layer_norm, linear, softmax
+from numpygpt.ops import attention, cross_entropy, flash_attention, layer_norm
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.training.adamw import AdamW
 from numpygpt.training.clipping import clip_grad_norm
 from numpygpt.training.step import loss_and_grads_of
 from numpygpt.tree import mapped, named
+from parity_tests.small_models import (
+    FEWER,
+    Followed,
+    arrays_in,
+    assert_close,
+    assert_equal,
+    assert_same_gradients,
+    configs,
+    copies,
+    followed,
+    ids_of,
+    model_of,
+    norm,
+)
+from parity_tests.strategies import seeds
 from parity_tests.tolerances import FLOAT64_NORMWISE
-
-#: A whole model is slow under the suite's checks of types and shapes.
-FEWER = settings(max_examples=max(1, settings().max_examples // 5))
-
-seeds = st.integers(0, 2**32 - 1)
-
-
-@st.composite
-def configs(draw, **fixed):
-    n_heads = draw(st.integers(1, 3))
-    fields = {
-        "vocab_size": draw(st.integers(2, 13)),
-        "context_length": draw(st.integers(2, 6)),
-        "emb_dim": n_heads * draw(st.integers(4, 6)),  # two features normalize to ±1, with next to no gradient
-        "n_heads": n_heads,
-        "n_layers": draw(st.integers(1, 2)),
-        "drop_rate": draw(st.sampled_from([0.0, 0.3])),
-        "qkv_bias": draw(st.booleans()),
-        "tie_weights": draw(st.booleans()),
-    }
-    return GPTConfig(**{**fields, **fixed})
-
-
-def model_of(config, seed, dtype=np.float64):
-    """A model whose every parameter is random, scales and shifts too."""
-    rng = np.random.default_rng(seed)
-    arrays = dict(named(allocate(config, dtype)))
-    if config.tie_weights:
-        del arrays["out_head.weight"]
-    return GPTModel.from_state_dict(config, {n: rng.standard_normal(a.shape) / 2 for n, a in arrays.items()}, dtype)
-
-
-def ids_of(config, seed, batch=2, tokens=None):
-    shape = (batch, config.context_length if tokens is None else tokens)
-    return np.random.default_rng(seed).integers(0, config.vocab_size, shape)
-
-
-def norm(x):
-    return math.sqrt((x * x).sum())
-
-
-def assert_close(ours, expected):
-    assert ours.shape == expected.shape
-    assert norm(ours - expected) <= FLOAT64_NORMWISE * norm(expected)
-
-
-def assert_same_gradients(ours, expected):
-    wrong = [verdict for verdict in gradcheck.judge("", ours, expected) if verdict.passed is False]
-    assert not wrong
-    assert list(ours) == list(expected)
-
-
-def copies(arrays):
-    return {name: array.copy() for name, array in arrays.items()}
-
-
-def assert_equal(ours, expected):
-    assert list(ours) == list(expected)
-    for name in expected:
-        assert np.array_equal(ours[name], expected[name]), name
-
-
-def arrays_in(tree):
-    """Every array in nested tuples, lists and named records."""
-    if isinstance(tree, (np.ndarray, np.generic)):
-        yield tree
-    elif isinstance(tree, KeyValueCache):
-        yield from (tree.keys, tree.values)
-    elif isinstance(tree, (tuple, list)):
-        for child in tree:
-            yield from arrays_in(child)
 
 
 def cases(seed=0):
@@ -274,7 +216,7 @@ def test_watched_or_not_and_freed_on_the_way_or_not_the_gradients_are_the_same_b
     logits, saved = model.forward(in_idx)
     kept, freed = model.backward(logits, saved), model.backward(logits, saved, consume=True)
     assert_equal(freed, kept)
-    assert not saved.trf_blocks
+    assert not saved.body.trf_blocks
 
 
 @given(configs(drop_rate=0.0), seeds)
@@ -312,6 +254,15 @@ def test_flash_attention_in_several_tiles_gives_the_models_loss_and_gradients(ch
     changed = in_idx.copy()
     changed[:, -20:] = (changed[:, -20:] + 1) % config.vocab_size
     assert np.array_equal(model(in_idx)[:, :-20], model(changed)[:, :-20])
+
+
+def most_memory(function, *arguments, **options):
+    """What the function returns, and the most bytes that it held meanwhile."""
+    tracemalloc.start()
+    try:
+        return function(*arguments, **options), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def test_twice_the_tokens_take_flash_attention_twice_the_memory_and_attention_four_times():
@@ -544,38 +495,18 @@ def test_a_training_step_keeps_the_dtype(dtype, tie_weights):
     assert not unseen, "each gradient is of an activation that was watched"
 
 
-LARGE = [
-    gradcheck.Case("linear", linear, {"x": np.ones((512, 512)), "weight": np.ones((500, 512)), "bias": np.ones(500)}),
-    gradcheck.Case("layer_norm", layer_norm, {"x": np.eye(512), "scale": np.ones(512), "shift": np.ones(512)}),
-    gradcheck.Case("gelu", gelu, {"x": np.ones((512, 512))}),
-    gradcheck.Case("softmax", softmax, {"x": np.ones((512, 512))}),
-    gradcheck.Case("dropout", dropout, {"x": np.ones((512, 512)), "keep": np.eye(512, dtype=bool)}, {"drop_rate": 0.5}),
-    gradcheck.Case("attention", attention, dict.fromkeys(("queries", "keys", "values"), np.ones((1, 8, 256, 4)))),
-    gradcheck.Case("cross_entropy", cross_entropy, {"logits": np.ones((512, 512)), "targets": np.arange(512)}),
-]
-
-
-def most_memory(function, *arguments, **options):
-    """What the function returns, and the most bytes that it held meanwhile."""
-    tracemalloc.start()
-    try:
-        return function(*arguments, **options), tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
-@pytest.mark.parametrize("case", LARGE, ids=lambda case: case.name)
-def test_float32_is_computed_in_half_the_memory_of_float64(case, monkeypatch):
-    """Nor is there a wider array inside: at the most, one would add as much as the largest of those that are kept."""
-    monkeypatch.setattr(parallel, "BLOCK_BYTES", 2**40)  # whole arrays, so that what is inside a block counts
-    peaks = {}
-    for dtype in (np.float64, np.float32):
-        arguments = in_dtype(tuple(case.arguments.values()), dtype)
-        (output, saved), forward = most_memory(case.operation.forward, *arguments, **case.options)
-        _, backward = most_memory(case.operation.backward, np.ones_like(output)[()], saved)
-        peaks[dtype] = np.array([forward, backward])
-    largest = max(array.nbytes for array in (*arrays_in(saved), *arrays_in(output)))
-    assert (peaks[np.float32] - peaks[np.float64] / 2 < largest / 2).all()
+@each_case
+def test_nothing_inside_an_operation_is_wider_than_float32(case):
+    """Of all that is computed from its arguments and from what it saved, and of the arrays that meet them there."""
+    values = in_dtype(tuple(case.arguments.values()), np.float32)
+    output, saved = case.operation.forward(*followed(values), **case.options)
+    forward = list(Followed.calls)
+    d_output = np.random.default_rng(1).standard_normal(output.shape).astype(np.float32)
+    d_output, saved = followed((d_output, saved))
+    case.operation.backward(d_output[()], saved)
+    for function, operands, result in (*forward, *Followed.calls):
+        assert dtypes_of((*operands, result)) <= {np.dtype(np.float32)}, function
+    assert forward or case.name.startswith(("embedding", "dropout"))
 
 
 # Threads
@@ -612,47 +543,3 @@ def test_a_training_step_gives_the_same_on_any_number_of_threads(monkeypatch):
             optimizer.step(grads)
         results.append({"loss": loss, "norm": np.array(norm_before), **grads, **model.state_dict()})
     assert_equal(results[1], results[0])
-
-
-@pytest.mark.long_run
-@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 200))
-def test_blocks_cover_every_row_once_in_order_whatever_the_threads(rows, columns, block_bytes):
-    x = np.arange(rows * columns, dtype=np.float32).reshape(rows, columns)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(parallel, "BLOCK_BYTES", block_bytes)
-        blocks = {}
-        for threads in (1, 2, 3):
-            monkeypatch.setattr(parallel, "number_of_threads", lambda threads=threads: threads)
-            y = np.zeros_like(x)
-            blocks[threads] = parallel.over_rows(lambda x, y: np.copyto(y, x + 1) or x.copy(), x, y)
-            assert np.array_equal(np.concatenate(blocks[threads]), x)
-            assert np.array_equal(y, x + 1)
-        assert len(blocks[1]) == max(1, min(rows, round(x.nbytes / block_bytes)))
-        lengths = [[len(block) for block in blocks[threads]] for threads in blocks]
-        assert lengths[0] == lengths[1] == lengths[2]
-
-
-def test_two_threads_work_at_the_same_time(monkeypatch):
-    monkeypatch.setattr(parallel, "BLOCK_BYTES", 8)
-    monkeypatch.setattr(parallel, "number_of_threads", lambda: 2)
-    meeting = threading.Barrier(2, timeout=60)
-    workers = parallel.over_rows(lambda block: meeting.wait() >= 0 and threading.get_ident(), np.zeros(2))
-    assert len(set(workers)) == 2
-
-
-def test_an_error_in_a_block_is_raised(monkeypatch):
-    monkeypatch.setattr(parallel, "BLOCK_BYTES", 8)
-    for threads in (1, 2):
-        monkeypatch.setattr(parallel, "number_of_threads", lambda threads=threads: threads)
-        with pytest.raises(ZeroDivisionError):
-            parallel.over_rows(lambda block: 1 // int(block[0]), np.arange(3.0)[::-1])
-
-
-@pytest.mark.parametrize(("setting", "threads"), [("3", 3), ("1", 1), ("0", None), ("", None), ("many", None)])
-def test_omp_num_threads_sets_the_number_of_threads(monkeypatch, setting, threads):
-    monkeypatch.setenv("OMP_NUM_THREADS", setting)
-    found = parallel.number_of_threads()
-    if threads is None:
-        monkeypatch.delenv("OMP_NUM_THREADS")
-        threads = parallel.number_of_threads()
-    assert found == threads >= 1

@@ -237,6 +237,63 @@ def test_the_books_mask_buffers_are_ignored():
     assert_equal(model.state_dict(), weights)
 
 
+def last_array_of_complex(model, mapping):
+    mapping["out_head.weight"] = mapping["out_head.weight"].astype(np.complex64)
+
+
+def last_array_of_another_shape(model, mapping):
+    mapping["out_head.weight"] = mapping["out_head.weight"].T.copy()
+
+
+def last_array_of_text(model, mapping):
+    mapping["out_head.weight"] = np.full((11, 6), "0.5")
+
+
+def last_array_missing(model, mapping):
+    del mapping["out_head.weight"]
+
+
+def last_parameter_read_only(model, mapping):
+    model.parameters.out_head.weight.setflags(write=False)
+
+
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, position="sinusoidal")], ids=["learned", "sinusoidal"])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (last_array_of_complex, r"of another kind of number: out_head\.weight complex64, expected float32; read-only"),
+        (last_array_of_another_shape, r"misshaped: out_head\.weight \(6, 11\), expected \(11, 6\)"),
+        (last_array_of_text, r"of another kind of number: out_head\.weight <U3, expected float32; read-only"),
+        (last_array_missing, r"missing: out_head\.weight"),
+        (last_parameter_read_only, r"another kind of number: none; read-only in the model: out_head\.weight"),
+    ],
+)
+def test_everything_is_checked_before_anything_is_copied(config, spoil, message):
+    """The fault is in the last array: those before it would be new by then."""
+    model = GPTModel(config)
+    before, bits = copies(model.state_dict()), model(IDS)
+    mapping = copies(GPTModel(config, seed=1).state_dict())
+    spoil(model, mapping)
+    given = copies(mapping)
+    with pytest.raises(InputError, match=message):
+        model.load_state_dict(mapping)
+    assert_equal(model.state_dict(), before)
+    assert_equal(mapping, given)
+    assert np.array_equal(model(IDS), bits)
+
+
+def test_tied_weights_are_checked_before_anything_is_copied():
+    """The head is the last array here as well, and may be wrong by one number or by its shape."""
+    model = GPTModel(TIED)
+    before = copies(model.state_dict())
+    for change in (lambda head: head + np.eye(11, 6), lambda head: head[:10]):
+        mapping = copies(GPTModel(TIED, seed=1).state_dict())
+        mapping["out_head.weight"] = change(mapping["out_head.weight"])
+        with pytest.raises(InputError, match=r"out_head\.weight differs from tok_emb\.weight"):
+            model.load_state_dict(mapping)
+        assert_equal(model.state_dict(), before)
+
+
 def test_every_wrong_name_and_shape_is_listed_and_nothing_is_changed():
     model = GPTModel(CONFIG)
     before = copies(model.state_dict())
@@ -265,10 +322,46 @@ def test_every_wrong_name_and_shape_is_listed_and_nothing_is_changed():
 
 def test_logits_have_a_score_for_each_next_token():
     model = GPTModel(CONFIG)
-    for in_idx in (IDS, IDS.astype(np.uint16), IDS.tolist()):
+    for in_idx in (IDS, IDS.tolist()):
         logits = model(in_idx)
         assert logits.shape == (3, 4, 11)
         assert np.array_equal(logits, model(IDS))
+
+
+INTEGERS = [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, ">i4"]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=lambda dtype: np.dtype(dtype).str)
+def test_token_ids_and_targets_may_be_integers_of_any_dtype(dtype):
+    """Up to the largest that the dtype holds, 255 and 127 among them, in vocabularies that are larger or just fit."""
+    largest = min(np.iinfo(dtype).max, 299)
+    ids = np.array([[0, largest, 1, largest - 1], [largest, 0, 7, 2]])
+    for vocab_size in (largest + 1, 300):
+        model = GPTModel(replace(CONFIG, vocab_size=vocab_size), dtype=np.float64)
+        assert np.array_equal(model(ids.astype(dtype)), model(ids))
+        targets = ids[:, ::-1].copy()
+        if np.issubdtype(dtype, np.signedinteger):
+            targets[0, 0] = -100  # does not count
+        loss, grads = model.loss_and_grads(ids.astype(dtype), targets.astype(dtype))
+        expected_loss, expected = model.loss_and_grads(ids, targets)
+        assert loss == expected_loss
+        assert_equal(grads, expected)
+        logits, past = model.decode(ids[:, :3].astype(dtype))
+        assert np.array_equal(logits, model.decode(ids[:, :3])[0])
+        again, _ = model.decode(ids[:, 3:].astype(dtype), past)
+        assert np.array_equal(again, model.decode(ids[:, 3:], past)[0])
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=lambda dtype: np.dtype(dtype).str)
+def test_the_first_id_past_the_vocabulary_is_named_in_any_dtype(dtype):
+    largest = int(min(np.iinfo(dtype).max, 299))
+    model = GPTModel(replace(CONFIG, vocab_size=largest))
+    outside, inside = np.array([[largest]], dtype), np.array([[largest - 1]], dtype)
+    with pytest.raises(InputError, match=f"^id {largest} is outside the table's {largest} rows; ids go from 0"):
+        model(outside)
+    with pytest.raises(InputError, match=f"^target id {largest} is outside the vocabulary of {largest}; ids go"):
+        model.loss_and_grads(inside, outside)
+    assert np.isfinite(model.loss_and_grads(inside, inside)[0])
 
 
 @pytest.mark.parametrize("config", [CONFIG, TIED], ids=["untied", "tied"])

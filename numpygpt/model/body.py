@@ -189,7 +189,8 @@ def backward(
         d_positions = d_embedded.sum(axis=0) if saved.pos_emb.ids.ndim == 1 else d_embedded
         watch("d_pos_emb", d_positions)
         d_parameters = d_parameters._replace(pos_emb=p.Embedding(*embedding.backward(d_positions, saved.pos_emb)))
-    watch("d_tok_emb", d_embedded)
+    if saved.wants_inputs or saved.tok_emb is not None:
+        watch("d_tok_emb", d_embedded)
     if saved.tok_emb is not None:
         d_parameters = d_parameters._replace(tok_emb=p.Embedding(*embedding.backward(d_embedded, saved.tok_emb)))
     return Gradients(d_embedded if saved.wants_inputs else None, d_parameters)

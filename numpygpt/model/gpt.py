@@ -60,7 +60,6 @@ class GPTModel:
     """
 
     config: GPTConfig
-    dtype: np.dtype
     checkpoint_activations: bool
     parameters: p.GPT
 
@@ -86,10 +85,11 @@ class GPTModel:
         attention: str = "math",
         checkpoint_activations: bool = False,
     ) -> "GPTModel":
-        """A model with these weights, copied; nothing is drawn. `dtype` defaults to the weights' own."""
+        """A model with these weights, copied; nothing is drawn. `dtype` defaults to the weights' common dtype."""
         model = cls.__new__(cls)
         if dtype is None:
-            dtype = next((array.dtype for array in state_dict.values()), np.float32)
+            weights = _without_masks(state_dict).values()
+            dtype = np.result_type(*weights) if weights else np.float32
         model._allocate(cfg, dtype, attention, checkpoint_activations)
         model.load_state_dict(state_dict)
         return model
@@ -99,10 +99,9 @@ class GPTModel:
     ) -> None:
         self.attention, self.checkpoint_activations = attention, checkpoint_activations
         self.config = GPTConfig.of(cfg)
-        self.dtype = np.dtype(dtype)
-        if self.dtype not in DTYPES:
-            raise InputError(f"dtype is {self.dtype}; expected float32, float64 or complex128")
-        self.parameters = allocate(self.config, self.dtype)
+        if np.dtype(dtype) not in DTYPES:
+            raise InputError(f"dtype is {np.dtype(dtype)}; expected float32, float64 or complex128")
+        self.parameters = allocate(self.config, np.dtype(dtype))
 
     @property
     def attention(self) -> str:
@@ -116,6 +115,11 @@ class GPTModel:
         self._attention = attention
 
     # Parameters
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The parameters' dtype; the common one if they differ."""
+        return np.result_type(*self.state_dict().values())
 
     def state_dict(self) -> dict[str, Array]:
         """{PyTorch name: array}, in PyTorch's order; the model's own arrays. Tied weights appear under both names."""
@@ -140,7 +144,7 @@ class GPTModel:
         and where present it must equal `tok_emb.weight`.
         """
         own = self.named_parameters()
-        given = {name: np.asarray(array) for name, array in mapping.items() if not name.endswith(".att.mask")}
+        given = _without_masks(mapping)
         if self.config.tie_weights and "tok_emb.weight" in given:
             head = given.pop("out_head.weight", given["tok_emb.weight"])
             if not np.array_equal(head, given["tok_emb.weight"]):
@@ -339,3 +343,8 @@ class GPTModel:
                 f"give the model the last {self.config.context_length} tokens, or make it with a longer context"
             )
         return in_idx
+
+
+def _without_masks(mapping: Mapping[str, Any]) -> dict[str, Array]:
+    """The arrays of a state dict, except the buffers that the book's model has in each block."""
+    return {name: np.asarray(array) for name, array in mapping.items() if not name.endswith(".att.mask")}
