@@ -1,0 +1,196 @@
+"""Prompts of different lengths in one batch: every row is what its prompt gives alone.
+
+The same ids in float64, greedy or with beams, and sampled where each row has a generator of its own; logits in float32
+within the budget of a run alone.
+"""
+
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from numpygpt.checks.compare import difference
+from numpygpt.decoding.beams import beam_search
+from numpygpt.decoding.generation import decode_after, generate, generate_text_simple, stream
+from numpygpt.decoding.prompts import Prompts, checked_prompts
+from numpygpt.errors import InputError
+from numpygpt.model.config import GPTConfig
+from numpygpt.model.gpt import GPTModel
+from numpygpt.random.torch_generator import TorchGenerator
+from parity_tests.small_models import FEWER, model_of
+from parity_tests.strategies import seeds
+from torchgpt.bridge import to_torch
+from torchgpt.checks.parity import reference
+
+CONTEXT, V = 4, 9
+NEW = 5
+
+
+def config_of(position, n_layers=1):
+    return GPTConfig(V, CONTEXT, 12, 3, n_layers, drop_rate=0.0, qkv_bias=True, position=position)
+
+
+def prompts_of(seed, lengths):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, V, length) for length in lengths]
+
+
+lengths = st.lists(st.integers(1, CONTEXT + 3), min_size=2, max_size=3).filter(lambda row: len(set(row)) > 1)
+positions = st.sampled_from(["learned", "sinusoidal"])
+attentions = st.sampled_from(["math", "flash"])
+some_eos = st.none() | st.integers(0, V - 1)
+
+
+def alone(function, model, prompt, *arguments, **options):
+    """The ids that the prompt gives in a batch of its own."""
+    return function(model, prompt[np.newaxis], *arguments, **options)[0].tolist()
+
+
+# The same ids
+
+
+@settings(max_examples=max(1, settings().max_examples * 2 // 5))
+@given(seeds, lengths, positions, attentions, some_eos, st.integers(1, CONTEXT))
+def test_every_row_has_the_greedy_ids_of_its_prompt_alone(seed, lengths, position, attention, eos_id, context_size):
+    """Past the point where the window slides, and though another row stops earlier or later."""
+    model, prompts = model_of(config_of(position), seed), prompts_of(seed, lengths)
+    model.attention = attention
+    rows = generate(model, prompts, NEW, context_size, eos_id=eos_id)
+    assert [row.tolist() for row in rows] == [
+        alone(generate, model, prompt, NEW, context_size, eos_id=eos_id) for prompt in prompts
+    ]
+    assert all(np.issubdtype(row.dtype, np.integer) for row in rows)
+
+
+@FEWER
+@given(seeds, lengths, positions, attentions, some_eos, st.integers(1, 3))
+def test_every_row_has_the_best_beam_of_its_prompt_alone(seed, lengths, position, attention, eos_id, num_beams):
+    model, prompts = model_of(config_of(position), seed), prompts_of(seed, lengths)
+    model.attention = attention
+    rows = beam_search(model, prompts, 4, CONTEXT, num_beams, eos_id)
+    for row, prompt in zip(rows, prompts, strict=True):
+        assert row.tolist() == alone(beam_search, model, prompt, 4, CONTEXT, num_beams, eos_id)
+
+
+@FEWER
+@given(seeds, lengths, positions)
+def test_a_stream_chooses_for_every_row_what_its_prompt_alone_chooses(seed, lengths, position):
+    model, prompts = model_of(config_of(position), seed), prompts_of(seed, lengths)
+    chosen = np.transpose(list(islice(stream(model, prompts, CONTEXT), NEW)))
+    for row, prompt in zip(chosen, prompts, strict=True):
+        assert row.tolist() == alone(generate, model, prompt, NEW, CONTEXT)[len(prompt) :]
+
+
+class OneForEachRow(TorchGenerator):
+    """Draws for each row from a generator of the row's own."""
+
+    def __init__(self, seeds):
+        super().__init__(0)
+        self.of_rows = [TorchGenerator(seed) for seed in seeds]
+
+    def multinomial(self, probabilities, num_samples=1, replacement=False):
+        rows = zip(self.of_rows, probabilities, strict=True)
+        return np.stack([rng.multinomial(row, num_samples, replacement) for rng, row in rows])
+
+
+@FEWER
+@given(seeds, lengths, positions, some_eos)
+def test_every_row_is_sampled_as_its_prompt_alone_is(seed, lengths, position, eos_id):
+    """With a generator for each row. One for all draws a step's rows together, so a row alone meets other numbers."""
+    model, prompts = model_of(config_of(position), seed), prompts_of(seed, lengths)
+    options = {"temperature": 1.5, "top_k": 6, "top_p": 0.9, "eos_id": eos_id}
+    row_seeds = range(len(prompts))
+    rows = generate(model, prompts, NEW, CONTEXT, **options, rng=OneForEachRow(row_seeds))
+    for row, prompt, row_seed in zip(rows, prompts, row_seeds, strict=True):
+        assert row.tolist() == alone(generate, model, prompt, NEW, CONTEXT, **options, rng=TorchGenerator(row_seed))
+
+
+def test_one_generator_draws_for_the_rows_of_a_step_in_their_order():
+    model, prompts = model_of(config_of("learned"), 0), prompts_of(0, [2, 4, 1])
+    rows = generate(model, prompts, 1, CONTEXT, temperature=1.0, rng=TorchGenerator(5))
+    logits, _ = decode_after(model, checked_prompts(prompts, CONTEXT), None, CONTEXT)
+    probabilities = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities /= probabilities.sum(axis=-1, keepdims=True)
+    assert [row[-1] for row in rows] == TorchGenerator(5).multinomial(probabilities)[:, 0].tolist()
+
+
+# The same logits
+
+
+def logits_of_each_step(model, prompts, new_tokens):
+    """Of a batch, step by step: (B, V) each; and the texts that they follow, (B) rows of ids."""
+    text, past = prompts, None
+    for _ in range(new_tokens):
+        logits, past = decode_after(model, text, past, CONTEXT)
+        yield logits, [row[start:] for row, start in zip(text.ids, text.starts, strict=True)]
+        text = text.followed_by(logits.argmax(axis=-1))
+
+
+@pytest.mark.parametrize(("position", "attention"), [("learned", "math"), ("sinusoidal", "flash")])
+def test_logits_in_float32_are_within_the_budget_of_each_row_alone(position, attention):
+    """The budget of PyTorch's twin on the row's last CONTEXT tokens alone, for the logits of the last."""
+    model = model_of(config_of(position, n_layers=2), 1, np.float32)
+    model.attention = attention
+    prompts = checked_prompts(prompts_of(1, [1, CONTEXT - 1]), CONTEXT)
+    for logits, texts in logits_of_each_step(model, prompts, 3):
+        assert logits.dtype == np.float32
+        for row, text in zip(logits, texts, strict=True):
+            judged_by = reference(partial(logits_alone, model, text[-CONTEXT:]), np.float32)
+            error = difference(row, judged_by.truth["logits"])
+            assert error.tensor <= judged_by.allowed["logits"].tensor
+
+
+def logits_alone(model, window, dtype):
+    """How PyTorch computes the last logits of one text, in as many copies as it is asked for."""
+    twin = to_torch(GPTModel.from_state_dict(model.config, model.named_parameters(), dtype))
+    return lambda copies: {"logits": twin(torch.from_numpy(window).expand(copies, -1))[:, -1].detach().numpy()}
+
+
+# What prompts may be
+
+
+def test_lists_tuples_and_arrays_are_prompts():
+    model = model_of(config_of("learned"), 0)
+    expected = [row.tolist() for row in generate(model, [np.array([3, 1, 4]), np.array([1])], 3, CONTEXT)]
+    for prompts in ([[3, 1, 4], [1]], ([3, 1, 4], (1,)), [np.array([3, 1, 4], np.uint8), [1]]):
+        assert [row.tolist() for row in generate(model, prompts, 3, CONTEXT)] == expected
+        assert [row[: len(prompt)] for row, prompt in zip(expected, prompts, strict=True)] == [[3, 1, 4], [1]]
+    ids = generate_text_simple(model, [[3, 1], [4, 1]], 3, CONTEXT)
+    assert ids.shape == (2, 5), "prompts of one length give one array"
+
+
+def test_no_new_tokens_leave_the_prompts_as_they_are():
+    model = model_of(config_of("learned"), 0)
+    for rows in (generate(model, [[3, 1, 4], [1]], 0, CONTEXT), beam_search(model, [[3, 1, 4], [1]], 0, CONTEXT, 2)):
+        assert [row.tolist() for row in rows] == [[3, 1, 4], [1]]
+
+
+def test_the_padding_is_invisible_whatever_it_is():
+    model = model_of(config_of("learned"), 0)
+    logits = []
+    for padding in range(V):
+        text = Prompts(np.array([[padding, padding, 4], [5, 6, 7]]), np.array([2, 0]))
+        logits.append(decode_after(model, text, None, CONTEXT)[0])
+    assert all(np.array_equal(other, logits[0]) for other in logits)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([[3, 1], []], r"prompt 1 is float64 \(0,\); expected integers of shape \(tokens,\), at least one"),
+        ([[3, 1], [0.5]], r"prompt 1 is float64 \(1,\); expected integers"),
+        ([[[3, 1]], [[1], [2]]], r"prompt 0 is int64 \(1, 2\); expected integers of shape \(tokens,\)"),
+        ([[3, 1], 4], r"prompt 1 is int64 \(\); expected integers"),
+        ([[3, V], [1]], f"id {V} is outside the table's {V} rows"),
+        ([[3, 1], [-1]], f"id -1 is outside the table's {V} rows"),
+    ],
+)
+def test_prompts_that_cannot_be_used_are_named(prompts, message):
+    model = model_of(config_of("learned"), 0)
+    for decode in (lambda: generate(model, prompts, 2, CONTEXT), lambda: beam_search(model, prompts, 2, CONTEXT, 2)):
+        with pytest.raises(InputError, match=message):
+            decode()
