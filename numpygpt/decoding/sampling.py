@@ -45,14 +45,14 @@ def keep_top_k(logits: Inexact[Array, "B V"], k: int) -> Inexact[Array, "B V"]:
 def keep_top_p(probabilities: Inexact[Array, "B V"], p: float) -> Inexact[Array, "B V"]:
     """The nucleus (Holtzman et al. 2020, arXiv:1904.09751, section 3.1).
 
-    The fewest most probable tokens that together have probability p or more; the rest 0. Not rescaled: a multinomial
-    draw needs no sum of 1.
+    The fewest most probable tokens that together have probability p or more, so that the rest has less than 1 - p; the
+    rest 0. With p = 1, every token whose probability is not 0. Not rescaled: a multinomial draw needs no sum of 1.
     """
     order = np.argsort(-probabilities, axis=-1, kind="stable")
     ordered = np.take_along_axis(probabilities, order, axis=-1)
-    before = np.cumsum(ordered, axis=-1) - ordered
-    in_nucleus = before < p
-    in_nucleus[..., 0] = True  # also for a p that is 0 in the dtype of the probabilities
+    from_here = np.cumsum(ordered[..., ::-1], axis=-1, dtype=np.float64)[..., ::-1]  # the smallest are added up first
+    in_nucleus = from_here > 1 - p
+    in_nucleus[..., 0] = True  # also for a p so small that 1 - p is 1
     kept = np.zeros_like(probabilities)
     np.put_along_axis(kept, order, np.where(in_nucleus, ordered, 0), axis=-1)
     return kept
