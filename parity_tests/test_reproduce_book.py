@@ -438,6 +438,13 @@ def test_a_record_that_was_written_before_its_checkpoint_is_cut_to_it(options, i
     assert (cut.step_losses, cut.samples) == (record.step_losses, record.samples)
 
 
+def test_a_run_by_the_other_backend_keeps_its_times_to_itself(options, in_one_go):
+    """The loop could go on with it, and the record would compare nothing any more."""
+    run, _ = in_one_go["numpy"]
+    with pytest.raises(InputError, match="holds a run by numpy, whose times would be mixed with those of torch"):
+        resumed("torch", options, run.directory)
+
+
 def test_a_run_that_was_stopped_before_its_first_step_has_no_record_and_needs_none(options, tmp_path):
     started("numpy", options, tmp_path).save()
     run, record = resumed("numpy", options, tmp_path)

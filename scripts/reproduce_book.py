@@ -181,7 +181,13 @@ def start_or_resume(
         )
     if not run.step:
         return run, record
-    record = Record.load(directory)
+    found = Record.load(directory)
+    if found.backend != record.backend:
+        raise InputError(
+            f"{directory} holds a run by {found.backend}, whose times would be mixed with those of {record.backend}; "
+            f"replace it with --overwrite, or choose another --out"
+        )
+    record = found
     record.step_losses, record.step_seconds = record.step_losses[: run.step], record.step_seconds[: run.step]
     record.samples = record.samples[: run.step // run.backend.batches_in_an_epoch()]
     return run, record
