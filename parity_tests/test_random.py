@@ -227,6 +227,41 @@ def untempered(words: np.ndarray) -> np.ndarray:
     return undone
 
 
+#: Where a width ends: of the words drawn, of what float64 holds, of int64 and of unsigned 64 bits.
+SPAN_EDGES = [2**bits + step for bits in (8, 16, 24, 28, 31, 32, 53, 63) for step in (-1, 0, 1)] + [1, 2, 2**64 - 1]
+LOWS = [0, 1, -1, -7, 2**31, -(2**31), 2**32 - 1, -(2**53), 2**62, -(2**62), -(2**63)]
+
+
+@pytest.mark.parametrize("span", SPAN_EDGES, ids=hex)
+def test_whole_numbers_at_the_edges_of_each_width(span):
+    """From every low that leaves room below 2^63; the numbers and the state, so the words taken too."""
+    lows = [low for low in LOWS if low + span < 2**63]
+    if span < 2**64 - 1:
+        lows.append(2**63 - 1 - span)
+    assert lows
+    ours, theirs = generators(span % 2**32)
+    for low in lows:
+        assert_same_draw(ours, theirs, "randint", {"low": low, "high": low + span, "size": 50})
+        assert_same_state(ours, theirs)
+
+
+@pytest.mark.parametrize("span", SPAN_EDGES, ids=hex)
+def test_whole_numbers_from_words_at_the_edges_of_the_range(span):
+    """Words of 0, the largest, and the multiples of the range with their neighbors, in both halves of 64-bit draws."""
+    largest = 2**32 - 1 if span < 2**28 else 2**64 - 1
+    edges = {0, 1, largest - 1, largest, largest // span * span, largest // span * span - 1, span - 1, span, 2 * span}
+    drawn = [edge for edge in sorted(edges) if 0 <= edge <= largest]
+    halves = [[edge] if largest < 2**32 else [edge >> 32, edge % 2**32] for edge in drawn]
+    words = np.array([half for pair in halves for half in pair], np.uint32)
+    for low in (0, -(2**63)):
+        if low + span < 2**63:
+            arguments = {"low": low, "high": low + span, "size": len(drawn)}
+            ours, theirs = generators_about_to_draw(words)
+            expected = [low + edge % span for edge in drawn]
+            assert ours.randint(**arguments).tolist() == expected
+            assert IN_TORCH["randint"](theirs, **arguments).tolist() == expected
+
+
 @given(st.integers(0, 2**32), DTYPES)
 def test_normals_from_uniforms_at_the_edges(choice, dtype):
     """Zero, the largest, and those around eighths of the circle or of the logarithm's range."""
@@ -387,6 +422,8 @@ def test_a_seed_that_is_no_int_is_refused(seed):
         ("exponential", {"size": 1, "dtype": np.int64}),
         ("randint", {"low": 3, "high": 3, "size": 1}),
         ("randint", {"low": 0, "high": 2**63, "size": 1}),
+        ("randint", {"low": -(2**63) - 1, "high": 0, "size": 1}),
+        ("randint", {"low": 4, "high": 3, "size": 1}),
         ("randperm", {"n": -1}),
         ("randperm", {"n": 2**31}),
         ("multinomial", {"probabilities": np.array([0.5, -0.1])}),
