@@ -1,1 +1,1 @@
-"""Training: the run and what it saves, the optimizer, schedules, clipping."""
+"""Training: the options, the loop and its backend in NumPy, what a run saves, the optimizer, schedules, clipping."""
