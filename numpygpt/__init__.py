@@ -25,6 +25,7 @@ from numpygpt.training.book import (
     train_model_simple,
 )
 from numpygpt.training.clipping import clip_grad_norm
+from numpygpt.training.groups import Group
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ __all__ = [
     "GPTConfig",
     "GPTDatasetV1",
     "GPTModel",
+    "Group",
     "InputError",
     "TorchGenerator",
     "beam_search",
