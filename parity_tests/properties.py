@@ -13,25 +13,30 @@ import torch
 
 import torchgpt
 from numpygpt.checks import gradcheck
+from numpygpt.checks.source import Only
 from numpygpt.data.loader import DataLoader
 from numpygpt.data.tokenizer import get_tokenizer
 from numpygpt.data.windows import GPTDatasetV1
-from numpygpt.decoding.generation import generate
+from numpygpt.decoding.generation import decode_after, generate
+from numpygpt.decoding.prompts import checked_prompts
 from numpygpt.decoding.sampling import keep_top_k
 from numpygpt.layers import transformer_block
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
+from numpygpt.objectives import next_token
 from numpygpt.ops import attention, cross_entropy, flash_attention, layer_norm
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.shapes import Array
-from numpygpt.training.adamw import AdamW
+from numpygpt.training.adamw import AdamW, Group
 from numpygpt.training.clipping import clip_grad_norm
 from numpygpt.training.step import loss_and_grads_of
+from numpygpt.tree import mapped
+from numpygpt.watch import Watch
 from parity_tests.tolerances import FACTOR, FLOAT64_NORMWISE
 from torchgpt.bridge import dropout_masks, to_torch
 
 CONFIG = GPTConfig(vocab_size=11, context_length=8, emb_dim=12, n_heads=3, n_layers=2, drop_rate=0.25, qkv_bias=True)
-TIED = GPTConfig(**{**CONFIG.to_dict(), "tie_weights": True})
+TIED = GPTConfig(**{**CONFIG.to_dict(), "tie_weights": True, "position": "sinusoidal"})
 B, T = 2, 6
 GRADIENT = "d_"
 INPUTS = np.array([[3, 1, 3, 10, 0, 3], [7, 7, 2, 5, 9, 1]])
@@ -57,20 +62,28 @@ def masks(config: GPTConfig) -> Any:
     return GPTModel(config).draw_dropout_masks(np.random.default_rng(2), B, T)
 
 
-def training_step(model: GPTModel) -> dict[str, Array]:
-    """Activations, loss, their gradients as the backward yields them, then the parameters' gradients, last to first."""
+def training_step(model: GPTModel, **options: Any) -> dict[str, Array]:
+    """What `watch_training_step` tells."""
     seen: dict[str, Array] = {}
 
     def watch(name: str, array: Array) -> None:
         seen[name] = np.array(array)
 
-    logits, saved = model.forward(INPUTS, masks=masks(model.config), watch=watch)
-    loss, scored = cross_entropy.forward(logits.reshape(B * T, -1), TARGETS.reshape(-1))
-    watch("loss", loss)
-    d_logits = cross_entropy.backward(loss.dtype.type(1), scored).logits.reshape(logits.shape)
-    gradients = model.backward(d_logits, saved, watch=watch)
-    seen |= {f"{GRADIENT}{name}": gradients[name] for name in reversed(gradients)}
+    watch_training_step(model, watch, **options)
     return seen
+
+
+def watch_training_step(model: GPTModel, watch: Watch, **options: Any) -> None:
+    """Activations, loss, their gradients as the backward yields them, then the parameters' gradients, last to first.
+
+    With dropout, and with any options of the model's forward.
+    """
+    logits, saved = model.forward(INPUTS, watch=watch, **{"masks": masks(model.config), **options})
+    loss, scored = next_token.forward(logits, TARGETS)
+    watch("loss", loss)
+    gradients = model.backward(next_token.backward(loss.dtype.type(1), scored).logits, saved, watch=watch)
+    for name in reversed(gradients):
+        watch(f"{GRADIENT}{name}", gradients[name])
 
 
 @cache
@@ -137,27 +150,72 @@ def gradients() -> None:
 
 
 def complex_step() -> None:
-    """The derivative along random directions of all parameters at once: one complex forward a direction."""
+    """The derivative along random directions of all parameters at once: one complex forward a direction.
+
+    The tied model takes three products for queries, keys and values, and computes its blocks again in the backward.
+    """
     rng = np.random.default_rng(3)
     for config in (CONFIG, TIED):
-        model = model_of(config)
-        logits, saved = model.forward(INPUTS, masks=masks(config))
-        d_logits = rng.standard_normal(logits.shape)
-        ours = model.backward(d_logits, saved)
-        for _ in range(3):
-            directions = {name: rng.standard_normal(array.shape) for name, array in weights(config).items()}
-            stepped = GPTModel.from_state_dict(
-                config,
-                {name: array + 1j * gradcheck.STEP * directions[name] for name, array in weights(config).items()},
-                np.complex128,
-            )
-            expected = (d_logits * stepped.forward(INPUTS, masks=masks(config))[0]).sum().imag / gradcheck.STEP
-            products = [(directions[name] * ours[name]).sum() for name in directions]
-            error = np.abs(sum(products) - expected) / np.linalg.norm(products)
-            assert error <= gradcheck.THRESHOLD, error
+
+        def forward(arrays: dict[str, Array], config: GPTConfig = config) -> Any:
+            model = GPTModel.from_state_dict(config, arrays)
+            if config.tie_weights:
+                model.parameters = mapped(lambda array: array, model.parameters)
+                model.checkpoint_activations = True
+            logits, saved = model.forward(INPUTS, masks=masks(config))
+            return logits, lambda d_logits: model.backward(d_logits, saved)
+
+        _agrees_with_complex_step(forward, weights(config), rng)
     arguments, options = flash_call()
-    verdicts = gradcheck.check(gradcheck.Case("flash_attention", flash_attention, arguments, options), rng)
-    assert all(verdict.passed for verdict in verdicts), verdicts
+
+    def attend(arrays: dict[str, Array]) -> Any:
+        context, saved = flash_attention.forward(*arrays.values(), **options)
+        return context, lambda d_context: flash_attention.backward(d_context, saved)._asdict()
+
+    _agrees_with_complex_step(attend, arguments, rng)
+
+
+def _agrees_with_complex_step(forward: Any, arrays: dict[str, Array], rng: np.random.Generator) -> None:
+    """`forward` gives an output, and the function that takes the output's gradient to the arrays'."""
+    output, backward = forward(arrays)
+    d_output = rng.standard_normal(output.shape)
+    gradients = backward(d_output)
+    for _ in range(3):
+        directions = {name: rng.standard_normal(array.shape) for name, array in arrays.items()}
+        stepped, _ = forward({name: array + 1j * gradcheck.STEP * directions[name] for name, array in arrays.items()})
+        expected = (d_output * stepped).sum().imag / gradcheck.STEP
+        products = [(directions[name] * gradients[name]).sum() for name in arrays]
+        error = np.abs(sum(products) - expected) / np.linalg.norm(products)
+        assert error <= gradcheck.THRESHOLD, error
+
+
+#: A few leaves with frozen ones above and between them. Queries' and values' weights without the keys' take three
+#: products.
+SOME = Only(
+    {"pos_emb.weight", "trf_blocks.0.att.W_query.weight", "trf_blocks.0.att.W_value.weight", "final_norm.scale"}
+)
+LAST = Only({"trf_blocks.1.ff.layers.2.bias", "trf_blocks.1.norm2.shift"})
+
+
+def frozen() -> None:
+    for config in (CONFIG, TIED):
+        model, names = model_of(config), set(weights(config))
+        full = training_step(model)
+        for some in (SOME, LAST, Only({"tok_emb.weight"})):
+            seen = training_step(model, trained=some)
+            assert {name for name in names if f"{GRADIENT}{name}" in seen} == names & some
+            for name in names & some:
+                agree(seen[f"{GRADIENT}{name}"], full[f"{GRADIENT}{name}"], name)
+
+
+def recomputation() -> None:
+    for config in (CONFIG, TIED):
+        model = model_of(config)
+        expected = training_step(model)
+        model.checkpoint_activations = True
+        seen = training_step(model)
+        assert seen.keys() == expected.keys()
+        assert all(np.array_equal(seen[name], expected[name]) for name in expected)
 
 
 def flash_call() -> tuple[dict[str, Array], dict[str, Any]]:
@@ -168,16 +226,90 @@ def flash_call() -> tuple[dict[str, Array], dict[str, Any]]:
     return arguments, {"keep": rng.random((B, 3, T - 2, T)) < 0.75, "drop_rate": 0.25, "tile": 2}
 
 
+def some_keys() -> Array:
+    """Which of T keys the last T - 2 queries see: some, all, or none."""
+    visible = np.random.default_rng(19).random((B, 1, T - 2, T)) < 0.5
+    visible[0, 0, 1], visible[1, 0, 2], visible[1, 0, :2, :2] = False, True, False
+    return visible
+
+
 def tiles() -> None:
     arguments, options = flash_call()
-    context, saved = flash_attention.forward(*arguments.values(), **options)
-    del options["tile"]
-    expected, expected_saved = attention.forward(*arguments.values(), **options)
-    agree(context, expected, "context")
-    d_context = np.random.default_rng(18).standard_normal(context.shape)
-    ours = flash_attention.backward(d_context, saved)._asdict()
-    for name, gradient in attention.backward(d_context, expected_saved)._asdict().items():
-        agree(ours[name], gradient, f"d_{name}")
+    tile = options.pop("tile")
+    for visible in ("causal", some_keys()):
+        context, saved = flash_attention.forward(*arguments.values(), **options, visible=visible, tile=tile)
+        expected, expected_saved = attention.forward(*arguments.values(), **options, visible=visible)
+        agree(context, expected, "context")
+        d_context = np.random.default_rng(18).standard_normal(context.shape)
+        ours = flash_attention.backward(d_context, saved)._asdict()
+        for name, gradient in attention.backward(d_context, expected_saved)._asdict().items():
+            agree(ours[name], gradient, f"d_{name}")
+
+
+def masked() -> None:
+    arguments, _ = flash_call()
+    tensors = [torch.from_numpy(array).requires_grad_() for array in arguments.values()]
+    d_context = np.random.default_rng(20).standard_normal(arguments["queries"].shape)
+    for visible in ("all", some_keys()):
+        seen = torch.from_numpy(np.ones((B, 1, T - 2, T), bool) if isinstance(visible, str) else visible)
+        sees_any = seen.any(dim=-1, keepdim=True)
+        expected = sees_any * torch.nn.functional.scaled_dot_product_attention(*tensors, attn_mask=seen | ~sees_any)
+        expected_gradients = torch.autograd.grad(expected, tensors, torch.from_numpy(d_context))
+        for operation, options in ((attention, {}), (flash_attention, {"tile": 2})):
+            context, saved = operation.forward(*arguments.values(), visible=visible, **options)
+            agree(context, expected.detach().numpy(), "context")
+            for ours, theirs in zip(operation.backward(d_context, saved), expected_gradients, strict=True):
+                agree(ours, theirs.numpy(), "gradient")
+
+
+#: Which document each token of INPUTS belongs to; -1 for padding, which sees nothing and is seen by nobody.
+DOCUMENTS = np.array([[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, -1]])
+
+
+def packed() -> dict[str, Any]:
+    """Options of a forward without dropout: a token sees its own document only, and positions count from its start."""
+    same = (DOCUMENTS[:, :, np.newaxis] == DOCUMENTS[:, np.newaxis]) & (DOCUMENTS[:, np.newaxis] >= 0)
+    positions = np.array([[0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 0, 0]])
+    return {"positions": positions, "visible": np.tril(same)[:, np.newaxis], "masks": None}
+
+
+def packing() -> None:
+    rng = np.random.default_rng(21)
+    d_logits = rng.standard_normal((B, T, CONFIG.vocab_size)) * (DOCUMENTS >= 0)[..., np.newaxis]
+    for attention_kind in ("math", "flash"):
+        model = model_of()
+        model.attention = attention_kind
+        logits, saved = model.forward(INPUTS, **packed())
+        grads = model.backward(d_logits, saved)
+        expected = {name: np.zeros_like(array) for name, array in grads.items()}
+        for row, document in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            where = DOCUMENTS[row] == document
+            alone, saved = model.forward(INPUTS[row : row + 1, where])
+            agree(logits[row, where], alone[0], f"document {document} of row {row}")
+            for name, gradient in model.backward(d_logits[row : row + 1, where], saved).items():
+                expected[name] += gradient
+        for name, gradient in expected.items():
+            if not _zero_by_theory(name):
+                agree(grads[name], gradient, name)
+
+
+#: Prompts of several lengths.
+PROMPTS = [INPUTS[0, :2], INPUTS[1, :4], INPUTS[0, 2:5]]
+
+
+def padding() -> None:
+    model, context_size = model_of(), CONFIG.context_length
+    prompts = checked_prompts(PROMPTS, context_size)
+    logits, past = decode_after(model, prompts, None, context_size)
+    longer = prompts.followed_by(np.array([5, 2, 9]))
+    next_logits, _ = decode_after(model, longer, past, context_size)
+    for row, prompt in enumerate(PROMPTS):
+        agree(logits[row], model(prompt[np.newaxis])[0, -1], f"prompt {row}")
+        longer_alone = model(np.append(prompt, longer.ids[row, -1])[np.newaxis])
+        agree(next_logits[row], longer_alone[0, -1], f"prompt {row}, one token longer")
+    together = generate(model, PROMPTS, 3, context_size)
+    for prompt, ids in zip(PROMPTS, together, strict=True):
+        assert np.array_equal(ids, _greedy(model, prompt[np.newaxis], 3)[0])
 
 
 def causality() -> None:
@@ -191,6 +323,8 @@ def causality() -> None:
         for run in (model, lambda ids, model=model: model.forward(ids, masks=masks(CONFIG))[0]):
             assert np.array_equal(run(INPUTS)[:, :3], run(changed)[:, :3])
             assert not np.array_equal(run(INPUTS)[:, 3:], run(changed)[:, 3:])
+        every, every_changed = (model.forward(ids, visible="all")[0] for ids in (INPUTS, changed))
+        assert not np.array_equal(every[:, :3], every_changed[:, :3]), "where all may be seen, all is seen"
     queries, keys, values = np.random.default_rng(4).standard_normal((3, B, 3, T, 4))
     with_nan = keys.copy()
     with_nan[:, :, 4:] = np.nan
@@ -250,9 +384,8 @@ def evaluation() -> None:
 
 
 def optimizer() -> None:
-    for sizes in (1.0, 1e-8):  # gradients of ordinary size, and near eps
-        for config in (CONFIG, TIED):
-            _optimizer_steps(config, sizes)
+    _optimizer_steps(CONFIG, 1.0, [NORMS_AND_BIASES])
+    _optimizer_steps(TIED, 1e-8, [])  # gradients near eps
     rng = np.random.default_rng(6)
     grads = {"a": rng.standard_normal((3, 4)), "b": 5 * rng.standard_normal(7)}
     tensors = [torch.nn.Parameter(torch.zeros(g.shape, dtype=torch.float64)) for g in grads.values()]
@@ -264,13 +397,23 @@ def optimizer() -> None:
         agree(gradient, tensor.grad.numpy(), f"clipped {name}")
 
 
-def _optimizer_steps(config: GPTConfig, sizes: float) -> None:
+#: They have half the learning rate, and do not decay.
+NORMS_AND_BIASES = Group(lambda name, array: array.ndim < 2, lr_scale=0.5, weight_decay=0.0)
+
+
+def _optimizer_steps(config: GPTConfig, sizes: float, groups: list[Group]) -> None:
     options = {"lr": 1e-2, "weight_decay": 0.3}
     ours = model_of(config)
-    adamw = AdamW(ours, **options)
+    adamw = AdamW(ours, **options, groups=groups)
     theirs = [torch.nn.Parameter(torch.from_numpy(array.copy())) for array in weights(config).values()]
-    torch_adamw = torch.optim.AdamW(theirs, **options)
-    for _ in range(4):
+    norms_and_biases = {
+        "params": [tensor for tensor in theirs if groups and tensor.ndim < 2],
+        "lr": 0.5 * options["lr"],
+        "weight_decay": 0.0,
+    }
+    rest = {"params": [tensor for tensor in theirs if not groups or tensor.ndim >= 2]}
+    torch_adamw = torch.optim.AdamW([norms_and_biases, rest], **options)
+    for _ in range(3):
         batches = [(INPUTS[:1], TARGETS[:1]), (INPUTS[1:], TARGETS[1:])]
         _, grads = loss_and_grads_of(ours, batches)
         _, expected = model_of_state(config, theirs).loss_and_grads(INPUTS, TARGETS)
@@ -397,6 +540,11 @@ def closed_form() -> None:
     parameter = start.copy()
     AdamW({"p": parameter}, lr=lr, weight_decay=weight_decay, eps=eps).step({"p": gradient})
     agree(parameter, start * (1 - lr * weight_decay) - lr * gradient / (np.abs(gradient) + eps), "first step")
+    matrix, bias = np.ones((2, 2)), np.ones(2)
+    grouped = AdamW({"w": matrix, "b": bias}, lr=lr, weight_decay=weight_decay, eps=eps, groups=[NORMS_AND_BIASES])
+    grouped.step({"w": np.zeros((2, 2)), "b": np.zeros(2)})
+    agree(matrix, np.full((2, 2), 1 - lr * weight_decay), "what decays")
+    agree(bias, np.ones(2), "what does not decay")
     grads = {"a": np.array([3.0, 0.0]), "b": np.array([[4.0]])}
     clip_grad_norm(grads, 1.0)
     agree(np.array([*grads["a"], *grads["b"][0]]), np.array([3.0, 0.0, 4.0]) / (5 + 1e-6), "clipped")
@@ -426,6 +574,9 @@ def decoding() -> None:
             numpy_model, INPUTS[:, :2], 7, CONFIG.context_length, rng=TorchGenerator(14), **options
         )
         assert np.array_equal(ours, expected.numpy())
+    for prompt, ids in zip(PROMPTS, generate(numpy_model, PROMPTS, 3, CONFIG.context_length), strict=True):
+        alone = torchgpt.generate(torch_model, torch.from_numpy(prompt[np.newaxis]), 3, CONFIG.context_length)
+        assert np.array_equal(ids, alone[0].numpy())
     level = model_of()
     level.parameters.out_head.weight[...] = 0  # every logit ties
     ids = generate(level, INPUTS[:, :2], 5, CONFIG.context_length, temperature=1.0, top_k=2, rng=TorchGenerator(15))
@@ -463,7 +614,12 @@ PROPERTIES = {
     "forward": forward,
     "gradients": gradients,
     "complex_step": complex_step,
+    "frozen": frozen,
+    "recomputation": recomputation,
     "causality": causality,
+    "masks": masked,
+    "packing": packing,
+    "padding": padding,
     "cache": cache_equals_full,
     "tiles": tiles,
     "evaluation": evaluation,

@@ -8,8 +8,9 @@ import pytest
 
 from numpygpt.checks import gradcheck
 from numpygpt.checks.gradcheck import ROUNDING, THRESHOLD, Case, Verdict, check, complex_step, judge
-from numpygpt.layers import feed_forward
+from numpygpt.checks.records import OPERATIONS
 from numpygpt.layers import parameters as p
+from numpygpt.layers import projection
 from numpygpt.ops import cross_entropy, gelu, layer_norm, linear, softmax
 from parity_tests.command import python, run
 
@@ -38,6 +39,15 @@ def with_backward(case, wrong):
     return case._replace(operation=operation)
 
 
+SHIPPED = [(name, record) for name, record in OPERATIONS.items() if not isinstance(record.complex_step, str)]
+
+
+def rows(output):
+    """The cells of the command's table, a row a gradient."""
+    has_an_error = re.compile(r"\s(\d\.\de[+-]\d\d|inf)\s")
+    return [re.split(r"\s{2,}", line) for line in output.splitlines() if has_an_error.search(line)]
+
+
 # Every case
 
 
@@ -46,12 +56,13 @@ def test_every_gradient_of_the_project_is_right():
     done = python("-m", "numpygpt", "gradcheck")
     assert done.stderr == ""
     assert done.returncode == 0
-    assert re.search(r"^\d+ right, \d+ zero, 0 wrong$", done.stdout, re.MULTILINE)
-    checked = {line[:32].rstrip() for line in done.stdout.splitlines()}
-    assert {case.name for case in gradcheck.cases(rng())} | MODELS <= checked
-    zeros = [line for line in done.stdout.splitlines() if "zero, as it should be" in line]
+    assert re.search(r"^\d+ right\b.*, \d+ zero, 0 wrong$", done.stdout, re.MULTILINE)
+    table = rows(done.stdout)
+    assert {case for case, *_ in table} == {case.name for case in gradcheck.cases(rng())} | MODELS
+    assert {name for name, _ in SHIPPED} <= {case.partition(",")[0] for case, *_ in table}
+    zeros = [gradient for _, gradient, *_, verdict in table if verdict == "zero, as it should be"]
     assert zeros
-    assert all(".W_key.bias" in line for line in zeros), "every other gradient must get a verdict"
+    assert all(gradient.endswith(".W_key.bias") for gradient in zeros), "every other gradient must get a verdict"
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -108,7 +119,7 @@ def test_a_wrong_backward_inside_a_model_is_found():
     done = python("-c", WITHOUT_THE_RESIDUAL)
     assert done.stderr == ""
     assert done.returncode == 1
-    wrong = {(line[:32].rstrip(), line[32:72].rstrip()) for line in done.stdout.splitlines() if "WRONG" in line}
+    wrong = {(case, gradient) for case, gradient, *_, verdict in rows(done.stdout) if verdict == "WRONG"}
     assert wrong == {(model, name) for model in MODELS for name in ("d_tok_emb.weight", "d_pos_emb.weight")}
 
 
@@ -125,6 +136,16 @@ def test_one_element_that_is_not_finite_fails(value):
 def test_a_missing_gradient_fails():
     verdicts = check(with_backward(CASES[0], lambda gradients: gradients._replace(bias=None)), rng())
     assert [verdict.passed for verdict in verdicts] == [True, True, False]
+
+
+def test_a_gradient_that_nobody_asked_for_fails():
+    some = CASES[0]._replace(options={"wanted": ("x", "bias")})
+    assert [verdict.gradient for verdict in check(some, rng())] == ["d_x", "d_bias"]
+    assert all(verdict.passed for verdict in check(some, rng()))
+    unasked_too = with_backward(some, lambda gradients: gradients._replace(weight=np.ones((4, 3))))
+    *asked_for, unasked = check(unasked_too, rng())
+    assert [verdict.passed for verdict in asked_for] == [True, True]
+    assert unasked == Verdict("linear", "d_weight", 12, float("inf"), False)
 
 
 # Verdicts
@@ -227,7 +248,7 @@ def _gelu_of_weight(parameters):
 
 
 def _gelu_backward(d_y, saved):
-    return feed_forward.Gradients(None, p.Linear(gelu.backward(d_y, saved).x))
+    return projection.Gradients(None, p.Linear(gelu.backward(d_y, saved).x))
 
 
 # The command

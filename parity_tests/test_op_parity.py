@@ -1,7 +1,7 @@
 """Every operation and layer, by its record: complex step, PyTorch in both dtypes, layouts, purity, dtypes."""
 
 import operator
-import pkgutil
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -10,89 +10,66 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import numpygpt.layers
-import numpygpt.ops
 from numpygpt.checks.compare import compare, difference, norms
 from numpygpt.checks.gradcheck import complex_step, judge
-from numpygpt.tree import mapped as tree_mapped
-from numpygpt.tree import mapped_by_name, named
-from parity_tests.records import (
-    RECORDS,
-    Call,
-    normal,
-    torch_attention,
-    torch_cross_entropy,
-    torch_gelu,
-    torch_layer_norm,
-)
+from numpygpt.checks.record import Call, differentiated
+from numpygpt.checks.records import OPERATIONS
+from numpygpt.tree import mapped, mapped_by_name, named
+from parity_tests.strategies import calls
 from parity_tests.tolerances import FLOAT64_NORMWISE
+from torchgpt.checks import oracles
+from torchgpt.checks.oracles import ORACLES, WITHOUT_EFFECT
 from torchgpt.checks.parity import reference, run_in_copies
 
-each_record = pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
-each_special_call = pytest.mark.parametrize(
-    ("record", "call"),
-    [
-        pytest.param(record, call, id=f"{record.name}: {what}")
-        for record in RECORDS
-        for what, call in record.special.items()
-    ],
-)
+each_record = pytest.mark.parametrize("record", OPERATIONS.values(), ids=list(OPERATIONS))
+SPECIAL_CALLS = [
+    pytest.param(record, call, id=f"{name}: {what}")
+    for name, record in OPERATIONS.items()
+    if not isinstance(record.special, str)
+    for what, call in record.special.items()
+]
 each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
-#: A table of constants, and a memory that computes nothing: no input, no parameter, nothing to propagate back.
-WITHOUT_BACKWARD = {"sinusoidal_positions", "key_value_cache", "parameters", "projection", "visible"}
-
-
-def mapped(function, value):
-    """`function` of every array in an argument or option."""
-    return tree_mapped(function, value) if isinstance(value, np.ndarray | tuple) else value
-
-
-def named_arrays(name, value):
-    return named(value, name) if isinstance(value, np.ndarray | tuple) else ()
-
-
-def changed(call, function):
-    return Call(*({name: mapped(function, value) for name, value in part.items()} for part in call))
+#: A call of these takes milliseconds, so fewer draws have to do.
+LARGE = {"transformer_block", "recomputed_block", "body"}
+FEWER = settings(max_examples=max(1, settings().max_examples // 3))
 
 
 def inputs_of(call):
-    """The arrays that have a gradient, by name."""
-    arrays = {path: array for name, value in call.arguments.items() for path, array in named_arrays(name, value)}
-    return {path: array for path, array in arrays.items() if np.issubdtype(array.dtype, np.inexact)}
+    """The floating-point arrays among the arguments, by name: what a derivative can be taken by."""
+    return {path: array for path, array in named(dict(call.arguments)) if np.issubdtype(array.dtype, np.inexact)}
 
 
 def with_input(call, path, array):
     """The call with another array for one of its inputs."""
-    arguments = mapped_by_name(lambda name, own: array if name == path else own, dict(_trees(call.arguments)))
-    return call._replace(arguments={**call.arguments, **arguments})
-
-
-def _trees(part):
-    """The arrays and trees of arrays among arguments."""
-    return {name: value for name, value in part.items() if isinstance(value, np.ndarray | tuple)}
+    arguments = mapped_by_name(lambda name, own: array if name == path else own, dict(call.arguments))
+    return call._replace(arguments=arguments)
 
 
 def cast(call, dtype):
-    return changed(call, lambda array: array.astype(dtype) if np.issubdtype(array.dtype, np.inexact) else array)
+    return call.changed(lambda array: array.astype(dtype) if np.issubdtype(array.dtype, np.inexact) else array)
 
 
 def cotangent(output):
     """Random, the same for each shape; never ones, which a softmax's or a norm's gradient sums to zero."""
-    return np.random.default_rng(1).standard_normal(output.shape).astype(output.dtype)
+    return np.asarray(np.random.default_rng(1).standard_normal(np.shape(output)), output.dtype)
 
 
 def gradients_by_name(gradients):
-    return {path: array for name, tree in gradients._asdict().items() for path, array in named(tree, f"d_{name}")}
+    return {f"d_{path}": array for path, array in named(gradients._asdict())}
 
 
-def in_numpy(record, call, saved_too=()):
-    """The output, what was saved under these paths, and the gradient of every argument, by name."""
-    output, saved = record.operation.forward(*call.arguments.values(), **call.options)
-    output = np.asarray(output)
-    gradients = record.operation.backward(cotangent(output)[()], saved)
+def same(array):
+    return array
+
+
+def in_numpy(record, call, saved_too=(), cotangent_layout=same):
+    """The output, what was saved under these paths, and the gradients, by name."""
+    output, saved = record.module.forward(*call.arguments.values(), **call.options)
+    d_output = cotangent(output)
+    gradients = record.module.backward(cotangent_layout(d_output) if d_output.ndim else d_output[()], saved)
     tensors = {f"saved.{path}": operator.attrgetter(path)(saved) for path in saved_too}
-    return {"output": output} | tensors | gradients_by_name(gradients)
+    return {"output": np.asarray(output)} | tensors | gradients_by_name(gradients)
 
 
 def as_tensor(array):
@@ -101,19 +78,18 @@ def as_tensor(array):
 
 def in_torch(record, call):
     """The same in PyTorch, as `torchgpt.checks.parity.reference` takes it."""
-    output = np.asarray(record.operation.forward(*call.arguments.values(), **call.options)[0])
+    d_output = cotangent(record.module.forward(*call.arguments.values(), **call.options)[0])
+    asked_for = differentiated(record.module, call)
+    options = {name: value for name, value in call.options.items() if name not in WITHOUT_EFFECT}
 
     def forward(tensors, watch):
         """`tensors` has a tensor for each of the inputs; the other arrays are converted here."""
-
-        def arguments(part):
-            paths = iter([path for name, value in part.items() for path, _ in named_arrays(name, value)])
-            return {
-                name: mapped(lambda array: tensors.get(next(paths), as_tensor(array)), value)
-                for name, value in part.items()
-            }
-
-        y, saved = record.in_torch(*arguments(call.arguments).values(), **arguments(call.options))
+        arguments = mapped_by_name(lambda path, array: tensors.get(path, as_tensor(array)), dict(call.arguments))
+        tensor_options = {
+            name: mapped(as_tensor, value) if isinstance(value, np.ndarray | tuple) else value
+            for name, value in options.items()
+        }
+        y, saved = ORACLES[record.name](*arguments.values(), **tensor_options)
         watch("output", y)
         for path, tensor in saved.items():
             watch(f"saved.{path}", tensor)
@@ -121,29 +97,29 @@ def in_torch(record, call):
 
     def prepare(dtype):
         leaves = {path: torch.tensor(array.astype(dtype)) for path, array in inputs_of(call).items()}
-        d_output = {"output": cotangent(output).astype(dtype)}
 
         def run(copies):
-            tensors = run_in_copies(forward, leaves, d_output, copies)
-            return {name: tensors[name] for name in tensors if not name.startswith(("d_output", "d_saved."))}
+            tensors = run_in_copies(forward, leaves, {"output": d_output.astype(dtype)}, copies)
+            gradients = {f"d_{path}" for path in asked_for}
+            return {name: tensors[name] for name in tensors if not name.startswith("d_") or name in gradients}
 
         return run
 
     return prepare
 
 
-def assert_parity(record, call, dtype, layout=lambda array: array):
-    call = cast(call, dtype)
+def judged(record, call, dtype):
+    """By what a call is judged, and which of the tensors it saves are."""
     judged_by = reference(in_torch(record, call), dtype)
-    saved_too = [name.removeprefix("saved.") for name in judged_by.truth if name.startswith("saved.")]
-    ours = in_numpy(record, changed(call, layout), saved_too)
+    return judged_by, [name.removeprefix("saved.") for name in judged_by.truth if name.startswith("saved.")]
+
+
+def assert_parity(record, call, dtype):
+    call = cast(call, dtype)
+    judged_by, saved_too = judged(record, call, dtype)
+    ours = in_numpy(record, call, saved_too)
     wrong = [c for c in compare(ours, judged_by.truth, judged_by.allowed, dtype=dtype) if not c.passed]
     assert not wrong, wrong
-
-
-def test_every_module_has_a_record():
-    modules = [*pkgutil.iter_modules(numpygpt.ops.__path__), *pkgutil.iter_modules(numpygpt.layers.__path__)]
-    assert sorted(record.name for record in RECORDS) == sorted({m.name for m in modules} - WITHOUT_BACKWARD)
 
 
 @each_record
@@ -154,35 +130,44 @@ def test_gradients_are_complex_steps(record, data):
 
     In each, the terms of <gradient, direction> have one sign, so that nothing cancels.
     """
-    call = data.draw(record.calls(ordinary=True))
-    output, saved = record.operation.forward(*call.arguments.values(), **call.options)
-    d_output = cotangent(np.asarray(output))
-    gradients = gradients_by_name(record.operation.backward(d_output[()], saved))
+    call = data.draw(calls(record, ordinary=True))
+    output, saved = record.module.forward(*call.arguments.values(), **call.options)
+    d_output = cotangent(output)
+    gradients = gradients_by_name(record.module.backward(d_output[()], saved))
+    asked_for = differentiated(record.module, call)
+    assert gradients.keys() == {f"d_{path}" for path in asked_for}
     ours, references = {}, {}
-    for path, array in inputs_of(call).items():
+    for path, array in asked_for.items():
         signs = np.where(gradients[f"d_{path}"] < 0, -1, 1)
         directions = signs * np.abs(np.random.default_rng(2).standard_normal((2, *array.shape)))
+        directions = np.where(np.isfinite(array), directions, 0)
 
         def along(steps, path=path, array=array, directions=directions):
             stepped = with_input(cast(call, np.complex128), path, array + np.tensordot(steps, directions, axes=1))
-            return (d_output * record.operation.forward(*stepped.arguments.values(), **call.options)[0]).sum()
+            return (d_output * record.module.forward(*stepped.arguments.values(), **call.options)[0]).sum()
 
         references[path] = complex_step(along, np.zeros(2))
         ours[path] = np.array([(gradients[f"d_{path}"] * direction).sum() for direction in directions])
-    verdicts = judge(record.name, ours, references)
-    assert verdicts
-    assert not [verdict for verdict in verdicts if verdict.passed is False]
+    assert not [verdict for verdict in judge(record.name, ours, references) if verdict.passed is False]
 
 
 @each_dtype
-@each_record
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in LARGE])
 @given(data=st.data())
-def test_output_and_gradients_are_pytorchs(record, dtype, data):
-    assert_parity(record, data.draw(record.calls()), dtype)
+def test_output_and_gradients_are_pytorchs(name, dtype, data):
+    assert_parity(OPERATIONS[name], data.draw(calls(OPERATIONS[name])), dtype)
 
 
 @each_dtype
-@each_special_call
+@pytest.mark.parametrize("name", sorted(LARGE))
+@FEWER
+@given(data=st.data())
+def test_output_and_gradients_of_large_layers_are_pytorchs(name, dtype, data):
+    assert_parity(OPERATIONS[name], data.draw(calls(OPERATIONS[name])), dtype)
+
+
+@each_dtype
+@pytest.mark.parametrize(("record", "call"), SPECIAL_CALLS)
 def test_special_cases_are_pytorchs(record, call, dtype):
     assert_parity(record, call, dtype)
 
@@ -199,30 +184,41 @@ LAYOUTS = {
     if array.ndim > 1
     else array,
 }
-each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
 
 
-@each_layout
+def assert_parity_in_any_layout(record, call):
+    """Of the arguments, and of the gradient of the output, alone and with them."""
+    judged_by, saved_too = judged(record, call, np.float64)
+    for what, layout in LAYOUTS.items():
+        for ours in (
+            in_numpy(record, call, saved_too, layout),
+            in_numpy(record, call.changed(layout), saved_too, layout),
+        ):
+            wrong = [c for c in compare(ours, judged_by.truth, judged_by.allowed, dtype=np.float64) if not c.passed]
+            assert not wrong, (what, wrong)
+
+
 @each_record
 @settings(max_examples=3)
 @given(data=st.data())
-def test_any_memory_layout_will_do(record, layout, data):
-    assert_parity(record, data.draw(record.calls()), np.float64, layout)
+def test_any_memory_layout_will_do(record, data):
+    assert_parity_in_any_layout(record, data.draw(calls(record)))
 
 
-@each_layout
-@each_special_call
-def test_any_memory_layout_will_do_for_special_cases(record, call, layout):
-    assert_parity(record, call, np.float64, layout)
+@pytest.mark.parametrize(
+    ("record", "call"), [special for special in SPECIAL_CALLS if special.values[0].module.__package__ == "numpygpt.ops"]
+)
+def test_any_memory_layout_will_do_for_special_cases(record, call):
+    assert_parity_in_any_layout(record, call)
 
 
 @each_record
 @settings(max_examples=10)
 @given(data=st.data(), dtype=st.sampled_from([np.float32, np.float64, np.complex128]))
 def test_the_dtype_stays(record, data, dtype):
-    call = cast(data.draw(record.calls()), dtype)
-    output, saved = record.operation.forward(*call.arguments.values(), **call.options)
-    gradients = record.operation.backward(cotangent(np.asarray(output))[()], saved)
+    call = cast(data.draw(calls(record)), dtype)
+    output, saved = record.module.forward(*call.arguments.values(), **call.options)
+    gradients = record.module.backward(cotangent(output)[()], saved)
     arrays = [np.asarray(output), *arrays_in(saved), *arrays_in(gradients)]
     assert {array.dtype for array in arrays if np.issubdtype(array.dtype, np.inexact)} == {np.dtype(dtype)}
 
@@ -238,19 +234,19 @@ def arrays_in(tree):
 @settings(max_examples=10)
 @given(data=st.data())
 def test_nothing_is_changed_and_a_second_time_gives_the_same_bits(record, data):
-    call = data.draw(record.calls())
+    call = data.draw(calls(record))
     given_arrays = arrays_in(tuple({**call.arguments, **call.options}.values()))
     before = [array.copy() for array in given_arrays]
-    output, saved = record.operation.forward(*call.arguments.values(), **call.options)
-    d_output = cotangent(np.asarray(output))
+    output, saved = record.module.forward(*call.arguments.values(), **call.options)
+    d_output = cotangent(output)
     first = [np.array(array) for array in (output, *arrays_in(saved))]
-    gradients = arrays_in(record.operation.backward(d_output[()], saved))
+    gradients = arrays_in(record.module.backward(d_output[()], saved))
     first_gradients = [array.copy() for array in gradients]
 
-    again, saved_again = record.operation.forward(*call.arguments.values(), **call.options)
-    second_gradients = arrays_in(record.operation.backward(d_output[()], saved))
+    again, saved_again = record.module.forward(*call.arguments.values(), **call.options)
+    second_gradients = arrays_in(record.module.backward(d_output[()], saved))
     assert_same_bits(given_arrays, before)
-    assert_same_bits([d_output], [cotangent(np.asarray(output))])
+    assert_same_bits([d_output], [cotangent(output)])
     assert_same_bits([np.asarray(output), *arrays_in(saved)], first)
     assert_same_bits([np.asarray(again), *arrays_in(saved_again)], first)
     assert_same_bits(gradients, first_gradients)
@@ -261,14 +257,43 @@ def assert_same_bits(arrays, others):
     assert [array.tobytes() for array in arrays] == [other.tobytes() for other in others]
 
 
-def test_the_functions_written_out_in_the_records_are_pytorchs_own():
-    x, scale, shift = (torch.from_numpy(normal(*shape)) for shape in ((3, 4, 6), (6,), (6,)))
-    queries, keys, values = torch.from_numpy(normal(3, 2, 3, 5, 4))
+# Which gradients are asked for
+
+WITH_WANTED = [name for name, record in OPERATIONS.items() if "wanted" in record.module.forward.__annotations__]
+
+
+@pytest.mark.parametrize("name", WITH_WANTED)
+@settings(max_examples=5)
+@given(data=st.data())
+def test_any_gradients_may_be_asked_for_and_each_has_the_bits_that_it_has_among_all(name, data):
+    record = OPERATIONS[name]
+    arguments, options = data.draw(calls(record))
+    names = tuple(inputs_of(Call(arguments)))
+    everything = in_numpy(record, Call(arguments, {**options, "wanted": names}))
+    for wanted in (subset for size in range(len(names)) for subset in combinations(names, size)):
+        some = in_numpy(record, Call(arguments, {**options, "wanted": wanted}))
+        assert some.keys() == {"output", *(f"d_{path}" for path in wanted)}
+        for path, array in some.items():
+            assert array.tobytes() == everything[path].tobytes(), (wanted, path)
+
+
+# The oracles
+
+
+def test_the_functions_written_out_as_oracles_are_pytorchs_own():
+    x, scale, shift = (torch.from_numpy(np.random.default_rng(0).standard_normal(s)) for s in ((3, 4, 6), (6,), (6,)))
+    queries, keys, values = torch.from_numpy(np.random.default_rng(1).standard_normal((3, 2, 3, 5, 4)))
+    seen = torch.from_numpy(np.random.default_rng(2).random((2, 1, 5, 5)) < 0.5) | torch.eye(5, dtype=torch.bool)
+    attend = F.scaled_dot_product_attention
     logits, targets = x.flatten(0, 1), torch.arange(12) % 6
     for written_out, own in (
-        (torch_layer_norm(x, scale, shift, eps=0.5), F.layer_norm(x, (6,), scale, shift, 0.5)),
-        (torch_gelu(x), F.gelu(x, approximate="tanh")),
-        (torch_attention(queries, keys, values), F.scaled_dot_product_attention(queries, keys, values, is_causal=True)),
-        (torch_cross_entropy(logits, targets, ignore_index=2), F.cross_entropy(logits, targets, ignore_index=2)),
+        (oracles.layer_norm(x, scale, shift, eps=0.5), F.layer_norm(x, (6,), scale, shift, 0.5)),
+        (oracles.gelu(x), F.gelu(x, approximate="tanh")),
+        (oracles.softmax(x), torch.softmax(x, dim=-1)),
+        (oracles.attention(queries, keys, values), attend(queries, keys, values, is_causal=True)),
+        (oracles.attention(queries, keys, values, visible="all"), attend(queries, keys, values)),
+        (oracles.attention(queries, keys, values, visible=seen), attend(queries, keys, values, attn_mask=seen)),
+        (oracles.flash_attention(queries, keys, values, visible=seen), attend(queries, keys, values, attn_mask=seen)),
+        (oracles.cross_entropy(logits, targets, ignore_index=2), F.cross_entropy(logits, targets, ignore_index=2)),
     ):
         assert difference(written_out[0], own).tensor <= FLOAT64_NORMWISE * norms(own).tensor

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from torch import nn
 
 from numpygpt.checks.compare import compare, scaled
-from parity_tests.records import normal
 from parity_tests.strategies import steps
 from parity_tests.tolerances import FACTOR
 from torchgpt.bridge import to_torch
@@ -16,6 +15,10 @@ from torchgpt.checks.rounding import RoundingErrors
 
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}
 REPEATS = 400
+
+
+def normal(*shape):
+    return np.random.default_rng(0).standard_normal(shape)
 
 
 def errors_of(function, *arrays, dtype=np.float32, factor=1.0):

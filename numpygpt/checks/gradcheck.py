@@ -17,24 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numpygpt.layers import feed_forward, multi_head_attention, recomputed_block, transformer_block
+from numpygpt.checks.record import Call, differentiated
+from numpygpt.checks.records import OPERATIONS
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
-from numpygpt.model.initialization import allocate
-from numpygpt.ops import (
-    attention,
-    cross_entropy,
-    dropout,
-    embedding,
-    flash_attention,
-    gelu,
-    layer_norm,
-    linear,
-    softmax,
-)
-from numpygpt.random.masks import draw_keep_mask
+from numpygpt.ops import cross_entropy
 from numpygpt.shapes import Array
-from numpygpt.tree import mapped, mapped_by_name, named
+from numpygpt.tree import mapped_by_name, named
 
 STEP = 1e-30
 THRESHOLD = 1e-11
@@ -71,7 +60,10 @@ def complex_step(function: Callable[[Array], Any], x: Array) -> Array:
 
 
 def judge(case: str, ours: Mapping[str, Array], references: Mapping[str, Array]) -> list[Verdict]:
-    """Compare gradients with their references, name by name; a missing or misshaped one and a NaN fail."""
+    """Compare gradients with their references, name by name.
+
+    A missing or misshaped one fails, and so does a NaN, and a gradient without a reference.
+    """
     zero = ROUNDING * max((np.linalg.norm(reference) for reference in references.values()), default=0.0)
     verdicts = []
     for name, reference in references.items():
@@ -85,7 +77,8 @@ def judge(case: str, ours: Mapping[str, Array], references: Mapping[str, Array])
                 error = float(difference / norm)
                 passed = bool(difference <= max(THRESHOLD * norm, zero))
         verdicts.append(Verdict(case, f"d_{name}", reference.size, error, passed))
-    return verdicts
+    unasked = [name for name in ours if name not in references]
+    return verdicts + [Verdict(case, f"d_{name}", ours[name].size, float("inf"), False) for name in unasked]
 
 
 class Case(NamedTuple):
@@ -102,17 +95,17 @@ class Case(NamedTuple):
 
 
 def check(case: Case, rng: np.random.Generator) -> list[Verdict]:
-    """A verdict for every array that the case's backward differentiates by."""
+    """A verdict for every array whose gradient the case asks for."""
     output, saved = case.operation.forward(*case.arguments.values(), **case.options)
     d_output = np.array(rng.standard_normal(np.shape(output)))
     gradients = case.operation.backward(d_output[()], saved)
-    differentiated = {field: case.arguments[field] for field in gradients._fields if field in case.arguments}
 
     def scalar(name: str, stepped: Array) -> Any:
         arguments = _complex_with({name}, stepped, case.arguments)
         return (d_output * case.operation.forward(*arguments.values(), **case.options)[0]).sum()
 
-    return judge(case.name, dict(named(gradients._asdict())), _references(scalar, dict(named(differentiated))))
+    asked_for = differentiated(case.operation, Call(case.arguments, case.options))
+    return judge(case.name, dict(named(gradients._asdict())), _references(scalar, asked_for))
 
 
 def check_model(config: GPTConfig, rng: np.random.Generator) -> list[Verdict]:
@@ -175,52 +168,11 @@ SMALL_MODEL = GPTConfig(
 
 
 def cases(rng: np.random.Generator) -> Iterator[Case]:
-    """Every operation and layer at a random point, with a different size for each letter."""
-    B, T, H, K, V = 2, 5, 3, 4, 11
-    D, F, N = H * K, 7, B * T
-    rate = 0.3
-
-    def normal(*shape: int) -> Array:
-        return rng.standard_normal(shape)
-
-    def keep(*shape: int) -> Array | None:
-        return draw_keep_mask(rng, shape, rate)
-
-    config = GPTConfig(V, T, D, H, n_layers=1, drop_rate=rate, qkv_bias=True)
-    (block,) = allocate(config, np.float64).trf_blocks
-    for _, array in named(block):
-        array[...] = normal(*array.shape)
-    x = normal(B, T, D)
-    targets = rng.integers(0, V, N)
-    targets[3] = cross_entropy.IGNORE_INDEX
-    heads = {name: normal(B, H, T, K) for name in ("queries", "keys", "values")}
-    masks = transformer_block.draw_masks(rng, x.shape, H, rate)
-
-    yield Case("linear", linear, {"x": x, "weight": normal(F, D), "bias": normal(F)})
-    yield Case("linear, no bias", linear, {"x": x, "weight": normal(F, D)})
-    yield Case("embedding", embedding, {"ids": rng.integers(0, V, (B, T)), "weight": normal(V, D)})
-    yield Case("layer_norm", layer_norm, {"x": x, "scale": normal(D), "shift": normal(D)})
-    yield Case("layer_norm, eps 0.5", layer_norm, {"x": x, "scale": normal(D), "shift": normal(D)}, {"eps": 0.5})
-    yield Case("gelu", gelu, {"x": normal(B, T, F)})
-    yield Case("softmax", softmax, {"x": normal(B, T, F)})
-    yield Case("dropout", dropout, {"x": x, "keep": keep(B, T, D)}, {"drop_rate": rate})
-    yield Case("attention", attention, heads)
-    yield Case("attention, dropout", attention, heads, {"keep": keep(B, H, T, T), "drop_rate": rate})
-    yield Case("flash_attention", flash_attention, heads, {"tile": 2})
-    yield Case(
-        "flash_attention, dropout", flash_attention, heads, {"keep": keep(B, H, T, T), "drop_rate": rate, "tile": 3}
-    )
-    yield Case("cross_entropy", cross_entropy, {"logits": normal(N, V), "targets": targets})
-    yield Case("feed_forward", feed_forward, {"x": x, "parameters": block.ff})
-    three_arrays = mapped(np.copy, block.att)
-    for name, att, options in (
-        ("multi_head_attention", block.att, {}),
-        ("multi_head_attention, flash", block.att, {"flash": True}),
-        ("multi_head_attention, three products", three_arrays, {}),
-    ):
-        yield Case(name, multi_head_attention, {"x": x, "parameters": att}, {"n_heads": H, **options})
-    for name, layer in (("transformer_block", transformer_block), ("recomputed_block", recomputed_block)):
-        yield Case(name, layer, {"x": x, "parameters": block}, {"n_heads": H, "masks": masks, "drop_rate": rate})
+    """The calls that the record of each operation and layer gives, at random points."""
+    for name, record in OPERATIONS.items():
+        if not isinstance(record.complex_step, str):
+            for what, call in record.complex_step(rng).items():
+                yield Case(f"{name}, {what}" if what else name, record.module, *call)
 
 
 def check_all(seed: int = 0) -> Iterator[list[Verdict]]:

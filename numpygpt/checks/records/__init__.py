@@ -1,0 +1,89 @@
+"""The records of the operations, a file each, and the bugs that are planted in each.
+
+`RECORDS` has them by name. The file of a module that is no operation (an optimizer, a decoder) has its bugs only.
+
+`BUGS` has all planted bugs by name (`numpygpt.checks.planting`). `first_wrong` of a bug names the first tensor that
+differs, in this order: loaded weights; activations of a training step, its loss, its gradients as the backward yields
+them; micro-batches' loss and gradients ("micro_batches."), the clipped ones ("clipped."), the optimizer's moments and
+parameters ("step1.", "groups."); gradients of recomputed blocks ("recomputed."); a step that trains a few leaves
+("frozen."); one on several documents in a row ("packed."); one in which each token sees all ("all_seen."); flash
+attention ("flash.", and "flash_masked." under a mask); evaluation, decoding, and data. It is "none" for a bug that
+shows at numbers out of the ordinary only. `properties` are the kinds of checks that see it:
+
+    forward        activations equal PyTorch's in float64
+    gradients      gradients equal PyTorch's in float64, present and of the right shape
+    complex_step   gradients equal complex step's for random cotangents
+    frozen         what is trained has the gradient of full training, and nothing else has one
+    recomputation  recomputed blocks give the same gradients, bit for bit
+    causality      an output does not depend on later tokens, bit for bit, also at scores of 1e5 and with NaN in the
+                   future; where each token may see all, it does
+    masks          attention under any mask equals PyTorch's, forward and backward; a query that sees no key gives 0
+    packing        several documents in a row give what they give alone, forward and backward
+    padding        prompts of several lengths in a batch give what they give alone
+    cache          decoding with a cache equals the full forward, a batch equals its rows, one call does not affect the
+                   next
+    tiles          flash attention, in tiles, equals attention, forward and backward
+    evaluation     evaluation has no dropout, and training has it before and after an evaluation
+    optimizer      AdamW's parameters and moments equal PyTorch's over several steps, with decay, groups, clipping and
+                   |g| near eps
+    closed_form    AdamW's first step, its decay without a gradient and clipping equal their closed forms
+    micro_batches  gradients of micro-batches add up to the full batch's
+    purity         nothing passed in is changed, and a second backward gives the same
+    invariance     a norm of shifted numbers is the norm of the numbers, bit for bit where the shift is exact
+    extremes       large scores and means, all targets ignored: right and finite
+    dtypes         dtype, rank and memory layout of every result
+    weights        asymmetric weights survive a round trip by name; tied weights are one array
+    sampling       greedy, top-k and eos are exact
+    decoding       sampled and stopped text equals PyTorch's for the same seed, token by token
+    data           targets are the inputs one token later
+    loader         batches equal PyTorch's for the same seed
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from numpygpt.checks.planting import Bug
+from numpygpt.checks.record import BugsOnly, Record
+
+#: The rooms of the modules, in the order of their records.
+_ROOMS = ("ops", "layers", "model", "objectives", "training", "decoding", "data")
+
+
+def _place(record: Record | BugsOnly) -> tuple[int, str]:
+    """A record's place among all."""
+    return _ROOMS.index(record.module.__name__.split(".")[1]), record.name
+
+
+def _found() -> list[Record | BugsOnly]:
+    """The record of each file here."""
+    return [import_module(f"{__name__}.{file.name}").RECORD for file in iter_modules(__path__)]
+
+
+#: The records by the names of their modules.
+RECORDS: dict[str, Record | BugsOnly] = {record.name: record for record in sorted(_found(), key=_place)}
+
+#: Those of operations and layers, which have a forward and a backward.
+OPERATIONS: dict[str, Record] = {name: record for name, record in RECORDS.items() if isinstance(record, Record)}
+
+#: The planted bugs by name.
+BUGS: dict[str, Bug] = {bug.name: bug for record in RECORDS.values() for bug in record.bugs}
+
+#: Changes that must make no difference: the checks let them pass.
+CONTROLS: tuple[Bug, ...] = tuple(control for record in RECORDS.values() for control in record.controls)
+
+#: Real bugs that are not planted, and why: the model's code has no place for them.
+NOT_PLANTED: dict[str, str] = {
+    "int32 index overflow at B x T x V (llm.c#155)": "no index is computed by hand; NumPy's are 64-bit",
+    "NaN compares as equal (llm.c's CUDA test)": (
+        "a fault of the checks, not of the model: test_comparator.py puts a NaN into every tensor, on either side"
+    ),
+    "the comparator compares some tensors twice and others never (llm.c#801)": (
+        "a fault of the checks: test_comparator.py spoils each tensor in turn and demands that it alone fails"
+    ),
+    "a tolerance scaled by the array's size passes anything large (JAX's check_grads)": (
+        "a fault of the checks: test_comparator.py puts the same relative error into a small and a large tensor"
+    ),
+    "a zero gradient passes because the cotangent annihilates it (softmax, LayerNorm under a sum)": (
+        "a fault of the checks: test_gradcheck.py demands that such a cotangent gives no verdict"
+    ),
+}

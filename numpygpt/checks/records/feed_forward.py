@@ -1,0 +1,55 @@
+"""`feed_forward`: calls of it, and real mistakes in it."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from numpygpt.checks.planting import Bug, Change
+from numpygpt.checks.record import Call, Record
+from numpygpt.checks.source import Only, Source, random_block
+from numpygpt.layers import feed_forward
+
+
+def draw(source: Source) -> Call:
+    """Of a block's size."""
+    block, _ = source.block()
+    x = source.normal(*source.rows(), len(block.norm1.scale))
+    return Call({"x": x, "parameters": block.ff}, {"wants_x": not source.yes(), "trained": source.trained(block.ff)})
+
+
+def _call(rng: np.random.Generator) -> Call:
+    return Call({"x": rng.standard_normal((2, 5, 12)), "parameters": random_block(rng, 3, 4).ff})
+
+
+def complex_step(rng: np.random.Generator) -> Mapping[str, Call]:
+    """All trained, or a part on either side of GELU."""
+    call = _call(rng)
+    some = Only({"layers.0.bias", "layers.2.weight"})
+    return {"": call, "some trained": call._replace(options={"trained": some, "wants_x": False})}
+
+
+SPECIAL = {
+    "the last bias alone": _call(np.random.default_rng(0))._replace(
+        options={"trained": Only({"layers.2.bias"}), "wants_x": False}
+    ),
+    "x alone": _call(np.random.default_rng(1))._replace(options={"trained": Only()}),
+}
+
+BUGS = (
+    Bug(
+        "activation_without_backward",
+        "the gradient goes past the activation",
+        "no public report known",
+        "d_trf_blocks.1.ff.layers.0",
+        ("gradients", "complex_step"),
+        (
+            Change(
+                "layers.feed_forward:backward",
+                "gelu.backward(d_activated, saved.gelu).x",
+                "d_activated",
+            ),
+        ),
+    ),
+)
+
+RECORD = Record(feed_forward, draw, SPECIAL, complex_step, BUGS)

@@ -1,0 +1,150 @@
+"""`layer_norm`: calls of it, and real mistakes in it."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from numpygpt.checks.planting import Bug, Change
+from numpygpt.checks.record import Call, Record
+from numpygpt.checks.source import Source
+from numpygpt.ops import layer_norm
+from numpygpt.shapes import Array
+
+_FORWARD = "ops.layer_norm:forward"
+_BACKWARD = "ops.layer_norm:backward"
+_VARIANCE = "variance = (centered * centered).mean(axis=-1, keepdims=True)"
+
+
+def draw(source: Source) -> Call:
+    """Rows of any number, also of one."""
+    features = source.features()
+    arguments = {"x": source.normal(*source.rows(), features)}
+    arguments |= {"scale": source.normal(features), "shift": source.normal(features)}
+    return Call(arguments, {"eps": source.choose.one_of([1e-5, 0.5, 100.0]), "wanted": source.wanted(*arguments)})
+
+
+def complex_step(rng: np.random.Generator) -> Mapping[str, Call]:
+    """With an eps that hardly matters, and with one that does."""
+    scale, shift = rng.standard_normal((2, 12))
+    arguments = {"x": rng.standard_normal((2, 5, 12)), "scale": scale, "shift": shift}
+    return {"": Call(arguments), "eps 0.5": Call(arguments, {"eps": 0.5})}
+
+
+def _of(x: Array) -> Call:
+    scale, shift = np.random.default_rng(0).standard_normal((2, x.shape[-1]))
+    return Call({"x": x, "scale": scale + 2, "shift": shift})
+
+
+SPECIAL = {
+    "mean 2000": _of(2000 + np.random.default_rng(1).standard_normal((5, 16))),
+    "equal features": _of(np.full((3, 5), 0.7)),
+    "one feature": _of(np.array([[1.0], [-2.0], [0.0]])),
+}
+
+BUGS = (
+    Bug(
+        "unbiased_variance",
+        "the variance divides by D - 1",
+        "LBANN#2024",
+        "trf_blocks.0.norm1",
+        ("forward", "complex_step"),
+        (
+            Change(
+                _FORWARD,
+                _VARIANCE,
+                "variance = (centered * centered).sum(axis=-1, keepdims=True) / (x.shape[-1] - 1)",
+            ),
+        ),
+    ),
+    Bug(
+        "eps_outside_root",
+        "eps is added to the standard deviation",
+        "BERT-pytorch#30",
+        "trf_blocks.0.norm1",
+        ("forward", "complex_step"),
+        (Change(_FORWARD, "np.sqrt(variance + eps)", "np.sqrt(variance) + eps"),),
+    ),
+    Bug(
+        "variance_squared",
+        "(variance + eps) ** 2 for the root",
+        "TPlinker#37",
+        "trf_blocks.0.norm1",
+        ("forward", "complex_step"),
+        (Change(_FORWARD, "np.sqrt(variance + eps)", "(variance + eps) ** 2"),),
+    ),
+    Bug(
+        "one_pass_variance",
+        "E[x²] - E[x]²: nothing left where the mean is 2000",
+        "pytorch#51102",
+        "none",
+        ("extremes", "invariance"),
+        (
+            Change(
+                _FORWARD,
+                _VARIANCE,
+                "variance = (x * x).mean(axis=-1, keepdims=True) - x.mean(axis=-1, keepdims=True) ** 2",
+            ),
+        ),
+    ),
+    Bug(
+        "norm_gradient_of_rank_2",
+        "scale's gradient is summed over the first axis, whatever the rank",
+        "FlagGems#5392",
+        "d_final_norm.shift",
+        ("gradients", "dtypes"),
+        (
+            Change(
+                _BACKWARD,
+                "over_rows(block, d_y, normalized, inv_std, d_x)",
+                "[block(d_y, normalized, inv_std, d_x)]",
+            ),
+        ),
+    ),
+    Bug(
+        "variance_gradient_without_eps",
+        "the backward has 1 / var for 1 / (var + eps)",
+        "Chainer, for a year under a tolerance of 1e-2",
+        "d_trf_blocks.1",
+        ("complex_step", "gradients"),
+        (
+            Change(
+                _BACKWARD,
+                "normalized * along\n",
+                "normalized * along / (1 - 1e-5 * inv_std * inv_std)\n",
+            ),
+        ),
+    ),
+    Bug(
+        "norm_untrained",
+        "scale and shift get no gradient",
+        "no public report known",
+        "d_final_norm.shift",
+        ("gradients", "complex_step"),
+        (
+            Change(
+                _BACKWARD,
+                "_total(d_scales), _total(d_shifts)",
+                "0 * _total(d_scales), 0 * _total(d_shifts)",
+            ),
+        ),
+    ),
+)
+
+CONTROLS = (
+    Bug(
+        "norm_by_division",
+        "(x - mean) divided by the root",
+        "control",
+        "none",
+        (),
+        (
+            Change(
+                _FORWARD,
+                "np.multiply(centered, inv_std, out=normalized)",
+                "np.divide(centered, np.sqrt(variance + eps), out=normalized)",
+            ),
+        ),
+    ),
+)
+
+RECORD = Record(layer_norm, draw, SPECIAL, complex_step, BUGS, CONTROLS)

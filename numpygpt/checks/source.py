@@ -1,0 +1,199 @@
+"""Random calls of operations: sizes and options that somebody chooses, and arrays of random numbers.
+
+Who chooses is left open. `AtRandom` takes any choice with the same probability; the tests have hypothesis choose, which
+goes on from a failure to the smallest call that fails. So the record of an operation says once how a call of it is
+drawn, and needs neither of them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+
+from numpygpt.layers import parameters as p
+from numpygpt.layers import transformer_block
+from numpygpt.model.config import POSITIONS, GPTConfig
+from numpygpt.model.initialization import allocate
+from numpygpt.ops.cross_entropy import IGNORE_INDEX
+from numpygpt.shapes import Array
+from numpygpt.tree import Trained, everything, mapped, named
+
+Choice = TypeVar("Choice")
+
+
+@runtime_checkable
+class Chooser(Protocol):
+    """What chooses. The first of several choices, and the smallest integer, are the simplest."""
+
+    def integer(self, lowest: int, highest: int) -> int:
+        """One of lowest, ..., highest."""
+
+    def one_of(self, choices: Sequence[Choice]) -> Choice:
+        """One of them."""
+
+
+class AtRandom:
+    """Each choice with the same probability."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+
+    def integer(self, lowest: int, highest: int) -> int:
+        """One of lowest, ..., highest."""
+        return int(self.rng.integers(lowest, highest + 1))
+
+    def one_of(self, choices: Sequence[Choice]) -> Choice:
+        """One of them."""
+        return choices[self.integer(0, len(choices) - 1)]
+
+
+class Only(frozenset[str]):
+    """Some names; as a function, whether a name is among them. So it says which leaves are trained."""
+
+    def __call__(self, name: str) -> bool:
+        """Whether the name is among them."""
+        return name in self
+
+
+class Source:
+    """Sizes and options from a chooser, arrays of random numbers.
+
+    choose     chooses
+    seed       of the arrays
+    ordinary   whether all numbers have the scale 1, and a LayerNorm at least three features: over two numbers it has
+               nearly no gradient, because its output is the sign of their difference
+    """
+
+    def __init__(self, choose: Chooser, seed: int, *, ordinary: bool = False) -> None:
+        self.choose, self.ordinary = choose, ordinary
+        self.rng = np.random.default_rng(seed)
+
+    # Sizes and options
+
+    def size(self, largest: int = 4) -> int:
+        """1, ..., largest."""
+        return self.choose.integer(1, largest)
+
+    def features(self, largest: int = 7) -> int:
+        """How many numbers a LayerNorm normalizes, or more."""
+        return self.choose.integer(3 if self.ordinary else 1, largest)
+
+    def rows(self) -> list[int]:
+        """The leading axes of an array: one, two or three."""
+        return [self.size() for _ in range(self.size(3))]
+
+    def yes(self) -> bool:
+        """Whether an option is on; the simplest choice is that it is not."""
+        return self.choose.one_of([False, True])
+
+    def drop_rate(self) -> float:
+        """Of dropout."""
+        return self.choose.one_of([0.0, 0.1, 0.5])
+
+    def wanted(self, *names: str) -> tuple[str, ...]:
+        """All of these arguments, or any of them."""
+        return tuple(name for name in names if not self.yes()) if self.yes() else names
+
+    def trained(self, node: Any) -> Trained:
+        """All leaves of the node, half of them, a few or none."""
+        share = self.choose.one_of([1.0, 0.5, 0.1, 0.0])
+        return everything if share == 1 else Only(name for name, _ in named(node) if self.rng.random() < share)
+
+    def config(self) -> GPTConfig:
+        """Of a small model."""
+        smallest = 2 if self.ordinary else 1
+        n_heads, head_dim = self.choose.integer(smallest, 3), self.choose.integer(smallest, 4)
+        return GPTConfig(
+            vocab_size=self.choose.integer(2, 9),
+            context_length=self.size(6),
+            emb_dim=n_heads * head_dim,
+            n_heads=n_heads,
+            n_layers=self.size(2),
+            drop_rate=self.drop_rate(),
+            qkv_bias=self.yes(),
+            tie_weights=self.yes(),
+            position="learned" if n_heads * head_dim % 2 else self.choose.one_of(POSITIONS),
+        )
+
+    # Arrays
+
+    def scale(self) -> float:
+        """How large the numbers of an array are."""
+        return 1.0 if self.ordinary else self.choose.one_of([1.0, 1e-3, 1e-2, 1e-1, 1e1, 1e2, 1e3])
+
+    def normal(self, *shape: int) -> Array:
+        """Normal numbers of one scale, float64."""
+        return self.scale() * np.asarray(self.rng.standard_normal(shape))
+
+    def ids(self, vocab_size: int, shape: int | Sequence[int]) -> Array:
+        """Few different ids, so that some come more than once."""
+        different = self.choose.integer(1, vocab_size)
+        return self.rng.permutation(vocab_size)[self.rng.integers(0, different, shape)]
+
+    def targets(self, vocab_size: int, shape: int | Sequence[int], ignore_index: int = IGNORE_INDEX) -> Array:
+        """Ids some of which do not count; at least one does."""
+        targets = self.ids(vocab_size, shape)
+        targets[self.rng.random(shape) < self.choose.one_of([0.0, 0.3])] = ignore_index
+        if (targets == ignore_index).all():
+            targets.flat[-1] = self.choose.one_of([i for i in range(vocab_size) if i != ignore_index])
+        return targets
+
+    def keep(self, shape: Sequence[int], drop_rate: float) -> Array | None:
+        """A mask of dropout; or None, which drops nothing."""
+        return self.rng.random(shape) >= drop_rate if self.yes() else None
+
+    def visible(self, queries: int, keys: int, sequences: int) -> Any:
+        """Which keys a query may see: by a word, or by booleans with which some queries see no key at all."""
+        by = self.choose.one_of(["causal", "all", "a mask"])
+        if by != "a mask":
+            return by
+        return self.rng.random((sequences, 1, queries, keys)) < self.choose.one_of([0.6, 0.3, 0.9])
+
+    # Parameters
+
+    def block(self) -> tuple[p.TransformerBlock, int]:
+        """A block's parameters, and the number of its heads."""
+        n_heads, head_dim = self.size(3), self.features(4)
+        return self.filled(block_parameters(n_heads, head_dim, qkv_bias=self.yes())), n_heads
+
+    def block_masks(self, shape: tuple[int, int, int], n_heads: int, rate: float) -> transformer_block.DropoutMasks:
+        """Dropout's masks of a block for x of this shape (B, T, D)."""
+        B, T, _ = shape
+        return transformer_block.DropoutMasks(
+            *(self.keep(site, rate) for site in ((B, n_heads, T, T), shape, shape))
+        )
+
+    def filled(self, node: Any) -> Any:
+        """A node of the same shape; queries', keys' and values' weights lie in one array or apart."""
+        filled = mapped(lambda array: self.normal(*array.shape), node)
+        return with_attention(filled, lambda att: stacked(att) if self.yes() else att)
+
+
+def block_parameters(n_heads: int, head_dim: int, *, qkv_bias: bool = True) -> p.TransformerBlock:
+    """A block's parameters, not yet filled."""
+    config = GPTConfig(1, 1, n_heads * head_dim, n_heads, 1, 0.0, qkv_bias)
+    return allocate(config, np.float64).trf_blocks[0]
+
+
+def random_block(rng: np.random.Generator, n_heads: int, head_dim: int) -> p.TransformerBlock:
+    """A block's parameters, normal numbers; queries', keys' and values' weights lie in one array."""
+    block = mapped(lambda array: rng.standard_normal(array.shape), block_parameters(n_heads, head_dim))
+    return with_attention(block, stacked)
+
+
+def with_attention(node: Any, function: Callable[[p.MultiHeadAttention], Any]) -> Any:
+    """The node with `function` applied to each of its attention layers."""
+    if isinstance(node, p.MultiHeadAttention):
+        return function(node)
+    if isinstance(node, tuple) and any(isinstance(child, tuple) for child in node):
+        children = [with_attention(child, function) for child in node]
+        return node._make(children) if hasattr(node, "_make") else tuple(children)
+    return node
+
+
+def stacked(att: p.MultiHeadAttention) -> p.StackedAttention:
+    """The same parameters with queries', keys' and values' in one array."""
+    three = att.W_query, att.W_key, att.W_value
+    biases = [projection.bias for projection in three if projection.bias is not None]
+    weight = np.concatenate([projection.weight for projection in three])
+    return p.StackedAttention(p.Linear(weight, np.concatenate(biases) if biases else None), att.out_proj)

@@ -1,0 +1,195 @@
+"""The oracle of each operation: what PyTorch computes in its place, whose gradients are autograd's.
+
+An oracle takes the arguments and options of the operation's forward, with tensors for arrays, but for the options
+`WITHOUT_EFFECT`. It returns the output, and {path in Saved: tensor} of what the backward gets saved that is neither an
+argument nor the output. `ORACLES` has them by the operations' names.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from numpygpt.ops.cross_entropy import IGNORE_INDEX
+
+#: Options that say what is computed, and in which order, but change no number.
+WITHOUT_EFFECT = {"tile", "wanted", "trained", "wants_x", "recompute"}
+
+Outcome = tuple[Tensor, Mapping[str, Tensor]]
+
+
+# Operations
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Outcome:
+    """PyTorch's own."""
+    return F.linear(x, weight, bias), {}
+
+
+def embedding(ids: Tensor, weight: Tensor) -> Outcome:
+    """PyTorch's own."""
+    return F.embedding(ids, weight), {}
+
+
+def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, *, eps: float = 1e-5) -> Outcome:
+    """Written out, for what is saved."""
+    inv_std = 1 / torch.sqrt(x.var(dim=-1, keepdim=True, unbiased=False) + eps)
+    normalized = (x - x.mean(dim=-1, keepdim=True)) * inv_std
+    return scale * normalized + shift, {"normalized": normalized, "inv_std": inv_std}
+
+
+def gelu(x: Tensor) -> Outcome:
+    """Written out, for what is saved."""
+    s = 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return x * s, {"s": s}
+
+
+def softmax(x: Tensor) -> Outcome:
+    """PyTorch's own, but 0 for a row of -inf alone, where PyTorch has NaN."""
+    nothing = x.isneginf().all(dim=-1, keepdim=True)
+    return torch.softmax(x.masked_fill(nothing, 0), dim=-1).masked_fill(nothing, 0), {}
+
+
+def dropout(x: Tensor, keep: Tensor | None, *, drop_rate: float) -> Outcome:
+    """With the mask given, for PyTorch's own draws one."""
+    return (x if keep is None else x * keep / (1 - drop_rate)), {}
+
+
+def attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    visible: str | Tensor = "causal",
+    keep: Tensor | None = None,
+    drop_rate: float = 0.0,
+) -> Outcome:
+    """Written out, for what is saved."""
+    attn_weights, _ = softmax(_masked_scores(queries, keys, visible))
+    dropped_weights, _ = dropout(attn_weights, keep, drop_rate=drop_rate)
+    return dropped_weights @ values, {"softmax.y": attn_weights, "dropped_weights": dropped_weights}
+
+
+def flash_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    visible: str | Tensor = "causal",
+    keep: Tensor | None = None,
+    drop_rate: float = 0.0,
+) -> Outcome:
+    """As `attention`, but the softmax divides after the product with the values.
+
+    So the gradient's sum over a row is <d_context, context>, whose rounding does not cancel with the other term's.
+    """
+    attn_scores = _masked_scores(queries, keys, visible)
+    highest = attn_scores.detach().amax(dim=-1, keepdim=True)
+    exponentials = (attn_scores - highest.masked_fill(highest.isneginf(), 0)).exp()
+    total = exponentials.sum(dim=-1, keepdim=True)
+    total = total.masked_fill(total == 0, 1)  # of a query that sees no key
+    dropped, _ = dropout(exponentials, keep, drop_rate=drop_rate)
+    return dropped @ values / total, {"highest": highest, "total": total.detach()}
+
+
+def _masked_scores(queries: Tensor, keys: Tensor, visible: str | Tensor) -> Tensor:
+    attn_scores = queries @ keys.mT / math.sqrt(queries.shape[-1])
+    if isinstance(visible, Tensor):
+        return attn_scores.masked_fill(~visible, -math.inf)
+    if visible == "all":
+        return attn_scores
+    tokens, sources = attn_scores.shape[-2:]
+    return attn_scores.masked_fill(~torch.ones(tokens, sources, dtype=torch.bool).tril(sources - tokens), -math.inf)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = IGNORE_INDEX) -> Outcome:
+    """PyTorch's mean over no target is NaN; ours is the sum over no target, 0."""
+    reduction = "mean" if (targets != ignore_index).any() else "sum"
+    highest = logits.detach().amax(dim=-1, keepdim=True)
+    log_sum = (logits.detach() - highest).exp().sum(dim=-1, keepdim=True).log()
+    loss = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction=reduction)
+    return loss, {"highest": highest, "log_sum": log_sum}
+
+
+# Layers
+
+
+def projection(x: Tensor, parameters: Any) -> Outcome:
+    """A node with weight and bias."""
+    return linear(x, *parameters)
+
+
+def feed_forward(x: Tensor, parameters: Any) -> Outcome:
+    """Two projections around GELU."""
+    expand, _, contract = parameters.layers
+    return linear(gelu(linear(x, *expand)[0])[0], *contract)
+
+
+def multi_head_attention(x: Tensor, parameters: Any, *, n_heads: int, flash: bool = False, **options: Any) -> Outcome:
+    """Whether by flash attention or not; the options are `attention`'s."""
+    *projections, out_proj = parameters
+    heads = [linear(x, *projection)[0].unflatten(2, (n_heads, -1)).transpose(1, 2) for projection in projections]
+    context, _ = (flash_attention if flash else attention)(*heads, **options)
+    return linear(context.transpose(1, 2).flatten(2), *out_proj)[0], {}
+
+
+def transformer_block(
+    x: Tensor, parameters: Any, *, n_heads: int, masks: Any = (None, None, None), drop_rate: float = 0.0, **options: Any
+) -> Outcome:
+    """Two residuals around attention and feed-forward; the other options are `multi_head_attention`'s."""
+    keep, after_attention, after_feed_forward = masks
+    attended, _ = multi_head_attention(
+        layer_norm(x, *parameters.norm1)[0],
+        parameters.att,
+        n_heads=n_heads,
+        keep=keep,
+        drop_rate=drop_rate,
+        **options,
+    )
+    x = x + dropout(attended, after_attention, drop_rate=drop_rate)[0]
+    fed_forward, _ = feed_forward(layer_norm(x, *parameters.norm2)[0], parameters.ff)
+    return x + dropout(fed_forward, after_feed_forward, drop_rate=drop_rate)[0], {}
+
+
+def body(
+    inputs: Tensor,
+    parameters: Any,
+    *,
+    positions: Tensor | None = None,
+    masks: Any = None,
+    drop_rate: float = 0.0,
+    **options: Any,
+) -> Outcome:
+    """Embeddings, blocks and the last norm; the other options are `transformer_block`'s."""
+    tokens = inputs if inputs.is_floating_point() else F.embedding(inputs, parameters.tok_emb.weight)
+    (table,) = parameters.pos_emb
+    if positions is None:
+        positions = torch.arange(inputs.shape[1])
+    x = tokens + F.embedding(positions, torch.as_tensor(table).to(tokens.dtype))
+    keep, block_masks = (None, [(None, None, None)] * len(parameters.trf_blocks)) if masks is None else masks
+    x, _ = dropout(x, keep, drop_rate=drop_rate)
+    for block, kept in zip(parameters.trf_blocks, block_masks, strict=True):
+        x, _ = transformer_block(x, block, masks=kept, drop_rate=drop_rate, **options)
+    return layer_norm(x, *parameters.final_norm)[0], {}
+
+
+# Objectives
+
+
+def next_token(logits: Tensor, targets: Tensor) -> Outcome:
+    """Cross-entropy of all positions taken as rows."""
+    loss, _ = cross_entropy(logits.flatten(0, 1), targets.flatten())
+    return loss, {}
+
+
+#: The oracles by the names of their operations.
+ORACLES: Mapping[str, Callable[..., Outcome]] = {
+    oracle.__name__: oracle
+    for oracle in (
+        linear, embedding, layer_norm, gelu, softmax, dropout, attention, flash_attention, cross_entropy,
+        projection, feed_forward, multi_head_attention, transformer_block, body, next_token,
+    )
+} | {"recomputed_block": transformer_block}  # fmt: skip
