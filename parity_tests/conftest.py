@@ -1,10 +1,17 @@
-"""The whole suite: shape annotations are checked at each call; hypothesis is deterministic unless told otherwise."""
+"""The whole suite: annotations of shapes are checked at each call, and when a named tuple is made.
+
+hypothesis is deterministic unless told otherwise.
+"""
 
 from jaxtyping import install_import_hook
 
 install_import_hook(["numpygpt", "torchgpt"], "beartype.beartype")  # before anything imports them
 
 from hypothesis import HealthCheck, settings  # noqa: E402
+
+from parity_tests.fields import check_fields  # noqa: E402
+
+check_fields()
 
 # "suite" is what `make test` and CI run: deterministic. "quick" is for the inner loop; "long" searches at random, for a
 # person.
