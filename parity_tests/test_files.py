@@ -86,7 +86,7 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
     assert names_in(tmp_path) == []
 
 
-@pytest.mark.parametrize("number", [os.getpid(), 1, 10**9])
+@pytest.mark.parametrize("number", [os.getpid(), 1, 10**9], ids=["our own", "the first", "none"])
 def test_a_process_id_that_was_given_to_another_process_keeps_nobody_out(tmp_path, number):
     (tmp_path / LOCK_NAME).write_text(json.dumps({"process": number, "host": socket.gethostname(), "since": "then"}))
     with locked(tmp_path):
