@@ -53,7 +53,7 @@ def norm(x):
     return math.sqrt((x * x).sum())
 
 
-def assert_close(ours, expected):
+def assert_agrees(ours, expected):
     assert ours.shape == expected.shape
     assert norm(ours - expected) <= FLOAT64_NORMWISE * norm(expected)
 

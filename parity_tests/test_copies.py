@@ -339,6 +339,7 @@ def test_a_generators_state_is_a_copy():
     state, words = rng.get_state(), rng.to_torch_state()
     key, bits = state.key.copy(), words.copy()
     expected = rng.random(700)
+    assert not np.array_equal(rng.get_state().key, key)
     assert np.array_equal(state.key, key)
     assert np.array_equal(words, bits)
     rng.set_state(state)

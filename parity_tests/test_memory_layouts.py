@@ -13,7 +13,7 @@ from numpygpt.ops import flash_attention
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.training.adamw import AdamW
 from numpygpt.tree import mapped, named
-from parity_tests.small_models import assert_close, assert_equal, assert_same_gradients, copies, model_of
+from parity_tests.small_models import assert_agrees, assert_equal, assert_same_gradients, copies, model_of
 
 CONFIG = GPTConfig(11, 6, 12, 3, n_layers=2, drop_rate=0.25, qkv_bias=True)
 INPUTS, TARGETS = np.random.default_rng(0).integers(0, 11, (2, 2, 5))
@@ -210,7 +210,7 @@ def test_weights_that_look_stacked_are_taken_as_they_are(weights, biases):
     x, d_y = rng.standard_normal((2, 2, 5, D))
     y, saved = multi_head_attention.forward(x, look_stacked, n_heads=3)
     expected, expected_saved = multi_head_attention.forward(x, apart, n_heads=3)
-    assert_close(y, expected)
+    assert_agrees(y, expected)
     assert_same_gradients(
         dict(named(multi_head_attention.backward(d_y, saved)._asdict())),
         dict(named(multi_head_attention.backward(d_y, expected_saved)._asdict())),

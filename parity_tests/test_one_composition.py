@@ -26,7 +26,7 @@ from numpygpt.tree import named, nothing
 from parity_tests import small_models
 from parity_tests.command import python
 from parity_tests.properties import agree
-from parity_tests.small_models import FEWER, arrays_in, assert_close, assert_equal, ids_of, model_of
+from parity_tests.small_models import FEWER, arrays_in, assert_agrees, assert_equal, ids_of, model_of
 from parity_tests.strategies import seeds
 from torchgpt.bridge import to_torch
 
@@ -70,7 +70,7 @@ def test_decoding_in_chunks_of_any_size_gives_the_same_logits(config, seed, atte
     for tokens in chunks:
         start, end = end, end + tokens
         logits, past = model.decode(in_idx[:, start:end], past)
-        assert_close(logits, full[:, end - 1])
+        assert_agrees(logits, full[:, end - 1])
     assert past[0].length == config.context_length
 
 
@@ -97,14 +97,14 @@ def test_a_watch_is_told_every_tensor_of_decoding(attention, chunks):
     assert np.array_equal(told["logits"][-1][:, 0], logits)
     for name in expected:
         if name.rpartition(".")[2] in ("queries", "keys", "values"):
-            assert_close(np.concatenate(told[name], axis=2), expected[name])
+            assert_agrees(np.concatenate(told[name], axis=2), expected[name])
         elif name.rpartition(".")[2] in ("attn_scores", "attn_weights", "dropout"):
             continue
         elif name == "pos_emb":
             assert np.array_equal(np.concatenate(told[name]), expected[name])
         elif name != "logits":  # decoding computes those of the last token alone
-            assert_close(np.concatenate(told[name], axis=1), expected[name])
-    assert_close(logits, expected["logits"][:, -1])
+            assert_agrees(np.concatenate(told[name], axis=1), expected[name])
+    assert_agrees(logits, expected["logits"][:, -1])
 
 
 # Inference saves nothing
@@ -267,7 +267,7 @@ def test_embeddings_may_stand_in_the_place_of_token_ids_and_have_a_gradient():
     assert none_for_ids is None
     assert d_body.tok_emb.weight is None
     for token in range(11):
-        assert_close(d_embeddings[token == INPUTS].sum(axis=0), expected.tok_emb.weight[token])
+        assert_agrees(d_embeddings[token == INPUTS].sum(axis=0), expected.tok_emb.weight[token])
     assert_equal(dict(named(d_body)), {n: g for n, g in named(expected) if n != "tok_emb.weight"})
 
 
@@ -295,7 +295,7 @@ def test_positions_may_differ_from_row_to_row(config, seed, data):
     grads = model.backward(np.random.default_rng(seed).standard_normal(logits.shape), saved)
     for row in range(3):
         rows = slice(row, row + 1)
-        assert_close(model.forward(in_idx[rows], positions=positions[rows])[0], logits[rows])
+        assert_agrees(model.forward(in_idx[rows], positions=positions[rows])[0], logits[rows])
     counted = np.tile(np.arange(T), (3, 1))
     assert np.array_equal(model.forward(in_idx, positions=counted)[0], model(in_idx))
     if config.position == "learned":
@@ -316,7 +316,7 @@ def test_moved_positions_are_a_moved_table(config, seed):
     expected_logits, expected_saved = moved.forward(in_idx)
     assert np.array_equal(logits, expected_logits)
     grads, expected = model.backward(d_logits, saved), moved.backward(d_logits, expected_saved)
-    assert_close(grads.pop("pos_emb.weight")[order], expected.pop("pos_emb.weight"))
+    assert_agrees(grads.pop("pos_emb.weight")[order], expected.pop("pos_emb.weight"))
     assert_equal(grads, expected)
 
 
@@ -327,7 +327,7 @@ def test_positions_are_an_option_of_the_body_and_of_decoding():
     hidden, _ = hidden_of(model, positions=positions)
     assert np.array_equal(projection.forward(hidden, model.parameters.out_head)[0], full)
     _, past = model.decode(INPUTS[:, :3], positions=positions[:, :3])
-    assert_close(model.decode(INPUTS[:, 3:], past, positions=positions[:, 3:])[0], full[:, -1])
+    assert_agrees(model.decode(INPUTS[:, 3:], past, positions=positions[:, 3:])[0], full[:, -1])
 
 
 def test_masks_that_keep_everything_are_no_masks():

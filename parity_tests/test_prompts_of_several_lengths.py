@@ -30,8 +30,16 @@ CONTEXT, V = 4, 9
 NEW = 5
 
 
-def config_of(position, n_layers=1):
-    return GPTConfig(V, CONTEXT, 12, 3, n_layers, drop_rate=0.0, qkv_bias=True, position=position)
+def lively_model(seed, position="learned", n_layers=1, dtype=np.float64):
+    """Random weights whose likeliest token changes at each step: attention is sharp, and no shift favors a token."""
+    config = GPTConfig(V, CONTEXT, 12, 3, n_layers, drop_rate=0.0, qkv_bias=True, position=position)
+    model = model_of(config, seed, dtype)
+    for name, array in model.named_parameters().items():
+        if name.endswith("shift"):
+            array[...] = 0
+        elif ".att." in name and name.endswith("weight"):
+            array *= 3
+    return model
 
 
 def prompts_of(seed, lengths):
@@ -42,7 +50,6 @@ def prompts_of(seed, lengths):
 lengths = st.lists(st.integers(1, CONTEXT + 3), min_size=2, max_size=3).filter(lambda row: len(set(row)) > 1)
 positions = st.sampled_from(["learned", "sinusoidal"])
 attentions = st.sampled_from(["math", "flash"])
-some_eos = st.none() | st.integers(0, V - 1)
 
 
 def alone(function, model, prompt, *arguments, **options):
@@ -54,32 +61,47 @@ def alone(function, model, prompt, *arguments, **options):
 
 
 @settings(max_examples=max(1, settings().max_examples * 2 // 5))
-@given(seeds, lengths, positions, attentions, some_eos, st.integers(1, CONTEXT))
-def test_every_row_has_the_greedy_ids_of_its_prompt_alone(seed, lengths, position, attention, eos_id, context_size):
-    """Past the point where the window slides, and though another row stops earlier or later."""
-    model, prompts = model_of(config_of(position), seed), prompts_of(seed, lengths)
+@given(seeds, lengths, positions, attentions, st.integers(1, CONTEXT))
+def test_every_row_has_the_greedy_ids_of_its_prompt_alone(seed, lengths, position, attention, context_size):
+    """Past the point where the window slides."""
+    model, prompts = lively_model(seed, position), prompts_of(seed, lengths)
     model.attention = attention
-    rows = generate(model, prompts, NEW, context_size, eos_id=eos_id)
-    assert [row.tolist() for row in rows] == [
-        alone(generate, model, prompt, NEW, context_size, eos_id=eos_id) for prompt in prompts
-    ]
+    rows = generate(model, prompts, NEW, context_size)
+    assert [row.tolist() for row in rows] == [alone(generate, model, prompt, NEW, context_size) for prompt in prompts]
     assert all(np.issubdtype(row.dtype, np.integer) for row in rows)
 
 
-@FEWER
-@given(seeds, lengths, positions, attentions, some_eos, st.integers(1, 3))
-def test_every_row_has_the_best_beam_of_its_prompt_alone(seed, lengths, position, attention, eos_id, num_beams):
-    model, prompts = model_of(config_of(position), seed), prompts_of(seed, lengths)
+@pytest.mark.parametrize("decode", [generate, beam_search], ids=lambda decode: decode.__name__)
+def test_every_row_stops_at_its_own_eos_whenever_the_others_do(decode):
+    """Each token that any row would go on with is the eos once; with three beams."""
+    model, prompts = lively_model(0), prompts_of(0, [3, 1, CONTEXT + 2])
+    beams = {"num_beams": 3} if decode is beam_search else {}
+    unstopped = decode(model, prompts, 4, CONTEXT, **beams)
+    new_tokens = {int(token) for row, prompt in zip(unstopped, prompts, strict=True) for token in row[len(prompt) :]}
+    assert len(new_tokens) > 3
+    lengths = set()
+    for eos_id in new_tokens:
+        rows = decode(model, prompts, 4, CONTEXT, eos_id=eos_id, **beams)
+        for row, prompt in zip(rows, prompts, strict=True):
+            assert row.tolist() == alone(decode, model, prompt, 4, CONTEXT, eos_id=eos_id, **beams)
+        lengths.add(tuple(len(row) - len(prompt) for row, prompt in zip(rows, prompts, strict=True)))
+    assert len(lengths) > 2
+
+
+@settings(max_examples=max(1, settings().max_examples * 2 // 5))
+@given(seeds, lengths, positions, attentions, st.integers(2, 4))
+def test_every_row_has_the_best_beam_of_its_prompt_alone(seed, lengths, position, attention, num_beams):
+    model, prompts = lively_model(seed, position), prompts_of(seed, lengths)
     model.attention = attention
-    rows = beam_search(model, prompts, 4, CONTEXT, num_beams, eos_id)
+    rows = beam_search(model, prompts, 4, CONTEXT, num_beams)
     for row, prompt in zip(rows, prompts, strict=True):
-        assert row.tolist() == alone(beam_search, model, prompt, 4, CONTEXT, num_beams, eos_id)
+        assert row.tolist() == alone(beam_search, model, prompt, 4, CONTEXT, num_beams)
 
 
 @FEWER
 @given(seeds, lengths, positions)
 def test_a_stream_chooses_for_every_row_what_its_prompt_alone_chooses(seed, lengths, position):
-    model, prompts = model_of(config_of(position), seed), prompts_of(seed, lengths)
+    model, prompts = lively_model(seed, position), prompts_of(seed, lengths)
     chosen = np.transpose(list(islice(stream(model, prompts, CONTEXT), NEW)))
     for row, prompt in zip(chosen, prompts, strict=True):
         assert row.tolist() == alone(generate, model, prompt, NEW, CONTEXT)[len(prompt) :]
@@ -98,10 +120,10 @@ class OneForEachRow(TorchGenerator):
 
 
 @FEWER
-@given(seeds, lengths, positions, some_eos)
+@given(seeds, lengths, positions, st.integers(0, V - 1))
 def test_every_row_is_sampled_as_its_prompt_alone_is(seed, lengths, position, eos_id):
     """With a generator for each row. One for all draws a step's rows together, so a row alone meets other numbers."""
-    model, prompts = model_of(config_of(position), seed), prompts_of(seed, lengths)
+    model, prompts = lively_model(seed, position), prompts_of(seed, lengths)
     options = {"temperature": 1.5, "top_k": 6, "top_p": 0.9, "eos_id": eos_id}
     row_seeds = range(len(prompts))
     rows = generate(model, prompts, NEW, CONTEXT, **options, rng=OneForEachRow(row_seeds))
@@ -110,7 +132,7 @@ def test_every_row_is_sampled_as_its_prompt_alone_is(seed, lengths, position, eo
 
 
 def test_one_generator_draws_for_the_rows_of_a_step_in_their_order():
-    model, prompts = model_of(config_of("learned"), 0), prompts_of(0, [2, 4, 1])
+    model, prompts = lively_model(0), prompts_of(0, [2, 4, 1])
     rows = generate(model, prompts, 1, CONTEXT, temperature=1.0, rng=TorchGenerator(5))
     logits, _ = decode_after(model, checked_prompts(prompts, CONTEXT), None, CONTEXT)
     probabilities = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -133,7 +155,7 @@ def logits_of_each_step(model, prompts, new_tokens):
 @pytest.mark.parametrize(("position", "attention"), [("learned", "math"), ("sinusoidal", "flash")])
 def test_logits_in_float32_are_within_the_budget_of_each_row_alone(position, attention):
     """The budget of PyTorch's twin on the row's last CONTEXT tokens alone, for the logits of the last."""
-    model = model_of(config_of(position, n_layers=2), 1, np.float32)
+    model = lively_model(1, position, n_layers=2, dtype=np.float32)
     model.attention = attention
     prompts = checked_prompts(prompts_of(1, [1, CONTEXT - 1]), CONTEXT)
     for logits, texts in logits_of_each_step(model, prompts, 3):
@@ -154,7 +176,7 @@ def logits_alone(model, window, dtype):
 
 
 def test_lists_tuples_and_arrays_are_prompts():
-    model = model_of(config_of("learned"), 0)
+    model = lively_model(0)
     expected = [row.tolist() for row in generate(model, [np.array([3, 1, 4]), np.array([1])], 3, CONTEXT)]
     for prompts in ([[3, 1, 4], [1]], ([3, 1, 4], (1,)), [np.array([3, 1, 4], np.uint8), [1]]):
         assert [row.tolist() for row in generate(model, prompts, 3, CONTEXT)] == expected
@@ -164,13 +186,13 @@ def test_lists_tuples_and_arrays_are_prompts():
 
 
 def test_no_new_tokens_leave_the_prompts_as_they_are():
-    model = model_of(config_of("learned"), 0)
+    model = lively_model(0)
     for rows in (generate(model, [[3, 1, 4], [1]], 0, CONTEXT), beam_search(model, [[3, 1, 4], [1]], 0, CONTEXT, 2)):
         assert [row.tolist() for row in rows] == [[3, 1, 4], [1]]
 
 
 def test_the_padding_is_invisible_whatever_it_is():
-    model = model_of(config_of("learned"), 0)
+    model = lively_model(0)
     logits = []
     for padding in range(V):
         text = Prompts(np.array([[padding, padding, 4], [5, 6, 7]]), np.array([2, 0]))
@@ -190,7 +212,7 @@ def test_the_padding_is_invisible_whatever_it_is():
     ],
 )
 def test_prompts_that_cannot_be_used_are_named(prompts, message):
-    model = model_of(config_of("learned"), 0)
+    model = lively_model(0)
     for decode in (lambda: generate(model, prompts, 2, CONTEXT), lambda: beam_search(model, prompts, 2, CONTEXT, 2)):
         with pytest.raises(InputError, match=message):
             decode()

@@ -17,7 +17,7 @@ from parity_tests.command import python
 from parity_tests.properties import agree
 from parity_tests.small_models import (
     FEWER,
-    assert_close,
+    assert_agrees,
     assert_equal,
     assert_same_gradients,
     configs,
@@ -124,11 +124,11 @@ def test_the_two_words_are_masks(operation, options, seed, past):
     for word, mask in (("all", everything), ("causal", np.tril(everything, past))):
         by_word, saved_by_word = operation.forward(queries, keys, values, visible=word, **options)
         by_mask, saved_by_mask = operation.forward(queries, keys, values, visible=mask, **options)
-        assert_close(by_word, by_mask)
+        assert_agrees(by_word, by_mask)
         for ours, expected in zip(
             operation.backward(d_context, saved_by_word), operation.backward(d_context, saved_by_mask), strict=True
         ):
-            assert_close(ours, expected)
+            assert_agrees(ours, expected)
 
 
 def test_another_word_is_refused():
@@ -177,7 +177,7 @@ def test_a_layer_with_a_past_reads_what_the_mask_shows_it(flash, seed):
     second, _ = multi_head_attention.forward(
         x[:, 4:], parameters, visible=seen[:, :, 4:], past=saved.present, **options
     )
-    assert_close(np.concatenate([first, second], axis=1), y)
+    assert_agrees(np.concatenate([first, second], axis=1), y)
 
 
 @FEWER
@@ -197,11 +197,11 @@ def test_a_model_sees_through_one_mask_in_forward_tiles_and_decoding(config, see
         for tokens in chunks:
             start, end = end, end + tokens
             logits, past = model.decode(in_idx[:, start:end], past, visible=seen[:, :, start:end, :end])
-            assert_close(logits, full[:, end - 1])
+            assert_agrees(logits, full[:, end - 1])
         dropped, saved = model.forward(in_idx, visible=seen, masks=masks)
         results[model.attention] = full, dropped, model.backward(d_logits, saved)
     for ours, expected in zip(results["flash"][:2], results["math"][:2], strict=True):
-        assert_close(ours, expected)
+        assert_agrees(ours, expected)
     assert_same_gradients(results["flash"][2], results["math"][2])
 
 
@@ -248,7 +248,7 @@ def test_padding_on_the_left_changes_nothing(config, seed, padding):
     for model.attention in ("math", "flash"):
         logits, saved = model.forward(padded, positions=positions, visible=seen)
         expected, expected_saved = model.forward(bare)
-        assert_close(logits[:, padding:], expected)
+        assert_agrees(logits[:, padding:], expected)
         assert_same_gradients(
             model.backward(d_logits, saved), model.backward(d_logits[:, padding:], expected_saved)
         )
