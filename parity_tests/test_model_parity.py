@@ -5,9 +5,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from numpygpt.checks.compare import compare
 from numpygpt.checks.planting import planted
 from numpygpt.checks.records import BUGS
-from numpygpt.checks.compare import compare
 from numpygpt.errors import InputError
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
