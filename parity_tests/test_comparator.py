@@ -139,9 +139,9 @@ def test_norms_neither_overflow_nor_underflow():
 
 def test_a_tensor_told_twice_is_not_recorded_over():
     class Model(GPTModel):
-        def forward(self, in_idx, *, masks=None, watch):
+        def forward(self, in_idx, *, watch, **options):
             watch("logits", np.zeros(1))
-            return super().forward(in_idx, masks=masks, watch=watch)
+            return super().forward(in_idx, watch=watch, **options)
 
     ids = np.zeros((1, 2), int)
     with pytest.raises(ValueError, match="logits was told twice"):
