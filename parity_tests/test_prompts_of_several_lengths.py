@@ -27,7 +27,7 @@ from torchgpt.bridge import to_torch
 from torchgpt.checks.parity import reference
 
 CONTEXT, V = 4, 9
-NEW = 5
+NEW = 4
 
 
 def lively_model(seed, position="learned", n_layers=1, dtype=np.float64):
@@ -60,7 +60,7 @@ def alone(function, model, prompt, *arguments, **options):
 # The same ids
 
 
-@settings(max_examples=max(1, settings().max_examples * 2 // 5))
+@settings(max_examples=max(1, settings().max_examples * 3 // 10))
 @given(seeds, lengths, positions, attentions, st.integers(1, CONTEXT))
 def test_every_row_has_the_greedy_ids_of_its_prompt_alone(seed, lengths, position, attention, context_size):
     """Past the point where the window slides."""
@@ -88,7 +88,7 @@ def test_every_row_stops_at_its_own_eos_whenever_the_others_do(decode):
     assert len(lengths) > 2
 
 
-@settings(max_examples=max(1, settings().max_examples * 2 // 5))
+@FEWER
 @given(seeds, lengths, positions, attentions, st.integers(2, 4))
 def test_every_row_has_the_best_beam_of_its_prompt_alone(seed, lengths, position, attention, num_beams):
     model, prompts = lively_model(seed, position), prompts_of(seed, lengths)
@@ -98,10 +98,9 @@ def test_every_row_has_the_best_beam_of_its_prompt_alone(seed, lengths, position
         assert row.tolist() == alone(beam_search, model, prompt, 4, CONTEXT, num_beams)
 
 
-@FEWER
-@given(seeds, lengths, positions)
-def test_a_stream_chooses_for_every_row_what_its_prompt_alone_chooses(seed, lengths, position):
-    model, prompts = lively_model(seed, position), prompts_of(seed, lengths)
+@pytest.mark.parametrize("position", ["learned", "sinusoidal"])
+def test_a_stream_chooses_for_every_row_what_its_prompt_alone_chooses(position):
+    model, prompts = lively_model(0, position), prompts_of(0, [1, CONTEXT + 1, 3])
     chosen = np.transpose(list(islice(stream(model, prompts, CONTEXT), NEW)))
     for row, prompt in zip(chosen, prompts, strict=True):
         assert row.tolist() == alone(generate, model, prompt, NEW, CONTEXT)[len(prompt) :]

@@ -117,6 +117,7 @@ def test_where_nobody_sees_anything_all_is_0(operation, options, past):
 
 
 @each_attention
+@FEWER
 @given(seed=seeds, past=st.integers(0, 3))
 def test_the_two_words_are_masks(operation, options, seed, past):
     _, (queries, keys, values, d_context) = drawn(seed, past)
@@ -160,6 +161,7 @@ def test_causal_masks_of_sequences_that_begin_later():
 
 
 @pytest.mark.parametrize("flash", [False, True])
+@FEWER
 @given(seed=seeds)
 def test_a_layer_with_a_past_reads_what_the_mask_shows_it(flash, seed):
     """In two parts, the second with a cache of the first, against the whole at once."""

@@ -47,8 +47,11 @@ class Keeping:
 
 
 @each_way
-@each_config
-@pytest.mark.parametrize("checkpoint_activations", [False, True])
+@pytest.mark.parametrize(
+    ("config", "checkpoint_activations"),
+    [*((config, False) for config in CONFIGS.values()), (LEARNED, True)],
+    ids=[*CONFIGS, "checkpoints"],
+)
 def test_a_watch_finds_in_what_it_kept_what_it_was_told(config, attention, checkpoint_activations):
     """Through a whole training step, and the step of the optimizer after it, which changes gradients and weights."""
     model = model_of(config, 0)
@@ -91,7 +94,7 @@ def test_whatever_is_trained_and_wherever_tokens_stand(attention, trained):
 
 
 @each_way
-@each_config
+@pytest.mark.parametrize("config", [LEARNED, CONFIGS["sinusoidal"]], ids=["learned", "sinusoidal"])
 def test_through_decoding_with_a_past_that_is_gone_on_from_twice(config, attention):
     model = model_of(config, 0)
     model.attention = attention
