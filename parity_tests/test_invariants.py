@@ -180,6 +180,7 @@ def test_a_cache_without_room_gets_more():
 
 @pytest.mark.parametrize("attention", ["math", "flash"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@FEWER
 @given(configs(), seeds)
 def test_recomputed_activations_give_the_same_bits(attention, dtype, config, seed):
     model, in_idx = model_of(config, seed, dtype), ids_of(config, seed)

@@ -328,7 +328,7 @@ def test_logits_have_a_score_for_each_next_token():
         assert np.array_equal(logits, model(IDS))
 
 
-INTEGERS = [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, ">i4"]
+INTEGERS = [np.int8, np.uint8, np.uint16, np.uint64, ">i4"]
 
 
 @pytest.mark.parametrize("dtype", INTEGERS, ids=lambda dtype: np.dtype(dtype).str)
@@ -336,10 +336,10 @@ def test_token_ids_and_targets_may_be_integers_of_any_dtype(dtype):
     """Up to the largest that the dtype holds, 255 and 127 among them, in vocabularies that are larger or just fit."""
     largest = min(np.iinfo(dtype).max, 299)
     ids = np.array([[0, largest, 1, largest - 1], [largest, 0, 7, 2]])
-    for vocab_size in (largest + 1, 300):
-        model = GPTModel(replace(CONFIG, vocab_size=vocab_size), dtype=np.float64)
+    targets = ids[:, ::-1].copy()
+    for vocab_size in {largest + 1, 300}:
+        model = GPTModel(replace(CONFIG, vocab_size=vocab_size, n_layers=1), dtype=np.float64)
         assert np.array_equal(model(ids.astype(dtype)), model(ids))
-        targets = ids[:, ::-1].copy()
         if np.issubdtype(dtype, np.signedinteger):
             targets[0, 0] = -100  # does not count
         loss, grads = model.loss_and_grads(ids.astype(dtype), targets.astype(dtype))
