@@ -1,1 +1,1 @@
-"""Whether gradients and tensors are right: the records of the operations, gradient checks, comparisons, planted bugs."""
+"""Whether gradients and tensors are right: gradient checks, comparisons, and a record of each operation."""
