@@ -149,8 +149,6 @@ def first_wrong(bug: Bug) -> str:
             return str(difference)
         except Exception:
             return to_come[0]
-        if to_come:
-            return to_come[0]
     return UNSEEN
 
 
