@@ -13,7 +13,7 @@ from numpygpt.checks import gradcheck, records
 from numpygpt.checks.planting import Bug, Change
 from numpygpt.checks.record import BugsOnly, Call, Record, differentiated, missing
 from numpygpt.checks.records import BUGS, CONTROLS, OPERATIONS, RECORDS
-from numpygpt.checks.source import AtRandom, Only, Source
+from numpygpt.checks.source import Only, at_random
 from numpygpt.model import body
 from numpygpt.ops import linear
 from torchgpt.checks.oracles import ORACLES
@@ -52,7 +52,7 @@ OPERATION.forward = OPERATION.backward = lambda *_: None
 NO_OPERATION = ModuleType("numpygpt.ops.cubes")
 CUBE = Call({"x": np.ones(3)})
 BUG = Bug("squared", "", "", "", (), (Change("ops.cube:forward", "3", "2"),))
-COMPLETE = Record(OPERATION, lambda source: CUBE, {"ones": CUBE}, lambda rng: {"": CUBE}, (BUG,))
+COMPLETE = Record(OPERATION, lambda source: CUBE, {"ones": CUBE}, lambda source: {"": CUBE}, (BUG,))
 
 
 def test_a_complete_record_lacks_nothing():
@@ -98,8 +98,7 @@ def test_a_module_without_forward_and_backward_has_to_say_why():
 def test_a_plain_random_source_draws_calls_that_can_be_checked(name):
     record = OPERATIONS[name]
     for seed in range(5):
-        call = record.draw(Source(AtRandom(np.random.default_rng(seed)), seed, ordinary=True))
-        again = record.draw(Source(AtRandom(np.random.default_rng(seed)), seed, ordinary=True))
+        call, again = record.draw(at_random(seed)), record.draw(at_random(seed))
         assert str(call) == str(again)
         output, saved = record.module.forward(*call.arguments.values(), **call.options)
         record.module.backward(output, saved)
@@ -115,7 +114,7 @@ def test_a_call_asks_for_the_gradients_of_what_is_wanted():
 
 
 def test_a_call_asks_for_the_gradients_of_what_is_trained_and_of_x_where_it_wants_it():
-    call = OPERATIONS["projection"].complex_step(np.random.default_rng(0))[""]
+    call = OPERATIONS["projection"].complex_step(at_random(0))[""]
     for options, names in (
         ({}, ["x", "parameters.weight", "parameters.bias"]),
         ({"wants_x": False}, ["parameters.weight", "parameters.bias"]),

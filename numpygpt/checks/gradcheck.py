@@ -19,6 +19,7 @@ import numpy as np
 
 from numpygpt.checks.record import Call, differentiated
 from numpygpt.checks.records import OPERATIONS
+from numpygpt.checks.source import AtRandom, Source
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
 from numpygpt.ops import cross_entropy
@@ -169,9 +170,10 @@ SMALL_MODEL = GPTConfig(
 
 def cases(rng: np.random.Generator) -> Iterator[Case]:
     """The calls that the record of each operation and layer gives, at random points."""
+    source = Source(AtRandom(rng), int(rng.integers(2**32)), ordinary=True)
     for name, record in OPERATIONS.items():
         if not isinstance(record.complex_step, str):
-            for what, call in record.complex_step(rng).items():
+            for what, call in record.complex_step(source).items():
                 yield Case(f"{name}, {what}" if what else name, record.module, *call)
 
 

@@ -49,8 +49,8 @@ class Record(NamedTuple):
     module         its module, with the pair `forward` and `backward`
     draw           draws a call from a source of sizes and numbers
     special        calls that every run makes, by what is special about them; or the reason why there is none
-    complex_step   makes, at random points, the calls whose gradients complex step checks element by element, by what is
-                   special about them ("" for a plain call); or the reason why the operation is not analytic
+    complex_step   makes, with numbers from a source, the calls whose gradients complex step checks element by element,
+                   by what is special about them ("" for a plain call); or the reason why it is not analytic
     bugs           real mistakes in it, to be planted
     controls       changes of it that make no difference
     """
@@ -58,7 +58,7 @@ class Record(NamedTuple):
     module: ModuleType
     draw: Callable[[Source], Call]
     special: Mapping[str, Call] | str
-    complex_step: Callable[[np.random.Generator], Mapping[str, Call]] | str
+    complex_step: Callable[[Source], Mapping[str, Call]] | str
     bugs: tuple[Bug, ...]
     controls: tuple[Bug, ...] = ()
 

@@ -169,16 +169,26 @@ class Source:
         return with_attention(filled, lambda att: stacked(att) if self.yes() else att)
 
 
+def at_random(seed: int) -> Source:
+    """A source that chooses at random, and whose numbers are ordinary."""
+    return Source(AtRandom(np.random.default_rng(seed)), seed, ordinary=True)
+
+
 def block_parameters(n_heads: int, head_dim: int, *, qkv_bias: bool = True) -> p.TransformerBlock:
     """A block's parameters, not yet filled."""
     config = GPTConfig(1, 1, n_heads * head_dim, n_heads, 1, 0.0, qkv_bias)
     return allocate(config, np.float64).trf_blocks[0]
 
 
-def random_block(rng: np.random.Generator, n_heads: int, head_dim: int) -> p.TransformerBlock:
-    """A block's parameters, normal numbers; queries', keys' and values' weights lie in one array."""
-    block = mapped(lambda array: rng.standard_normal(array.shape), block_parameters(n_heads, head_dim))
-    return with_attention(block, stacked)
+def random_block(source: Source, n_heads: int, head_dim: int) -> p.TransformerBlock:
+    """A block's parameters, with biases everywhere."""
+    block: p.TransformerBlock = random_parameters(source, block_parameters(n_heads, head_dim))
+    return block
+
+
+def random_parameters(source: Source, node: Any) -> Any:
+    """A node of the same shape, of normal numbers; queries', keys' and values' weights lie in one array."""
+    return with_attention(mapped(lambda array: source.normal(*array.shape), node), stacked)
 
 
 def with_attention(node: Any, function: Callable[[p.MultiHeadAttention], Any]) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 
 from numpygpt.checks.planting import Bug, Change
 from numpygpt.checks.record import Call, Record
-from numpygpt.checks.source import Source
+from numpygpt.checks.source import Source, at_random
 from numpygpt.ops import attention
 from numpygpt.shapes import Array
 
@@ -32,10 +32,10 @@ def draw(source: Source) -> Call:
     )
 
 
-def random_heads(rng: np.random.Generator, T: int = 5, K: int = 4, past: int = 0) -> dict[str, Array]:
+def random_heads(source: Source, T: int = 5, K: int = 4, past: int = 0) -> dict[str, Array]:
     """Queries of T tokens, keys and values of `past` more."""
     lengths = {"queries": T, "keys": past + T, "values": past + T}
-    return {name: rng.standard_normal((2, 3, length, K)) for name, length in lengths.items()}
+    return {name: source.normal(2, 3, length, K) for name, length in lengths.items()}
 
 
 #: Of the queries of two sequences, one sees nothing, one all, and the rest some of five keys, but not always their own.
@@ -48,30 +48,30 @@ SOME_SEEN = np.array(
 )[:, np.newaxis]
 
 
-def ways(rng: np.random.Generator) -> dict[str, dict[str, Any]]:
+def ways(source: Source) -> dict[str, dict[str, Any]]:
     """Options of attention from five tokens to five."""
-    dropped = {"keep": rng.random((2, 3, 5, 5)) < 0.7, "drop_rate": 0.3}
+    dropped = {"keep": source.rng.random((2, 3, 5, 5)) < 0.7, "drop_rate": 0.3}
     return {"": {}, "dropout": dropped, "a mask": {"visible": SOME_SEEN}, "all seen": {"visible": "all"}}
 
 
-def complex_step(rng: np.random.Generator) -> Mapping[str, Call]:
+def complex_step(source: Source) -> Mapping[str, Call]:
     """With dropout, and with other keys seen than the earlier ones."""
-    heads = random_heads(rng)
-    return {what: Call(heads, options) for what, options in ways(rng).items()}
+    heads = random_heads(source)
+    return {what: Call(heads, options) for what, options in ways(source).items()}
 
 
 def special_calls(options: Mapping[str, Any]) -> dict[str, Call]:
     """Calls with these options besides their own; flash attention shares them."""
-    heads = random_heads(np.random.default_rng(0))
+    heads = random_heads(at_random(0))
     huge = heads | {"queries": 1e5 * heads["queries"]}
     return {
         "scores of 1e5": Call(huge, {**options}),
         "scores of 1e5, a mask": Call(huge, {**options, "visible": SOME_SEEN}),
-        "one token": Call(random_heads(np.random.default_rng(1), T=1), {**options}),
-        "one feature a head": Call(random_heads(np.random.default_rng(2), K=1), {**options}),
+        "one token": Call(random_heads(at_random(1), T=1), {**options}),
+        "one feature a head": Call(random_heads(at_random(2), K=1), {**options}),
         "no key is seen": Call(heads, {**options, "visible": np.zeros_like(SOME_SEEN)}),
         "one token after a past, all seen": Call(
-            random_heads(np.random.default_rng(3), T=1, past=4), {**options, "visible": "all"}
+            random_heads(at_random(3), T=1, past=4), {**options, "visible": "all"}
         ),
     }
 

@@ -7,12 +7,11 @@ import numpy as np
 from numpygpt.checks.planting import Bug, Change
 from numpygpt.checks.record import Call, Record
 from numpygpt.checks.records.attention import SOME_SEEN
-from numpygpt.checks.source import Only, Source, stacked, with_attention
+from numpygpt.checks.source import Only, Source, at_random, random_parameters
 from numpygpt.layers import parameters as p
 from numpygpt.model import body
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.initialization import allocate
-from numpygpt.tree import mapped
 
 #: Of a body that is given embeddings in the place of token ids.
 NO_TABLE = p.Embedding._make([None])
@@ -50,23 +49,23 @@ def draw(source: Source) -> Call:
     )
 
 
-def _parameters(rng: np.random.Generator, position: str, n_layers: int) -> p.Body:
+def _parameters(source: Source, position: str, n_layers: int) -> p.Body:
     config = GPTConfig(7, 6, 6, 3, n_layers, drop_rate=0.0, qkv_bias=True, position=position)
-    filled = mapped(lambda array: rng.standard_normal(array.shape), allocate(config, np.float64).body)
-    return with_attention(filled, stacked)
+    parameters: p.Body = random_parameters(source, allocate(config, np.float64).body)
+    return parameters
 
 
 def _call(
-    rng: np.random.Generator,
+    source: Source,
     *,
     embeddings: bool = False,
     position: str = "learned",
     n_layers: int = 2,
     **options: object,
 ) -> Call:
-    inputs = rng.standard_normal((2, 5, 6)) if embeddings else rng.integers(0, 7, (2, 5))
-    parameters = _parameters(rng, position, n_layers)
-    masks = body.draw_masks(rng, (2, 5, 6), 3, n_layers, 0.3)
+    inputs = source.normal(2, 5, 6) if embeddings else source.rng.integers(0, 7, (2, 5))
+    parameters = _parameters(source, position, n_layers)
+    masks = body.draw_masks(source.rng, (2, 5, 6), 3, n_layers, 0.3)
     if embeddings:
         parameters, options = parameters._replace(tok_emb=NO_TABLE), {"wants_x": True, **options}
     return Call(
@@ -82,27 +81,27 @@ SOME = Only({"pos_emb.weight", "trf_blocks.0.att.W_query.weight", "trf_blocks.0.
 LAST = Only({"trf_blocks.1.norm2.scale", "final_norm.shift"})
 
 
-def complex_step(rng: np.random.Generator) -> Mapping[str, Call]:
+def complex_step(source: Source) -> Mapping[str, Call]:
     """Ids at positions of their own; embeddings in their place; and most leaves frozen."""
     return {
-        "": _call(rng, positions=POSITIONS, visible=SOME_SEEN, n_layers=1),
-        "embeddings": _call(rng, embeddings=True, n_layers=1),
-        "some trained": _call(rng, trained=SOME, recompute=True),
+        "": _call(source, positions=POSITIONS, visible=SOME_SEEN, n_layers=1),
+        "embeddings": _call(source, embeddings=True, n_layers=1),
+        "some trained": _call(source, trained=SOME, recompute=True),
     }
 
 
 SPECIAL = {
     "one token": Call(
-        {"inputs": np.array([[3]]), "parameters": _parameters(np.random.default_rng(0), "learned", 1)}, {"n_heads": 3}
+        {"inputs": np.array([[3]]), "parameters": _parameters(at_random(0), "learned", 1)}, {"n_heads": 3}
     ),
-    "one position for all": _call(np.random.default_rng(1), positions=np.full(5, 2)),
-    "positions of each sequence": _call(np.random.default_rng(2), positions=POSITIONS, visible=SOME_SEEN),
-    "some trained, recomputed": _call(np.random.default_rng(3), trained=SOME, recompute=True, flash=True),
-    "the last leaves alone": _call(np.random.default_rng(4), trained=LAST),
+    "one position for all": _call(at_random(1), positions=np.full(5, 2)),
+    "positions of each sequence": _call(at_random(2), positions=POSITIONS, visible=SOME_SEEN),
+    "some trained, recomputed": _call(at_random(3), trained=SOME, recompute=True, flash=True),
+    "the last leaves alone": _call(at_random(4), trained=LAST),
     "embeddings alone have a gradient": _call(
-        np.random.default_rng(5), embeddings=True, position="sinusoidal", trained=Only()
+        at_random(5), embeddings=True, position="sinusoidal", trained=Only()
     ),
-    "nothing has a gradient": _call(np.random.default_rng(6), trained=Only()),
+    "nothing has a gradient": _call(at_random(6), trained=Only()),
 }
 
 BUGS = (

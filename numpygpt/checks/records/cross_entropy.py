@@ -20,11 +20,11 @@ def draw(source: Source) -> Call:
     return Call(arguments, {"ignore_index": ignore_index})
 
 
-def complex_step(rng: np.random.Generator) -> Mapping[str, Call]:
+def complex_step(source: Source) -> Mapping[str, Call]:
     """One target does not count."""
-    targets = rng.integers(0, 11, 10)
+    targets = source.rng.integers(0, 11, 10)
     targets[3] = IGNORE_INDEX
-    return {"": Call({"logits": rng.standard_normal((10, 11)), "targets": targets})}
+    return {"": Call({"logits": source.normal(10, 11), "targets": targets})}
 
 
 SPECIAL = {

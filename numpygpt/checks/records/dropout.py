@@ -17,10 +17,10 @@ def draw(source: Source) -> Call:
     return Call({"x": x, "keep": source.keep(x.shape, rate)}, {"drop_rate": rate})
 
 
-def complex_step(rng: np.random.Generator) -> Mapping[str, Call]:
+def complex_step(source: Source) -> Mapping[str, Call]:
     """With a mask."""
-    x = rng.standard_normal((2, 5, 12))
-    return {"": Call({"x": x, "keep": rng.random(x.shape) < 0.7}, {"drop_rate": 0.3})}
+    x = source.normal(2, 5, 12)
+    return {"": Call({"x": x, "keep": source.rng.random(x.shape) < 0.7}, {"drop_rate": 0.3})}
 
 
 SPECIAL = {"nothing kept": Call({"x": np.ones((2, 3)), "keep": np.zeros((2, 3), bool)}, {"drop_rate": 0.5})}

@@ -16,9 +16,9 @@ def draw(source: Source) -> Call:
     return Call({"ids": source.ids(vocab_size, source.rows()), "weight": source.normal(vocab_size, source.size(5))})
 
 
-def complex_step(rng: np.random.Generator) -> Mapping[str, Call]:
+def complex_step(source: Source) -> Mapping[str, Call]:
     """More ids than rows."""
-    return {"": Call({"ids": rng.integers(0, 11, (3, 5)), "weight": rng.standard_normal((11, 12))})}
+    return {"": Call({"ids": source.rng.integers(0, 11, (3, 5)), "weight": source.normal(11, 12)})}
 
 
 SPECIAL = {"one id only": Call({"ids": np.zeros((3, 5), int), "weight": np.array([[1.0, -2.0, 0.5], [3.0, 0.0, 4.0]])})}

@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from numpygpt.checks.planting import Bug, Change
 from numpygpt.checks.record import Call, Record
-from numpygpt.checks.source import Only, Source, random_block
+from numpygpt.checks.source import Only, Source, at_random, random_block
 from numpygpt.layers import feed_forward
 
 
@@ -17,22 +15,22 @@ def draw(source: Source) -> Call:
     return Call({"x": x, "parameters": block.ff}, {"wants_x": not source.yes(), "trained": source.trained(block.ff)})
 
 
-def _call(rng: np.random.Generator) -> Call:
-    return Call({"x": rng.standard_normal((2, 5, 12)), "parameters": random_block(rng, 3, 4).ff})
+def _call(source: Source) -> Call:
+    return Call({"x": source.normal(2, 5, 12), "parameters": random_block(source, 3, 4).ff})
 
 
-def complex_step(rng: np.random.Generator) -> Mapping[str, Call]:
+def complex_step(source: Source) -> Mapping[str, Call]:
     """All trained, or a part on either side of GELU."""
-    call = _call(rng)
+    call = _call(source)
     some = Only({"layers.0.bias", "layers.2.weight"})
     return {"": call, "some trained": call._replace(options={"trained": some, "wants_x": False})}
 
 
 SPECIAL = {
-    "the last bias alone": _call(np.random.default_rng(0))._replace(
+    "the last bias alone": _call(at_random(0))._replace(
         options={"trained": Only({"layers.2.bias"}), "wants_x": False}
     ),
-    "x alone": _call(np.random.default_rng(1))._replace(options={"trained": Only()}),
+    "x alone": _call(at_random(1))._replace(options={"trained": Only()}),
 }
 
 BUGS = (

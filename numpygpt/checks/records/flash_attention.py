@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from numpygpt.checks.planting import Bug, Change
 from numpygpt.checks.record import Call, Record
 from numpygpt.checks.records import attention
@@ -21,12 +19,12 @@ def draw(source: Source) -> Call:
     return Call(arguments, {**options, "tile": source.size(4)})
 
 
-def complex_step(rng: np.random.Generator) -> Mapping[str, Call]:
+def complex_step(source: Source) -> Mapping[str, Call]:
     """In tiles that five tokens do not fill."""
-    heads = attention.random_heads(rng)
+    heads = attention.random_heads(source)
     return {
         what: Call(heads, {**options, "tile": tile})
-        for tile, (what, options) in zip((2, 3, 2, 3), attention.ways(rng).items(), strict=True)
+        for tile, (what, options) in zip((2, 3, 2, 3), attention.ways(source).items(), strict=True)
     }
 
 

@@ -23,10 +23,10 @@ def draw(source: Source) -> Call:
     return Call(arguments, {"eps": source.choose.one_of([1e-5, 0.5, 100.0]), "wanted": source.wanted(*arguments)})
 
 
-def complex_step(rng: np.random.Generator) -> Mapping[str, Call]:
+def complex_step(source: Source) -> Mapping[str, Call]:
     """With an eps that hardly matters, and with one that does."""
-    scale, shift = rng.standard_normal((2, 12))
-    arguments = {"x": rng.standard_normal((2, 5, 12)), "scale": scale, "shift": shift}
+    scale, shift = source.normal(2, 12)
+    arguments = {"x": source.normal(2, 5, 12), "scale": scale, "shift": shift}
     return {"": Call(arguments), "eps 0.5": Call(arguments, {"eps": 0.5})}
 
 

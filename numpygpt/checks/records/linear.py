@@ -19,9 +19,9 @@ def draw(source: Source) -> Call:
     return Call(arguments, {"wanted": source.wanted(*arguments)})
 
 
-def complex_step(rng: np.random.Generator) -> Mapping[str, Call]:
+def complex_step(source: Source) -> Mapping[str, Call]:
     """With and without a bias."""
-    x, weight, bias = rng.standard_normal((2, 5, 12)), rng.standard_normal((7, 12)), rng.standard_normal(7)
+    x, weight, bias = source.normal(2, 5, 12), source.normal(7, 12), source.normal(7)
     return {"": Call({"x": x, "weight": weight, "bias": bias}), "no bias": Call({"x": x, "weight": weight})}
 
 

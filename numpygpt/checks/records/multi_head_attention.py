@@ -7,7 +7,7 @@ import numpy as np
 from numpygpt.checks.planting import Bug, Change
 from numpygpt.checks.record import Call, Record
 from numpygpt.checks.records.attention import SOME_SEEN
-from numpygpt.checks.source import Only, Source, random_block
+from numpygpt.checks.source import Only, Source, at_random, random_block
 from numpygpt.layers import multi_head_attention
 from numpygpt.tree import mapped
 
@@ -33,8 +33,8 @@ def draw(source: Source) -> Call:
     )
 
 
-def _call(rng: np.random.Generator) -> Call:
-    return Call({"x": rng.standard_normal((2, 5, 12)), "parameters": random_block(rng, 3, 4).att}, {"n_heads": 3})
+def _call(source: Source) -> Call:
+    return Call({"x": source.normal(2, 5, 12), "parameters": random_block(source, 3, 4).att}, {"n_heads": 3})
 
 
 def _with(call: Call, **options: object) -> Call:
@@ -45,9 +45,9 @@ def _with(call: Call, **options: object) -> Call:
 QUERIES_AND_VALUES = Only({"W_query.weight", "W_query.bias", "W_value.weight", "W_value.bias"})
 
 
-def complex_step(rng: np.random.Generator) -> Mapping[str, Call]:
+def complex_step(source: Source) -> Mapping[str, Call]:
     """In one product or three, in tiles, under a mask, and with a few leaves trained."""
-    call = _call(rng)
+    call = _call(source)
     apart = call._replace(arguments={**call.arguments, "parameters": mapped(np.copy, call.arguments["parameters"])})
     return {
         "": call,
@@ -63,12 +63,12 @@ SPECIAL = {
     f"{what}{' by flash attention' if flash else ''}": _with(call, flash=flash)
     for flash in (False, True)
     for what, call in {
-        "queries and values trained": _with(_call(np.random.default_rng(0)), trained=QUERIES_AND_VALUES),
+        "queries and values trained": _with(_call(at_random(0)), trained=QUERIES_AND_VALUES),
         "keys trained, x without gradient": _with(
-            _call(np.random.default_rng(1)), trained=Only({"W_key.weight"}), wants_x=False
+            _call(at_random(1)), trained=Only({"W_key.weight"}), wants_x=False
         ),
-        "the last bias alone": _with(_call(np.random.default_rng(2)), trained=Only({"out_proj.bias"}), wants_x=False),
-        "no key is seen": _with(_call(np.random.default_rng(3)), visible=np.zeros_like(SOME_SEEN)),
+        "the last bias alone": _with(_call(at_random(2)), trained=Only({"out_proj.bias"}), wants_x=False),
+        "no key is seen": _with(_call(at_random(3)), visible=np.zeros_like(SOME_SEEN)),
     }.items()
 }
 

@@ -17,11 +17,11 @@ def draw(source: Source) -> Call:
     return Call({"logits": source.normal(B, T, V), "targets": source.targets(V, (B, T))})
 
 
-def complex_step(rng: np.random.Generator) -> Mapping[str, Call]:
+def complex_step(source: Source) -> Mapping[str, Call]:
     """One target does not count."""
-    targets = rng.integers(0, 11, (2, 5))
+    targets = source.rng.integers(0, 11, (2, 5))
     targets[1, 3] = IGNORE_INDEX
-    return {"": Call({"logits": rng.standard_normal((2, 5, 11)), "targets": targets})}
+    return {"": Call({"logits": source.normal(2, 5, 11), "targets": targets})}
 
 
 SPECIAL = {

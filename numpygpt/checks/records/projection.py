@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from numpygpt.checks.planting import Bug, Change
 from numpygpt.checks.record import Call, Record
-from numpygpt.checks.source import Only, Source
+from numpygpt.checks.source import Only, Source, at_random
 from numpygpt.layers import parameters as p
 from numpygpt.layers import projection
 
@@ -19,19 +17,19 @@ def draw(source: Source) -> Call:
     return Call({"x": x, "parameters": node}, {"wants_x": not source.yes(), "trained": source.trained(node)})
 
 
-def _call(rng: np.random.Generator) -> Call:
-    node = p.Linear(rng.standard_normal((7, 12)), rng.standard_normal(7))
-    return Call({"x": rng.standard_normal((2, 5, 12)), "parameters": node})
+def _call(source: Source) -> Call:
+    node = p.Linear(source.normal(7, 12), source.normal(7))
+    return Call({"x": source.normal(2, 5, 12), "parameters": node})
 
 
-def complex_step(rng: np.random.Generator) -> Mapping[str, Call]:
+def complex_step(source: Source) -> Mapping[str, Call]:
     """All trained, or the bias alone."""
-    call = _call(rng)
+    call = _call(source)
     return {"": call, "bias alone": call._replace(options={"trained": Only({"bias"})})}
 
 
 SPECIAL = {
-    "nothing is trained, and x has no gradient": _call(np.random.default_rng(0))._replace(
+    "nothing is trained, and x has no gradient": _call(at_random(0))._replace(
         options={"trained": Only(), "wants_x": False}
     )
 }

@@ -20,9 +20,9 @@ def draw(source: Source) -> Call:
     return Call({"x": x})
 
 
-def complex_step(rng: np.random.Generator) -> Mapping[str, Call]:
+def complex_step(source: Source) -> Mapping[str, Call]:
     """Scores of ordinary size."""
-    return {"": Call({"x": rng.standard_normal((2, 5, 7))})}
+    return {"": Call({"x": source.normal(2, 5, 7)})}
 
 
 SPECIAL = {

@@ -7,7 +7,7 @@ import numpy as np
 from numpygpt.checks.planting import Bug, Change
 from numpygpt.checks.record import Call, Record
 from numpygpt.checks.records.attention import SOME_SEEN
-from numpygpt.checks.source import Only, Source, random_block
+from numpygpt.checks.source import Only, Source, at_random, random_block
 from numpygpt.layers import transformer_block
 
 _FORWARD = "layers.transformer_block:forward"
@@ -32,11 +32,11 @@ def draw(source: Source) -> Call:
     )
 
 
-def _call(rng: np.random.Generator, **options: object) -> Call:
-    x = rng.standard_normal((2, 5, 6))
-    masks = transformer_block.draw_masks(rng, x.shape, 3, 0.3)
+def _call(source: Source, **options: object) -> Call:
+    x = source.normal(2, 5, 6)
+    masks = transformer_block.draw_masks(source.rng, x.shape, 3, 0.3)
     return Call(
-        {"x": x, "parameters": random_block(rng, 3, 2)},
+        {"x": x, "parameters": random_block(source, 3, 2)},
         {"n_heads": 3, "masks": masks, "drop_rate": 0.3, **options},
     )
 
@@ -45,20 +45,20 @@ def _call(rng: np.random.Generator, **options: object) -> Call:
 SOME = Only({"norm1.shift", "att.W_value.weight", "ff.layers.0.bias"})
 
 
-def complex_step(rng: np.random.Generator) -> Mapping[str, Call]:
+def complex_step(source: Source) -> Mapping[str, Call]:
     """All trained or a few, under the causal mask or another."""
-    return {"": _call(rng), "some trained": _call(rng, trained=SOME, wants_x=False, visible=SOME_SEEN)}
+    return {"": _call(source), "some trained": _call(source, trained=SOME, wants_x=False, visible=SOME_SEEN)}
 
 
 SPECIAL = {
     "one token": Call(
-        {"x": np.array([[[1.0, -2.0, 0.5, 3.0]]]), "parameters": random_block(np.random.default_rng(0), 2, 2)},
+        {"x": np.array([[[1.0, -2.0, 0.5, 3.0]]]), "parameters": random_block(at_random(0), 2, 2)},
         {"n_heads": 2},
     ),
-    "some trained": _call(np.random.default_rng(1), trained=SOME, wants_x=False),
-    "the last norm alone": _call(np.random.default_rng(2), trained=Only({"norm2.scale"}), wants_x=False),
-    "x alone": _call(np.random.default_rng(3), trained=Only(), flash=True),
-    "no key is seen": _call(np.random.default_rng(4), visible=np.zeros_like(SOME_SEEN)),
+    "some trained": _call(at_random(1), trained=SOME, wants_x=False),
+    "the last norm alone": _call(at_random(2), trained=Only({"norm2.scale"}), wants_x=False),
+    "x alone": _call(at_random(3), trained=Only(), flash=True),
+    "no key is seen": _call(at_random(4), visible=np.zeros_like(SOME_SEEN)),
 }
 
 BUGS = (
