@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from numpygpt.checks.compare import compare, difference, norms
@@ -199,7 +199,7 @@ def assert_parity_in_any_layout(record, call):
 
 
 @each_record
-@settings(max_examples=3)
+@settings(max_examples=3, phases=[Phase.generate])  # a smaller call that fails would say no more than the layout's name
 @given(data=st.data())
 def test_any_memory_layout_will_do(record, data):
     assert_parity_in_any_layout(record, data.draw(calls(record)))
