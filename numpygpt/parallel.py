@@ -101,6 +101,14 @@ def over_rows(function: Callable[..., Any], *arrays: Array) -> list[Any]:
     return in_parallel(lambda block: function(*(array[block] for array in flat)), _slices(rows, blocks))
 
 
+def shares(heads: int) -> list[slice]:
+    """The heads that each of our threads takes, if BLAS has one thread; otherwise all heads as one share.
+
+    A head's arithmetic needs no other head, so the result does not depend on the shares.
+    """
+    return _slices(heads, min(number_of_threads(), heads)) if _blas_has_one_thread() else [slice(None)]
+
+
 # Matrix products
 
 
