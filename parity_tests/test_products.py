@@ -1,9 +1,13 @@
-"""Matrix products in parts on several threads are the products: of rows, columns or heads, in any memory layout."""
+"""Matrix products in parts on several threads are the products: of rows, columns or heads, in any memory layout.
+
+Attention whose heads are shared among threads has the same bits.
+"""
 
 import numpy as np
 import pytest
 
 from numpygpt import parallel, process
+from numpygpt.ops import flash_attention
 from parity_tests.command import python
 
 SHAPES = {
@@ -24,7 +28,7 @@ LAYOUTS = {
 
 @pytest.fixture
 def in_parts(monkeypatch):
-    """However small, as if BLAS had one thread; counts the parts."""
+    """Compute even small products in parts, as if BLAS had one thread, and count the parts."""
     parts = []
     multiply = parallel._parts
     monkeypatch.setattr(parallel, "SPLIT_FROM", 1)
@@ -38,7 +42,7 @@ def in_parts(monkeypatch):
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=list(SHAPES))
 def test_a_product_in_parts_is_the_product(in_parts, monkeypatch, shapes, layout, threads, dtype):
-    """Of whole numbers, whose sums are exact in any order."""
+    """The factors hold whole numbers, whose sums are exact in any order."""
     monkeypatch.setattr(parallel, "number_of_threads", lambda: threads)
     a, b = (layout(np.random.default_rng(0).integers(-9, 10, shape).astype(dtype)) for shape in shapes)
     y = parallel.product(a, b)
@@ -61,7 +65,7 @@ def test_a_product_is_whole_on_one_thread_if_it_is_small_or_if_blas_has_threads(
 
 
 def test_a_program_may_leave_the_products_to_our_threads():
-    """In a process of its own, because it holds for the whole process. Whole numbers again."""
+    """This runs in a process of its own, because it holds for a whole process. The factors hold whole numbers again."""
     done = python(
         "-c",
         "import numpy as np\n"
@@ -76,3 +80,23 @@ def test_a_program_may_leave_the_products_to_our_threads():
     assert done.stderr == ""
     assert done.stdout.split()[1:] == ["1", "True"]
     assert process.number_of_threads() >= 1
+
+
+def test_flash_attention_has_the_same_bits_however_the_heads_are_shared(monkeypatch):
+    """Some heads a thread, more threads than heads, and all heads in one share."""
+    rng = np.random.default_rng(0)
+    B, H, T, S, K = 2, 3, 7, 9, 4
+    queries, keys, values = (rng.standard_normal((B, H, length, K), np.float32) for length in (T, S, S))
+    keep, d_context = rng.random((B, H, T, S)) < 0.8, rng.standard_normal((B, H, T, K), np.float32)
+
+    def computed(threads: int, blas_has_one_thread: bool) -> list[np.ndarray]:
+        monkeypatch.setattr(parallel, "number_of_threads", lambda: threads)
+        monkeypatch.setattr(parallel, "_blas_has_one_thread", lambda: blas_has_one_thread)
+        assert len(parallel.shares(H)) == (min(threads, H) if blas_has_one_thread else 1)
+        context, saved = flash_attention.forward(queries, keys, values, keep=keep, drop_rate=0.2, tile=4)
+        return [context, saved.highest, saved.total, *flash_attention.backward(d_context, saved)]
+
+    alone = computed(1, True)
+    for threads, blas_has_one_thread in [(2, True), (3, True), (8, True), (2, False)]:
+        shared = computed(threads, blas_has_one_thread)
+        assert all(np.array_equal(a, b) for a, b in zip(alone, shared, strict=True))
