@@ -1,20 +1,20 @@
 """PyTorch's CPU random streams, bit for bit, in NumPy alone.
 
 `TorchGenerator(seed)` draws what `torch.Generator().manual_seed(seed)` draws on a CPU, number after number,
-whatever the mix of draws: so a model initialized here holds PyTorch's weights, and a training run goes
-through PyTorch's dropout masks and batches. Every method says how PyTorch draws, and where in its source to
-read it.
+in whatever order the methods are called. So a model that is initialized here holds PyTorch's weights, and a
+training run has PyTorch's dropout masks and batches. Every method says how PyTorch draws, and where this can
+be read in PyTorch's source.
 
-The engine is the Mersenne Twister MT19937 (Matsumoto and Nishimura 1998, ACM TOMACS 8:1): a key of 624 words
-that are used one by one, then stirred to give 624 new ones. NumPy carries the same engine, seeded the same
-way. Its words are drawn through `RandomState.randint`: the fastest way to them, and a stream that NumPy has
-promised never to change (NEP 19).
+The engine is the Mersenne Twister MT19937 (Matsumoto and Nishimura 1998, ACM TOMACS 8:1). It has a key of 624
+words. They are used one by one, and then stirred to give 624 new ones. NumPy has the same engine and seeds it
+in the same way. Its words are drawn through `RandomState.randint`, which is the fastest way to them, and whose
+stream NumPy has promised never to change (NEP 19).
 
-What is exact. Where PyTorch runs its vector kernels (x86-64 with AVX2 or AVX-512), every draw equals
-PyTorch's bit for bit, the state afterwards included. Three facts behind that:
+What is exact. On a processor for which PyTorch has vector kernels (x86-64 with AVX2 or AVX-512), every draw
+equals PyTorch's bit for bit, and so does the state after it. This rests on three facts:
 
-  - PyTorch is compiled there with fused multiply-adds: a * b + c is rounded once. `_multiply_add` and, where
-    that is enough, `_fused` do the same.
+  - PyTorch is compiled there with fused multiply-adds: a * b + c is rounded once. `_multiply_add` does the same,
+    and so does `_fused`, in cases in which a simpler computation is enough.
   - Its float32 normals come from the polynomials of the Cephes library, vectorized in
     aten/src/ATen/native/cpu/avx_mathfun.h. `_log` and `_sine_and_cosine` round where those do. They are
     made of +, * and square roots, so their bits are the same on every machine; those of np.log and np.cos
@@ -22,9 +22,9 @@ PyTorch's bit for bit, the state afterwards included. Three facts behind that:
   - Its other logarithms, sines and cosines are the C library's, in float64. They are taken from there,
     through `math`: NumPy's own differ in the last bit on some processors.
 
-On other processors PyTorch draws the same numbers but for last bits of its own: those of uniforms with
-bounds, because they are rounded twice, and those of normals, because it takes log, sine and cosine from
-elsewhere.
+On other processors PyTorch draws the same numbers, except that some last bits differ: those of uniforms with
+bounds, because PyTorch rounds them twice, and those of normals, because PyTorch takes log, sine and cosine from
+another library.
 """
 
 import math
@@ -42,21 +42,23 @@ from numpygpt.shapes import Array, Bool, Inexact, Integer
 Size: TypeAlias = int | Sequence[int]
 Real: TypeAlias = float | int
 
-#: Numbers drawn at a time: their words, and a dozen operands as long, stay in a core's second-level cache.
+#: How many numbers are drawn at a time. Their words, and a dozen operands of the same length, stay in a core's
+#: second-level cache.
 BLOCK = 2**14
 
-#: PyTorch turns uniforms into normals sixteen at a time; fewer numbers than that it draws one by one.
+#: PyTorch turns uniforms into normals sixteen at a time. If fewer are asked for, it draws them one by one.
 NORMALS_AT_A_TIME = 16
 
-#: From this range on, torch.randint takes 64 bits for a number, because the remainder of 32 would be uneven.
+#: From this range on, torch.randint takes 64 bits for a number: the remainders of 32 bits would not be equally likely.
 WIDE_RANGE = 2**28
 
-#: From this length on, torch.randperm draws by another algorithm.
+#: From this length on, torch.randperm uses another algorithm.
 LONG_PERMUTATION = (2**32 - 1) // 20
 
 KEY_WORDS = 624
 
-#: The bytes of torch.Generator.get_state(): CPUGeneratorImplState in aten/src/ATen/CPUGeneratorImpl.cpp.
+#: How the bytes of torch.Generator.get_state() are laid out: CPUGeneratorImplState in
+#: aten/src/ATen/CPUGeneratorImpl.cpp.
 TORCH_STATE = np.dtype(
     [
         ("seed", np.uint64),
@@ -76,7 +78,7 @@ TORCH_STATE = np.dtype(
 
 
 class GeneratorState(NamedTuple):
-    """All that the next draws depend on: to be saved, and given back to `TorchGenerator.set_state`."""
+    """All that the next draws depend on. It can be saved, and given to `TorchGenerator.set_state` again."""
 
     seed: int  # as PyTorch's initial_seed() reports it, in [0, 2^64)
     key: Integer[Array, "624"]  # the engine's words, uint32
@@ -88,10 +90,11 @@ class TorchGenerator:
     """PyTorch's CPU generator: aten/src/ATen/CPUGeneratorImpl.cpp, aten/src/ATen/core/MT19937RNGEngine.h.
 
     seed   an int in [-2^63, 2^64), taken modulo 2^64 as torch.manual_seed takes it; the engine uses its low
-           32 bits. None: a fresh seed from the operating system. Raises InputError for anything else, where
-           torch.manual_seed lets a bool pass and cuts a float.
+           32 bits. None: a fresh seed from the operating system
 
     Sizes are ints or tuples of ints. The attribute `seed` is the seed modulo 2^64.
+
+    Raises InputError for any other seed. torch.manual_seed also accepts a bool, and a float, which it cuts to an int.
     """
 
     def __init__(self, seed: Any = None) -> None:
@@ -102,9 +105,9 @@ class TorchGenerator:
     # Uniform numbers
 
     def random(self, size: Size) -> Inexact[Array, "..."]:
-        """float64 uniforms in [0, 1), as torch.rand(size, dtype=torch.float64).
+        """float64 uniforms in [0, 1), as torch.rand(size, dtype=torch.float64) gives them.
 
-        The low 53 bits of a 64-bit draw, times 2^-53 (uniform_real in
+        Each is the low 53 bits of a 64-bit draw, times 2^-53 (uniform_real in
         aten/src/ATen/core/TransformationHelper.h).
         """
         return _filled(size, np.float64, self._uniform_float64)
@@ -118,17 +121,19 @@ class TorchGenerator:
         *,
         out: Array | None = None,
     ) -> Inexact[Array, "..."]:
-        """Uniforms in [low, high), as torch.empty(size, dtype=dtype).uniform_(low, high).
+        """Uniforms in [low, high), as torch.empty(size, dtype=dtype).uniform_(low, high) gives them.
 
-        x (high - low) + low, rounded once, where x is the low 24 bits of a 32-bit draw times 2^-24 in
-        float32, and as in `random` in float64; a result that was rounded up to high becomes low
+        Each is x (high - low) + low, rounded once. In float32, x is the low 24 bits of a 32-bit draw, times
+        2^-24; in float64, it is what `random` draws. A result that was rounded up to high becomes low
         (uniform_kernel in aten/src/ATen/native/cpu/DistributionTemplates.h). A tensor that is not contiguous
         gets the same numbers, in the order of its memory.
 
-        out   a contiguous array of this size to fill and return, in place of a new one; of any dtype that holds
-              the numbers, which are drawn in `dtype`
+        dtype   float32 or float64
+        out     a contiguous array of this size, which is filled and returned, in place of a new one; it may have
+                any dtype that holds the numbers, which are drawn in `dtype`
 
-        Raises InputError unless low <= high, both finite.
+        Raises InputError for another dtype, for an `out` that does not fit, and unless low <= high and both are
+        finite.
         """
         dtype = _checked_dtype(dtype)
         low, high = _checked_number("low", low, dtype), _checked_number("high", high, dtype)
@@ -136,7 +141,7 @@ class TorchGenerator:
             raise InputError(f"uniform: low is {low} and high is {high}; give low <= high")
         span = float(dtype.type(high) - dtype.type(low))
 
-        # From -high to high, x span + low = (x - 1/2) span, where the difference is exact: a quicker way to it.
+        # If low = -high, then x span + low = (x - 1/2) span. x - 1/2 is exact, so this gives the same, and faster.
         shift, term = (0.5, 0.0) if low == -high else (0.0, low)
 
         def draw(count: int) -> Array:
@@ -149,11 +154,13 @@ class TorchGenerator:
         return _filled(size, dtype, draw, out)
 
     def bernoulli(self, p: Real, size: Size) -> Bool[Array, "..."]:
-        """Booleans, True with probability p, as torch.empty(size).bernoulli_(p).
+        """Booleans, True with probability p, as torch.empty(size).bernoulli_(p) gives them.
 
-        A float64 uniform for each, True where it is below p (bernoulli_kernel with a number for p in
-        aten/src/ATen/native/cpu/DistributionTemplates.h); here, where the integer it is made of is below
-        2^53 p. Dropout at a rate keeps where bernoulli(1 - rate) is True (aten/src/ATen/native/Dropout.cpp).
+        PyTorch draws a float64 uniform for each, and takes True if it is below p (bernoulli_kernel with a number
+        for p in aten/src/ATen/native/cpu/DistributionTemplates.h). Here the integer that the uniform would be
+        made of is compared with 2^53 p, which gives the same. Dropout at a rate keeps an element if
+        bernoulli(1 - rate) is True for it (aten/src/ATen/native/Dropout.cpp).
+
         Raises InputError unless 0 <= p <= 1.
         """
         if not 0 <= p <= 1:
@@ -173,19 +180,22 @@ class TorchGenerator:
         contiguous: bool = True,
         out: Array | None = None,
     ) -> Inexact[Array, "..."]:
-        """Normal numbers, as torch.empty(size, dtype=dtype).normal_(mean, std); torch.randn by default.
+        """Normal numbers, as torch.empty(size, dtype=dtype).normal_(mean, std) gives them; torch.randn by default.
 
-        Sixteen or more: sixteen uniforms of the dtype make sixteen normals, by the transform of Box and
-        Muller (1958, Ann. Math. Stat. 29:2); the n % 16 uniforms left over are thrown away, and the last
-        sixteen normals drawn once more. Fewer: one by one in float64, whatever the dtype, where the second
-        of each pair waits in the generator for the next normal drawn one by one (normal_kernel and
-        normal_fill in aten/src/ATen/native/cpu/DistributionTemplates.h).
+        If they are sixteen or more, sixteen uniforms of the dtype make sixteen normals, by the transform of Box
+        and Muller (1958, Ann. Math. Stat. 29:2). The n % 16 uniforms that are left over are thrown away, and the
+        last sixteen normals are drawn once more. If they are fewer, they are drawn one by one in float64,
+        whatever the dtype is. This makes pairs, and the second of a pair waits in the generator for the next
+        normal that is drawn one by one (normal_kernel and normal_fill in
+        aten/src/ATen/native/cpu/DistributionTemplates.h).
 
-        contiguous   False: as for a tensor that is not contiguous, such as x.T or x[:, ::2]: one by one at
-                     any size, in the order of the tensor's memory, which is the order of the result here
+        dtype        float32 or float64
+        contiguous   False: the normals of a tensor that is not contiguous, such as x.T or x[:, ::2]. They are drawn
+                     one by one at any size, in the order of the tensor's memory, which is the order of the result
         out          as in `uniform`
 
-        Raises InputError for a negative std, or if one of the two is not finite.
+        Raises InputError for another dtype, for an `out` that does not fit, for a negative std, and if mean or std
+        is not finite.
         """
         dtype = _checked_dtype(dtype)
         values = _memory_to_fill(size, dtype, out)
@@ -210,7 +220,7 @@ class TorchGenerator:
             flat[-NORMALS_AT_A_TIME:] = draw(NORMALS_AT_A_TIME)
 
     def _normals_one_by_one(self, count: int) -> Array:
-        """Standard normals in float64 (normal_distribution in aten/src/ATen/core/DistributionsHelper.h)."""
+        """`count` standard normals in float64 (normal_distribution in aten/src/ATen/core/DistributionsHelper.h)."""
         waiting = [] if self._cached_normal is None else [self._cached_normal]
         u1, u2 = self.random(((count - len(waiting) + 1) // 2, 2)).T
         radius = np.sqrt(-2 * _log1p_float64(-u2))
@@ -222,11 +232,14 @@ class TorchGenerator:
     # Numbers made of uniforms
 
     def exponential(self, size: Size, dtype: DTypeLike = np.float32) -> Inexact[Array, "..."]:
-        """Exponential numbers of mean 1, as torch.empty(size, dtype=dtype).exponential_().
+        """Exponential numbers of mean 1, as torch.empty(size, dtype=dtype).exponential_() gives them.
 
-        -log1p(-u) of a float64 uniform u, rounded to the dtype (exponential_kernel in
-        aten/src/ATen/native/cpu/DistributionTemplates.h). For float32 the logarithm is NumPy's, forty times as
-        fast: where its last bit in float64 differs at all, one float32 in some 10^10 shows it.
+        Each is -log1p(-u) of a float64 uniform u, rounded to the dtype, float32 or float64 (exponential_kernel in
+        aten/src/ATen/native/cpu/DistributionTemplates.h). For float32 the logarithm is NumPy's, which is forty
+        times as fast. On some processors its last bit in float64 differs from the C library's; after rounding to
+        float32 about one number in 10^10 shows it.
+
+        Raises InputError for another dtype.
         """
         dtype = _checked_dtype(dtype)
         log1p = np.log1p if dtype == np.float32 else _log1p_float64
@@ -235,18 +248,19 @@ class TorchGenerator:
     def multinomial(
         self, probabilities: Array, num_samples: int = 1, replacement: bool = False
     ) -> Integer[Array, "... num_samples"]:
-        """Indices drawn from each row with its probabilities, as torch.multinomial of a contiguous tensor.
+        """Indices drawn from each row with its probabilities, as torch.multinomial of a contiguous tensor gives them.
 
         probabilities   (V) or (B, V), float32 or float64; a row need not sum to 1
         returns         (num_samples) or (B, num_samples), int64
 
-        One sample, or several without replacement: the indices of the largest p / q, with an exponential
+        One sample, or several without replacement, are the indices of the largest p / q, with an exponential
         number q for each p (multinomial_out in aten/src/ATen/native/Distributions.cpp). Several with
-        replacement: where float64 uniforms fall among the cumulative sums of p
+        replacement are the places at which float64 uniforms fall among the cumulative sums of p
         (aten/src/ATen/native/cpu/MultinomialKernel.cpp).
 
-        Raises InputError for a probability that is negative, infinite or NaN, for a row of zeros, and for
-        more samples without replacement than a row has probabilities above 0 (PyTorch then takes some of 0).
+        Raises InputError for probabilities of another shape or dtype, for one that is negative, infinite or NaN,
+        for a row of zeros, for fewer samples than one, and for more samples without replacement than a row has
+        probabilities above 0 (PyTorch then takes some that have the probability 0).
         """
         probabilities = _checked_probabilities(probabilities)
         if num_samples > 1 and replacement:
@@ -274,10 +288,11 @@ class TorchGenerator:
     # Whole numbers
 
     def randint(self, low: int, high: int, size: Size) -> Integer[Array, "..."]:
-        """int64 numbers from low to high - 1, as torch.randint(low, high, size).
+        """int64 numbers from low to high - 1, as torch.randint(low, high, size) gives them.
 
-        low + z % (high - low), where z is a 32-bit draw, or from high - low = 2^28 on a 64-bit draw
+        Each is low + z % (high - low). Here z is a 32-bit draw, or a 64-bit draw if high - low >= 2^28
         (uniform_int_from_to_distribution in aten/src/ATen/core/DistributionsHelper.h).
+
         Raises InputError unless -2^63 <= low < high < 2^63.
         """
         low, high = operator.index(low), operator.index(high)
@@ -293,19 +308,22 @@ class TorchGenerator:
         return _filled(size, np.int64, draw)
 
     def random_int64(self) -> int:
-        """A 64-bit draw modulo 2^63, as torch.empty((), dtype=torch.int64).random_().
+        """A 64-bit draw modulo 2^63, as torch.empty((), dtype=torch.int64).random_() gives it.
 
-        Each time a torch DataLoader is iterated it draws one as its base seed, and with shuffle=True a
-        second, which seeds a new generator for randperm (torch/utils/data/dataloader.py and sampler.py).
+        Each time that somebody iterates over a torch DataLoader, it draws one such number as its base seed. With
+        shuffle=True it draws a second one, which seeds a new generator for randperm
+        (torch/utils/data/dataloader.py and sampler.py).
         """
         return int(self._raw64(1)[0]) % 2**63
 
     def randperm(self, n: int) -> Integer[Array, "n"]:
-        """The numbers 0 to n - 1 in random order, int64, as torch.randperm(n).
+        """The numbers 0 to n - 1 in random order, int64, as torch.randperm(n) gives them.
 
-        Fisher and Yates's shuffle: for each i but the last, i changes places with i + z % (n - i), where z is
-        a 32-bit draw (randperm_cpu in aten/src/ATen/native/TensorFactories.cpp).
-        Raises InputError unless 0 <= n < 214748364, where PyTorch goes over to another algorithm.
+        This is Fisher and Yates's shuffle: for each place i except the last, the numbers at i and at
+        i + z % (n - i) change places, with a 32-bit draw z (randperm_cpu in
+        aten/src/ATen/native/TensorFactories.cpp).
+
+        Raises InputError unless 0 <= n < 214748364. From there on PyTorch uses another algorithm.
         """
         if not 0 <= n < LONG_PERMUTATION:
             raise InputError(f"randperm: n is {n}; give 0 <= n < {LONG_PERMUTATION}")
@@ -323,7 +341,7 @@ class TorchGenerator:
         return GeneratorState(self.seed, engine["key"], int(engine["pos"]), self._cached_normal)
 
     def set_state(self, state: GeneratorState) -> None:
-        """Continue from this state. Raises InputError if it is none, and then changes nothing."""
+        """Continue from this state. Raises InputError, and changes nothing, if it is not a generator's state."""
         seed, key, position, cached_normal = state
         key = np.asarray(key)
         if key.dtype != np.uint32 or key.shape != (KEY_WORDS,):
@@ -337,8 +355,8 @@ class TorchGenerator:
     def to_torch_state(self) -> Integer[Array, "5056"]:
         """The state as torch.Generator().set_state(torch.from_numpy(...)) takes it: uint8.
 
-        The bytes are those of PyTorch's get_state(), but for "next" before the first draw, which PyTorch has
-        at 0 and does not read then.
+        The bytes are those of PyTorch's get_state(), except those of "next" before the first draw: PyTorch has 0
+        there, and does not read it.
         """
         seed, key, position, cached_normal = self.get_state()
         record = np.zeros(1, TORCH_STATE)
@@ -378,7 +396,7 @@ class TorchGenerator:
         return self._engine.randint(0, 2**32, count, dtype=np.uint32)
 
     def _raw64(self, count: int) -> Array:
-        """Two 32-bit draws each, of which the first is the high word: NumPy's way and PyTorch's random64."""
+        """Numbers of two 32-bit draws each; the first is the high word, in NumPy as in PyTorch's random64."""
         return self._engine.randint(0, 2**64, count, dtype=np.uint64)
 
     def _low_53_bits(self, count: int) -> Array:
@@ -430,14 +448,14 @@ def _fill(flat: Array, draw: Callable[[int], Array]) -> None:
 
 
 def _multiply_add(x: Array, factor: float, term: float) -> Array:
-    """Round x * factor + term once, as a fused multiply-add does; x is float32 or float64, and given up.
+    """Round x * factor + term once, as a fused multiply-add does. x is float32 or float64, and may be overwritten.
 
-    A sum rounded to odd keeps what a second rounding, to fewer bits, needs (Boldo and Melquiond 2008, IEEE
-    Trans. Comput. 57:4). As long as nothing underflows.
+    A sum that is rounded to odd keeps what a second rounding, to fewer bits, needs (Boldo and Melquiond 2008, IEEE
+    Trans. Comput. 57:4). This holds as long as nothing underflows.
     """
     if term == 0:
         x *= factor
-        x += term  # for the sign of zeros
+        x += term  # this gives zeros their sign
         return x
     if x.dtype == np.float32:
         x[...] = _sum_rounded_to_odd(_exact_product(x, factor), term)
@@ -449,9 +467,9 @@ def _multiply_add(x: Array, factor: float, term: float) -> Array:
 
 
 def _fused(x: Array, factor: Any, term: Array) -> Array:
-    """Round x * factor + term to float32 from float64; x is float32, and overwritten.
+    """Compute x * factor + term in float64 and round it to float32. x is float32, and is overwritten.
 
-    That is twice, but for no uniform of the 2^24 does it show in a normal (compared with PyTorch, each one).
+    So it is rounded twice. But all 2^24 uniforms were compared with PyTorch, and none gives another normal.
     """
     exact = _exact_product(x, factor)
     exact += term
@@ -460,7 +478,7 @@ def _fused(x: Array, factor: Any, term: Array) -> Array:
 
 
 def _exact_product(x: Array, factor: Any) -> Array:
-    """Of two float32 numbers, 24 bits each, in float64, which has room for 53."""
+    """The exact product in float64 of float32 numbers: they have 24 bits each, and float64 has room for 53."""
     product = x.astype(np.float64)
     product *= factor
     return product
@@ -474,7 +492,7 @@ def _product_and_error(x: Array, y: float) -> tuple[Array, Array]:
 
 
 def _halves(x: Any) -> tuple[Any, Any]:
-    """Two numbers of 26 bits, whose products are exact, with the sum x (Veltkamp; in the same paper)."""
+    """Two numbers of 26 bits whose sum is x; products of such numbers are exact (Veltkamp; in the same paper)."""
     scaled = (2.0**27 + 1) * x
     high = scaled - (scaled - x)
     return high, x - high
@@ -488,7 +506,7 @@ def _sum_and_error(x: Array, y: Any) -> tuple[Array, Array]:
 
 
 def _sum_rounded_to_odd(x: Array, y: Any) -> Array:
-    """Of the two float64 neighbors of an inexact sum, the one whose last bit is 1."""
+    """The sum if it is exact; if not, the one of its two float64 neighbors whose last bit is 1."""
     total, error = _sum_and_error(x, y)
     wrong = (error != 0) & (total.view(np.int64) & 1 == 0)
     return np.nextafter(total, np.copysign(np.inf, error), out=total, where=wrong)
@@ -502,9 +520,9 @@ def _from_c_library(function: Callable[[float], float], x: Array) -> Array:
 
 
 def _box_muller(uniforms: Array) -> Array:
-    """Standard normals from uniforms, sixteen from sixteen; eight give the radius, eight the angle.
+    """Standard normals from uniforms, sixteen from sixteen: the first eight give the radius, the last eight the angle.
 
-        r = sqrt(-2 ln(1 - u1))      theta = 2 pi u2      first eight: r cos(theta)      last: r sin(theta)
+        r = sqrt(-2 ln(1 - u1))      theta = 2 pi u2      first eight: r cos(theta)      last eight: r sin(theta)
 
     (NormalFill16 in aten/src/ATen/native/cpu/DistributionTemplates.h. 1 - u1 is never 0.)
     """
@@ -530,13 +548,13 @@ LOG_POLYNOMIAL = _float32(
 SINE_POLYNOMIAL = _float32(-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
 COSINE_POLYNOMIAL = _float32(2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
 
-#: ln 2 and pi / 4 as sums of numbers, of which all but the last are short enough for exact products below.
+#: ln 2 and pi / 4 as sums of numbers. All except the last have so few bits that their products below are exact.
 LN_2 = _float32(0.693359375, -2.12194440e-4)
 QUARTER_PI = _float32(0.78515625, 2.4187564849853515625e-4, 3.77489497744594108e-8)
 
 
 def _log(x: Array) -> Array:
-    """The logarithm of float32 x in (0, 1], as log256_ps in avx_mathfun.h.
+    """The logarithm of float32 x in (0, 1], as log256_ps in avx_mathfun.h computes it.
 
     x = 2^e (1 + f), so ln x = e ln 2 + ln(1 + f), and ln(1 + f) = f - f^2 / 2 + f^3 (polynomial in f).
     """
@@ -556,9 +574,9 @@ def _log(x: Array) -> Array:
 
 
 def _sine_and_cosine(theta: Array) -> tuple[Array, Array]:
-    """Of float32 theta in [0, 2 pi], as sincos256_ps in avx_mathfun.h.
+    """The sine and the cosine of float32 theta in [0, 2 pi], as sincos256_ps in avx_mathfun.h computes them.
 
-    theta = x + a multiple of pi / 2, where |x| <= pi / 4: sin x = x + x^3 (polynomial in x^2), and
+    theta = x + a multiple of pi / 2, with |x| <= pi / 4. Then sin x = x + x^3 (polynomial in x^2), and
     cos x = 1 - x^2 / 2 + x^4 (polynomial in x^2).
     """
     octant = (theta * np.float32(4 / math.pi)).astype(np.int32) + 1
@@ -581,8 +599,8 @@ def _sine_and_cosine(theta: Array) -> tuple[Array, Array]:
 def _turned(sine: Array, cosine: Array, quarters: Array) -> tuple[Array, Array]:
     """The sine and cosine of an angle turned by so many quarters of a circle; the two arrays are overwritten.
 
-    Done on the bits, because a choice between numbers at random (np.where) costs the processor a wrong guess
-    every other time: in odd quarters sine and cosine change places, then the sign bits are flipped.
+    If the number of quarters is odd, sine and cosine change places; then signs are flipped. Both are done on the
+    bits. A choice by np.where would be slow: the processor cannot foresee it, and guesses wrong half of the time.
     """
     sine_bits, cosine_bits = sine.view(np.int32), cosine.view(np.int32)
     exchange = (sine_bits ^ cosine_bits) & -(quarters & 1)
@@ -592,7 +610,7 @@ def _turned(sine: Array, cosine: Array, quarters: Array) -> tuple[Array, Array]:
 
 
 def _polynomial(coefficients: Array, x: Array) -> Array:
-    """Horner's rule, rounding as `_fused` does, but with one widening of x and one piece of memory for all."""
+    """The polynomial at x by Horner's rule. It rounds as `_fused` does, but widens x and takes memory only once."""
     wide_x = x.astype(np.float64)
     exact = np.empty_like(wide_x)
     y = np.full_like(x, coefficients[0])
@@ -643,7 +661,7 @@ def _checked_dtype(dtype: DTypeLike) -> np.dtype:
 
 
 def _checked_number(name: str, value: Real, dtype: DTypeLike) -> float:
-    """The value as the dtype holds it; small enough for every step of the arithmetic above."""
+    """The value as the dtype holds it. InputError if it is too large for some step of the arithmetic above."""
     limit = float(np.finfo(dtype).max) / 2**32
     if not -limit <= value <= limit:
         raise InputError(f"random numbers: {name} is {value}; give a finite number, at most {limit:.0e} in size")
