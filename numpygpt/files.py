@@ -1,7 +1,7 @@
 """Files that are replaced in one step, and folders that one process at a time may write to.
 
-Both hold a lock of the operating system's (flock), which ends with the process, however it ends: nobody has to find out
-whether the process that left a lock behind still lives. Readers ask for no lock and are never kept waiting.
+Both use a lock of the operating system (flock). Such a lock ends with its process, however the process ends, so nobody
+has to find out whether the process that left a lock behind still lives. Readers take no lock and never wait for one.
 """
 
 import errno
@@ -21,7 +21,7 @@ from numpygpt.errors import InputError
 
 LOCK_NAME = ".lock"
 WORKSHOP_PREFIX, WORKSHOP_SUFFIX = ".numpygpt-", ".unfinished"
-#: What flock answers on a file system that has no locks; there, nobody is kept out.
+#: The errors by which flock says that the file system has no locks. There, nobody is kept out.
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 # Files that are replaced in one step
@@ -29,11 +29,11 @@ NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write a file to, which then replaces `path` in one step, or vanishes if anything is raised.
+    """Yield a path to write a file to. Then the file replaces `path` in one step, or is removed if anything is raised.
 
-    Each caller writes in a folder of its own beside `path`, so that several may write at a time; the last to finish
-    counts. The next caller removes what a killed process left behind. It is a folder because safetensors itself writes
-    by way of a temporary file beside its target.
+    Each caller writes in a folder of its own beside `path`, so that several may write at a time; the file of the one
+    that finishes last stays. The next caller removes the folder that a killed process left behind. A folder is needed
+    because safetensors itself writes a temporary file beside its target.
     """
     _remove_abandoned_workshops(path.parent)
     with _workshop(path.parent) as workshop:
@@ -46,11 +46,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _workshop(parent: Path) -> Iterator[Path]:
-    """A new folder, locked as long as it is used."""
+    """A new folder, which is locked as long as it is used."""
     lock = None
     while lock is None:
         folder = Path(tempfile.mkdtemp(WORKSHOP_SUFFIX, WORKSHOP_PREFIX, parent))
-        with suppress(BlockingIOError, FileNotFoundError):  # not yet locked, it was taken for one that was left behind
+        with suppress(BlockingIOError, FileNotFoundError):  # another removed it before it was locked
             lock = _lock(folder / LOCK_NAME)
     try:
         yield folder
@@ -80,11 +80,11 @@ def _flush_to_disk(path: Path) -> None:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Within it, the folder is ours: whoever else asks for the same is refused, in this process or another.
+    """Within the `with`, the folder is ours: anybody else who asks for it is refused, in this process or another.
 
-    Raises InputError, which names the process that has the folder, or says why there can be no lock. A lock whose
-    process has ended, even by kill -9 or with its machine, is taken over. The process says who it is in the file
-    `.lock`, which is there as long as the lock.
+    Raises InputError, which names the process that has the folder, or says why it cannot be locked. A lock whose
+    process has ended, even by kill -9 or with its machine, is taken over. The process that has the folder names itself
+    in the file `.lock`, which is there as long as the lock.
     """
     path = directory / LOCK_NAME
     try:
@@ -99,12 +99,12 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # still locked, so it is no other process's
+        path.unlink(missing_ok=True)  # it is still locked, so it is not another process's
         os.close(lock)
 
 
 def _lock(path: Path) -> int:
-    """A descriptor of the file, which is made if it is not there, with its lock. BlockingIOError if another has it."""
+    """A descriptor of the locked file, which is made if it is not there. BlockingIOError if another has locked it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
@@ -115,7 +115,7 @@ def _lock(path: Path) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # its holder removed the file and let go of it after we had opened it
+        os.close(descriptor)  # after we opened the file, its holder removed and unlocked it
 
 
 def _flock(descriptor: int) -> None:
@@ -133,7 +133,7 @@ def _say_who_holds(lock: int) -> None:
 
 
 def _holder(path: Path) -> str:
-    """Who holds the lock, as it says itself."""
+    """Who holds the lock, by its own words in the file."""
     try:
         with path.open(encoding="utf-8") as file:
             found = json.loads(file.read(1000))
@@ -146,10 +146,10 @@ def _holder(path: Path) -> str:
 
 
 def check_writable(path: Path) -> None:
-    """Find out before long work whether `write_text` or `replacing` can write the file.
+    """Find out, before long work, whether `write_text` or `replacing` can write the file.
 
-    Raises InputError if its name is too long, if there is no folder for it or one that is read-only, and if something
-    else than a regular file has its name.
+    Raises InputError if its name is too long, if its folder does not exist or is read-only, and if something other than
+    a regular file has its name.
     """
     try:
         if not path.parent.is_dir():

@@ -1,6 +1,6 @@
-"""Standard output and standard error where they may fail.
+"""Standard output and standard error that may fail without harm.
 
-A pipe may be closed at the other end, and a disk may be full. Neither should cost anybody a training run.
+A pipe may be closed at its other end, and a disk may be full. Neither should cost anybody a training run.
 """
 
 import os
@@ -9,22 +9,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
-#: The exit status of a command that has done its work, and could not tell about it.
+#: The exit status of a command that has done its work, but could not print what it had to say.
 NOT_TOLD = 1
 
 
 def discard(stream: Any) -> None:
-    """Lose what the stream has not written yet and all that comes, so that Python can still close it at its end."""
-    with suppress(AttributeError, OSError, ValueError):  # no stream at all, or none with a file behind it
+    """Lose what the stream has not written yet, and all that comes later. Python can then close it without an error."""
+    with suppress(AttributeError, OSError, ValueError):  # there is no stream, or no file behind it
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 
 class ForgivingStream:
-    """A stream for which writing never fails: what cannot be written is lost, and a character it lacks becomes `?`.
+    """A stream to which writing never fails.
 
-    failure   why something was lost; empty as long as nothing was
+    What cannot be written is lost. A character that the stream's encoding lacks becomes `?`.
+
+    failure   why something was lost; empty as long as nothing was lost
     """
 
     def __init__(self, stream: Any) -> None:
@@ -32,7 +34,7 @@ class ForgivingStream:
         self.failure = "" if stream is not None else "it is closed"
 
     def write(self, text: str) -> int:
-        """Write the text, and do not wait if a line is whole: whoever reads a long job's log wants to see it."""
+        """Write the text, and flush it if a line is complete: people who follow a long job's log want to see it."""
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         self._attempt("write", text.encode(encoding, "replace").decode(encoding))
         if "\n" in text:
@@ -40,7 +42,7 @@ class ForgivingStream:
         return len(text)
 
     def flush(self) -> None:
-        """Write what is still waiting."""
+        """Write what still waits in the stream's buffer."""
         self._attempt("flush")
 
     def __getattr__(self, name: str) -> Any:
@@ -58,7 +60,7 @@ class ForgivingStream:
 
 @contextmanager
 def output_may_fail() -> Iterator[ForgivingStream]:
-    """Within it, nothing that is printed can raise an error. Yields standard output, which knows what became of it."""
+    """Within the `with`, printing raises no error. Yields standard output; its `failure` says if anything was lost."""
     out, err = ForgivingStream(sys.stdout), ForgivingStream(sys.stderr)
     with redirect_stdout(out), redirect_stderr(err):
         try:

@@ -17,9 +17,9 @@ M_MMAP_THRESHOLD = -3
 def number_of_threads() -> int:
     """How many threads NumPy's matrix products run on now.
 
-    BLAS decides it: by OMP_NUM_THREADS and its own variables when the process starts, by the cores that the process may
-    use, or by `threadpoolctl.threadpool_limits` at any time later. For a BLAS that threadpoolctl does not know, such as
-    Apple's, it is the number of cores that the process may use.
+    BLAS decides this when the process starts: by OMP_NUM_THREADS, by its own variables, or by the cores that the
+    process may use. `threadpoolctl.threadpool_limits` can change it later. For a BLAS that threadpoolctl does not know,
+    such as Apple's, the answer is the number of cores that the process may use.
     """
     threads = [library.num_threads for library in _blas_of_numpy()]
     if threads:
@@ -29,7 +29,7 @@ def number_of_threads() -> int:
 
 @cache
 def _blas_of_numpy() -> list[Any]:
-    """threadpoolctl's view of the BLAS that NumPy brings with it, or else of each BLAS in the process."""
+    """What threadpoolctl knows of the BLAS that NumPy brings, or, if there is none, of each BLAS in the process."""
     from threadpoolctl import ThreadpoolController
 
     libraries = ThreadpoolController().select(user_api="blas").lib_controllers
@@ -37,12 +37,12 @@ def _blas_of_numpy() -> list[Any]:
 
 
 def machine_memory() -> int | None:
-    """Bytes of memory that this process can have at most: the machine's, or less in a container. None if unknown."""
+    """The most bytes of memory that this process can have: the machine's, or less in a container. None if unknown."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return None
-    with suppress(OSError, ValueError):  # no such file outside a container, and the word "max" where it has no limit
+    with suppress(OSError, ValueError):  # outside a container there is no such file; without a limit it says "max"
         memory = min(memory, int(CONTAINER_LIMIT.read_text(encoding="ascii")))
     return memory
 
@@ -50,11 +50,11 @@ def machine_memory() -> int | None:
 def keep_freed_memory(largest_block: int = 2**30) -> bool:
     """Ask glibc to keep freed blocks of up to `largest_block` bytes for reuse; returns whether it agreed.
 
-    A training step makes and frees the same arrays again and again. glibc hands large freed blocks back to the system
-    and asks for them anew, and the system clears every page each time: about a fifth of a step of the default model
-    (0.36 s if it does, 0.29 s if it does not, on one thread).
+    Every training step makes and frees arrays of the same sizes. By default, glibc gives large freed blocks back to the
+    system and asks for new ones, and the system clears every page each time. This takes about a fifth of a step of the
+    default model (a step takes 0.36 s with it, and 0.29 s without it, on one thread).
 
-    For programs, not libraries: it holds for the whole process.
+    This is meant for programs, not for libraries, because it holds for the whole process.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""Files that are read: regular ones only, with one line of explanation for every other."""
+"""Reading files: only regular ones are read, and every other gets one line that says why not."""
 
 import os
 import stat

@@ -1,7 +1,7 @@
-"""What the parts of a run save: sections of values and arrays, whichever file holds them.
+"""Sections: what each part of a run saves, as values and arrays, whatever file holds them.
 
-A part (the model, the optimizer, a random generator, the loop) says with a `Section` what it saves, and reads the same
-section again. The file that holds the sections knows none of the parts, and no part knows the file.
+A part (the model, the optimizer, a random generator, the loop) writes a `Section`, and reads the same section again.
+The module of the file knows none of the parts, and no part knows the file.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from numpygpt.shapes import Array
 class Section(NamedTuple):
     """What one part of a run saves.
 
-    values   whatever JSON can hold: numbers, texts, True, False, None, and lists and dicts of them with texts as keys
+    values   what JSON can hold: numbers, texts, True, False, None, lists of these, and dicts of these by text
     arrays   {name: array}
     """
 
@@ -25,7 +25,7 @@ class Section(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What is known of a saved array before it is read: its dtype, by NumPy's name, and its shape."""
+    """What is known of a saved array before it is read: the name of its dtype in NumPy, and its shape."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -33,7 +33,7 @@ class Layout(NamedTuple):
 
 @runtime_checkable
 class SavedSections(Protocol):
-    """Sections as they are read again: a `Checkpoint`, or anything else that answers these questions.
+    """Sections that were saved: a `Checkpoint`, or anything else that has these methods.
 
     Each method raises InputError for a section that was not saved.
     """
@@ -52,13 +52,13 @@ class SavedSections(Protocol):
         """{name: dtype and shape} of the section's arrays; none of them is read."""
 
     def arrays(self, name: str) -> dict[str, Array]:
-        """{name: array} of the section, fresh arrays."""
+        """{name: array} of the section; the arrays are new ones."""
 
 
 def value_of(values: Mapping[str, Any], name: str, *kinds: type) -> Any:
     """`values[name]`, which must be of one of these types. InputError if it is missing or of another type.
 
-    True and False are of type bool alone, though Python counts them as integers too. An integer serves as a float.
+    True and False count as bool only, although Python counts them as integers too. An integer is accepted as a float.
     """
     expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
     if name not in values:
@@ -72,7 +72,7 @@ def value_of(values: Mapping[str, Any], name: str, *kinds: type) -> Any:
 
 @contextmanager
 def named_in_errors(saved: SavedSections) -> Iterator[None]:
-    """Within it, an InputError says which checkpoint it is about."""
+    """Within the `with`, an InputError gets a message that begins with the checkpoint that it is about."""
     try:
         yield
     except InputError as error:

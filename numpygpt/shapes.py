@@ -11,11 +11,12 @@
     V  vocab_size               number of token ids
     N  rows                     any number of leading axes taken as one
 
-An annotation such as `Inexact[Array, "B T D"]` is jaxtyping's: an array of floating or complex numbers with these axes,
-where equal letters in one signature mean equal sizes. `...` stands for any leading axes, `*rows` for leading axes that
-recur in the same signature. They cost nothing at run time. The test suite has every one of them checked: those of a
-function at each call, and those of a NamedTuple's fields, which are one signature, when the tuple is made. `_make` and
-`_replace` are left unchecked, because they also make trees that hold None or tensors in the place of arrays.
+An annotation such as `Inexact[Array, "B T D"]` is jaxtyping's. It says that a value is an array of floating-point or
+complex numbers with these axes; equal letters in one signature mean equal sizes. `...` stands for any leading axes, and
+`*rows` for leading axes that occur again in the same signature. Annotations cost nothing at run time. The test suite
+has every one of them checked: those of a function at each call, and those of a NamedTuple's fields, which count as one
+signature, when the tuple is made. `_make` and `_replace` are not checked, because they also make trees that hold None
+or tensors in the place of arrays.
 """
 
 import numpy as np

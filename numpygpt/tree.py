@@ -1,11 +1,11 @@
-"""Trees of arrays: parameters, and whatever has their shape.
+"""Trees of arrays: the parameters, and whatever is built like them.
 
-A node is a NamedTuple with a field a child, a dict, or a tuple whose children are numbered; a leaf is an array. The
-path of a leaf is its name: `trf_blocks.0.att.W_query.weight`. A child may be None, which stands for an array that is
-not there.
+A node is a NamedTuple with a field for each child, a dict, or a tuple whose children are numbered. A leaf is an array.
+The name of a leaf is its path: `trf_blocks.0.att.W_query.weight`. A child may be None, which stands for an array that
+is absent.
 
-A node may hold its arrays in another way than it shows them. It then has two methods of its own: `children()`, a dict
-of its children by name, and `with_children(children)`, a node made of such a dict.
+A node may hold its arrays in another way than it shows them. It then has two methods of its own: `children()` returns a
+dict of its children by name, and `with_children(children)` returns a node that is made of such a dict.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +30,7 @@ def children(node: Any) -> dict[str, Any]:
 
 
 def with_children(node: Any, by_name: Mapping[str, Any]) -> Any:
-    """A node of the same kind with other children, given by the names of its own."""
+    """A node of the same kind with other children. `by_name` has them under the names of the node's own children."""
     if hasattr(node, "with_children"):
         return node.with_children(by_name)
     if isinstance(node, Mapping):
@@ -39,7 +39,7 @@ def with_children(node: Any, by_name: Mapping[str, Any]) -> Any:
 
 
 def named(tree: Any, path: str = "") -> Iterator[tuple[str, Array]]:
-    """The arrays of a tree with their names, in order; absent ones (None) are left out."""
+    """The names and arrays of a tree's leaves, in order; absent arrays (None) are left out."""
     if isinstance(tree, np.ndarray):
         yield path, tree
     elif tree is not None:
@@ -48,12 +48,12 @@ def named(tree: Any, path: str = "") -> Iterator[tuple[str, Array]]:
 
 
 def mapped(function: Callable[[Array], Any], tree: Any) -> Any:
-    """The tree with `function` applied to each of its arrays."""
+    """The tree with `function(array)` in the place of each array."""
     return mapped_by_name(lambda _, array: function(array), tree)
 
 
 def mapped_by_name(function: Callable[[str, Array], Any], tree: Any, path: str = "") -> Any:
-    """The tree with `function` applied to the name of each array and the array."""
+    """The tree with `function(name, array)` in the place of each array."""
     if isinstance(tree, np.ndarray):
         return function(path, tree)
     if tree is None:
@@ -68,7 +68,7 @@ def mapped_by_name(function: Callable[[str, Array], Any], tree: Any, path: str =
 
 
 def nowhere(tree: Any) -> Any:
-    """The tree with None in place of each array: the gradient of what is not trained."""
+    """The tree with None in the place of each array. This is the gradient of a tree that is not trained."""
     return mapped(lambda array: None, tree)
 
 
@@ -76,17 +76,20 @@ def nowhere(tree: Any) -> Any:
 
 
 def everything(name: str) -> bool:
-    """The default: each leaf is trained, and its gradient is computed."""
+    """The default, by which each leaf is trained: its gradient is computed."""
     return True
 
 
 def nothing(name: str) -> bool:
-    """No leaf is trained: a forward saves nothing, as inference wants it."""
+    """By this, no leaf is trained, so a forward saves nothing. Inference uses it."""
     return False
 
 
 def within(trained: Trained, prefix: str) -> Trained:
-    """Which leaves of a part of the tree are trained, by their names within the part."""
+    """A function that says which leaves of a part of the tree are trained, by their names within the part.
+
+    prefix   the path of the part
+    """
     if trained is everything or trained is nothing:
         return trained
     return lambda name: trained(f"{prefix}.{name}")
@@ -100,5 +103,9 @@ def any_trained(tree: Any, trained: Trained) -> bool:
 
 
 def wanted(trained: Trained, *names: str, x: bool) -> set[str]:
-    """Which of an operation's arguments get a gradient: those of these parameters that are trained, and its input x."""
+    """The names of an operation's arguments that get a gradient.
+
+    names   its parameters, of which the trained ones get a gradient
+    x       whether its input x gets one
+    """
     return {name for name in names if trained(name)} | ({"x"} if x else set())

@@ -1,15 +1,15 @@
-"""Watching the intermediates of a run: one mechanism behind traces, parity reports, attention maps and memory tables.
+"""Watching the intermediates of a run. Parity reports and attention maps both rest on this one mechanism.
 
-A *watch* is any function `watch(name, array)`. Every forward and backward tells it each named intermediate in the order
-of computation: an activation `x` in the forward, its gradient `d_x` in the backward. The arrays are the computation's
-own, and nothing changes them afterwards: a watch may keep them without a copy. Names are the paths of the PyTorch
-modules that output the tensor:
+A *watch* is any function `watch(name, array)`. Every forward and backward calls it with each named intermediate, in the
+order of computation: an activation `x` in the forward, and its gradient `d_x` in the backward. The arrays are the
+computation's own, and nothing changes them afterwards, so a watch may keep them without a copy. The name of a tensor is
+the path of the PyTorch module that outputs it:
 
     activations = {}
     model.forward(in_idx, watch=activations.__setitem__)
     activations["trf_blocks.0.att.attn_weights"]                         # (B, H, T, T)
 
-PyTorch's twin tells a watch of its own tensors in the same way, under the same names.
+The PyTorch twin calls a watch with its own tensors in the same way, under the same names.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Watch = Callable[[str, Any], None]
 
 
 def unwatched(name: str, array: Any) -> None:
-    """The watch that does not look: the default everywhere."""
+    """The watch that does nothing; it is the default everywhere."""
 
 
 def under(watch: Watch, prefix: str) -> Watch:

@@ -1,1 +1,1 @@
-"""Text as token ids in windows and batches."""
+"""From text to token ids, and from these to windows and batches."""

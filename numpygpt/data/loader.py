@@ -14,7 +14,11 @@ from numpygpt.shapes import Array, Integer
 
 
 class Position(TypedDict):
-    """Where in an epoch its batches stand: all that is needed to go on from there, in types that JSON has."""
+    """How far an epoch has come: all that is needed to go on from there, in types that JSON has.
+
+    order_seed     the seed of the epoch's order; None as long as it is not drawn, and without shuffling
+    batches_done   the batches that were given so far
+    """
 
     order_seed: int | None
     batches_done: int
@@ -24,14 +28,14 @@ class DataLoader:
     """Batches of a dataset in the order of `torch.utils.data.DataLoader`, from the same random draws.
 
     Each `iter(loader)` is an epoch. It draws one seed from `rng`, which PyTorch would give to worker
-    processes and nothing uses here. A shuffled epoch draws another when its first batch is asked for: the
-    seed of a generator of its own, which orders the windows.
+    processes, and which is not used here. A shuffled epoch draws a second seed when its first batch is asked
+    for. This one seeds a generator of its own, which orders the windows.
 
     dataset      a GPTDatasetV1
     batch_size   B, windows in a batch
     shuffle      whether each epoch has a new random order
     drop_last    whether a last batch of fewer than B windows is left out
-    rng          the TorchGenerator in the part of PyTorch's default generator, or its seed; None: any seed
+    rng          the TorchGenerator that takes the place of PyTorch's default generator, or its seed; None: a fresh seed
 
     Raises InputError for a batch_size that is not positive and for windows too few for a single batch.
     """
@@ -58,7 +62,7 @@ class DataLoader:
             )
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """How many batches an epoch has."""
         full, rest = divmod(len(self.dataset), self.batch_size)
         return full if self.drop_last or rest == 0 else full + 1
 
@@ -67,9 +71,9 @@ class DataLoader:
         return Batches(self, order_seed=None, batches_done=0)
 
     def resume(self, position: Mapping[str, Any]) -> "Batches":
-        """The rest of an epoch that was at this `Batches.position`. What it drew is not drawn again.
+        """The rest of an epoch that had come to this `Batches.position`. What it drew is not drawn again.
 
-        Raises InputError for what is no position, and for one that this loader cannot have been at.
+        Raises InputError if this is not a position, or not one that an epoch of this loader can come to.
         """
         seed = value_of(position, "order_seed", int, type(None))
         done = value_of(position, "batches_done", int)
@@ -82,7 +86,7 @@ class DataLoader:
 
 
 class Batches(Iterator[tuple[Array, Array]]):
-    """One epoch: yields (inputs, targets), each a new (B, T) int64 array, the last perhaps of fewer rows."""
+    """One epoch. It yields pairs (inputs, targets) of new int64 arrays (B, T); the last pair may have fewer rows."""
 
     def __init__(self, loader: DataLoader, order_seed: int | None, batches_done: int) -> None:
         self._loader = loader
@@ -92,11 +96,11 @@ class Batches(Iterator[tuple[Array, Array]]):
 
     @property
     def position(self) -> Position:
-        """Where this epoch stands; `DataLoader.resume` goes on from there with the same batches."""
+        """How far this epoch has come. `DataLoader.resume` goes on from there with the same batches."""
         return {"order_seed": self._order_seed, "batches_done": self._batches_done}
 
     def __len__(self) -> int:
-        """Batches still to come."""
+        """How many batches are still to come."""
         return len(self._loader) - self._batches_done
 
     def __next__(self) -> tuple[Integer[Array, "B T"], Integer[Array, "B T"]]:
@@ -131,10 +135,11 @@ def create_dataloader_v1(
     tokenizer: Encoding | None = None,
     rng: TorchGenerator | int | None = None,
 ) -> DataLoader:
-    """The book's loader: windows of `txt` in batches. Arguments and errors as GPTDatasetV1 and DataLoader.
+    """The book's loader: windows of `txt` in batches. Arguments and errors are those of GPTDatasetV1 and DataLoader.
 
-    num_workers is there for the book's calls and changes nothing: batches come out of one array, in this
-    process. tokenizer defaults to GPT-2's.
+    num_workers   accepted because the book's calls have it; it has no effect, because all batches are made in this
+                  process
+    tokenizer     None: GPT-2's
     """
     dataset = GPTDatasetV1(txt, tokenizer or get_tokenizer("gpt2"), max_length, stride)
     return DataLoader(dataset, batch_size, shuffle=shuffle, drop_last=drop_last, rng=rng)

@@ -1,6 +1,6 @@
 """Files that ship with numpygpt, compressed: GPT-2's ranks and the story that the book's chapter 5 learns from.
 
-Where each comes from, and on what terms, is told by the LICENSE or NOTICE of the same name beside it.
+A file beside each, of the same name with LICENSE or NOTICE, says where it comes from and on what terms.
 """
 
 import gzip
@@ -20,25 +20,27 @@ def shipped(name: str) -> Path:
 
 
 def read_unpacked(path: str | os.PathLike[str], what: str) -> bytes:
-    """The bytes of a file, without the compression of one that is named `NAME.gz`.
+    """The bytes of a file, unpacked if the file is named `NAME.gz`.
 
-    what   what the file is, for the message: "text file"
+    what   what the file is, for messages: "text file"
 
-    Raises InputError as `read_file`, and for a compressed file that is damaged.
+    Raises InputError as `read_file` does, and for a compressed file that is damaged.
     """
     contents = read_file(path, what)
     if Path(path).suffix != ".gz":
         return contents
     try:
         return gzip.decompress(contents)
-    except (OSError, EOFError, zlib.error) as error:  # the first: no gzip at all, or a wrong checksum
+    except (OSError, EOFError, zlib.error) as error:  # an OSError: not gzip at all, or a wrong checksum
         raise InputError(f"the {what} {path} is damaged or not compressed with gzip: {error}") from error
 
 
 def read_exactly(path: str | os.PathLike[str] | None, shipped_name: str, what: str, expected: str) -> bytes:
-    """The bytes of the file `path`, or of the one of that name that ships; their SHA-256 must be `expected`.
+    """The bytes of the file `path`, or, if it is None, of the shipped file. Their SHA-256 must be `expected`.
 
-    Raises InputError as `read_unpacked`, and for other bytes.
+    what   what the file is, for messages
+
+    Raises InputError as `read_unpacked` does, and for other bytes.
     """
     remedy = "install numpygpt again" if path is None else "name no file, and the one that ships with numpygpt is taken"
     path = shipped(shipped_name) if path is None else path

@@ -1,4 +1,4 @@
-"""What the book's chapter 5 learns from: "The Verdict" by Edith Wharton (1908, public domain), which ships here."""
+"""The text of the book's chapter 5: "The Verdict" by Edith Wharton (1908, public domain), which ships with numpygpt."""
 
 import os
 from pathlib import Path
@@ -10,11 +10,11 @@ VERDICT_SHA256 = "b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b3
 
 
 def find_verdict(path: str | os.PathLike[str] | None = None) -> Path:
-    """The file of the story, the same in every byte as the book's: `path`, or the one that ships with numpygpt.
+    """The file of the story: `path`, or, if it is None, the file that ships with numpygpt, which is compressed.
 
-    `numpygpt.data.texts.read_text` reads either; the second is compressed.
+    Either has the book's story, byte for byte, and `numpygpt.data.texts.read_text` reads either.
 
-    Raises InputError for a file that cannot be read or holds another text.
+    Raises InputError if the file cannot be read or holds another text.
     """
     read_exactly(path, VERDICT_FILE, "story", VERDICT_SHA256)
     return shipped(VERDICT_FILE) if path is None else Path(path)

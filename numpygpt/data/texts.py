@@ -1,4 +1,4 @@
-"""Texts to learn from: files, and the prose that every Python carries."""
+"""Texts to learn from: files, and the prose that comes with Python."""
 
 import os
 from collections.abc import Iterable
@@ -9,10 +9,12 @@ from numpygpt.errors import InputError
 
 
 def python_reference_text() -> str:
-    """The Python language reference as CPython carries it for `help()`: about 465,000 characters of prose.
+    """The Python language reference, which CPython carries for `help()`: about 465,000 characters of prose.
 
-    Its topics (the module pydoc_data.topics) in alphabetical order, an empty line between them. The text
-    differs a little between versions of Python. Raises InputError where Python comes without it.
+    These are the topics of the module pydoc_data.topics, in alphabetical order, with an empty line between
+    them. The text differs a little between versions of Python.
+
+    Raises InputError if this Python comes without it.
     """
     try:
         from pydoc_data.topics import topics
@@ -25,11 +27,12 @@ def python_reference_text() -> str:
 
 
 def read_text(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> str:
-    """The text of one UTF-8 file, or of several, one right after the other.
+    """The text of one UTF-8 file, or of several, with nothing between them.
 
     A file whose name ends in `.gz` is unpacked. Every kind of line end becomes a newline.
 
-    Raises InputError for no files, and for a file that is missing, not a file, damaged, not UTF-8 or empty.
+    Raises InputError if there are no files, and for a file that is missing, not a regular file, damaged, not UTF-8 or
+    empty.
     """
     files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not files:
@@ -51,9 +54,9 @@ def _read_file(path: Path) -> str:
 
 
 def split_text(text: str, train_ratio: float = 0.9) -> tuple[str, str]:
-    """The first `train_ratio` of the characters for training, the rest for validation.
+    """The text in two parts: the first `train_ratio` of its characters for training, the rest for validation.
 
-    Raises InputError for a ratio outside (0, 1) and a text too short to give both a character.
+    Raises InputError for a ratio outside (0, 1), and for a text that is too short for a character in each part.
     """
     if not 0 < train_ratio < 1:
         raise InputError(f"train_ratio is {train_ratio}; expected a number between 0 and 1")

@@ -1,4 +1,4 @@
-"""Tokenizers: text to token ids and back, by tiktoken.
+"""Tokenizers: from text to token ids and back, by tiktoken.
 
 "bytes"   the 256 single bytes of UTF-8 text, one id each: V = 256
 "gpt2"    GPT-2's byte-pair encoding: V = 50257, of which `<|endoftext|>` is 50256; its ranks ship with numpygpt
@@ -30,10 +30,11 @@ GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838
 def get_tokenizer(name: str, vocab: str | os.PathLike[str] | None = None) -> Encoding:
     """The tiktoken Encoding called `name`, one of TOKENIZERS.
 
-    vocab   a file of GPT-2's ranks in tiktoken's text form, a base64 token and its rank a line; None: the ranks that
-            ship with numpygpt
+    vocab   for "gpt2": a file of GPT-2's ranks as tiktoken writes it, in each line a token in base64 and its rank;
+            None: the ranks that ship with numpygpt
 
-    Raises InputError for an unknown name, and for a ranks file that cannot be read or differs from GPT-2's in any byte.
+    Raises InputError for an unknown name, for a `vocab` with "bytes", and for a file of ranks that cannot be read or
+    differs from GPT-2's in any byte.
     """
     if name not in TOKENIZERS:
         raise InputError(f"tokenizer {name!r} is unknown; expected one of: {', '.join(TOKENIZERS)}")
@@ -47,18 +48,18 @@ def get_tokenizer(name: str, vocab: str | os.PathLike[str] | None = None) -> Enc
 def text_to_token_ids(text: str, tokenizer: Encoding) -> Integer[Array, "1 T"]:
     """The token ids of `text` as a batch of one, int64.
 
-    `<|endoftext|>` in the text becomes the tokenizer's special token of that name, where it has one.
+    `<|endoftext|>` in the text becomes the tokenizer's special token of that name, if it has one.
     """
     ids = tokenizer.encode(text, allowed_special={ENDOFTEXT})
     return np.array(ids, dtype=np.int64)[np.newaxis]
 
 
 def token_ids_to_text(token_ids: Array | Sequence[int], tokenizer: Encoding) -> str:
-    """The text of one sequence of token ids, (1,T) or (T,).
+    """The text of one sequence of token ids, (1, T) or (T).
 
-    Bytes that are no UTF-8, such as part of a character, become U+FFFD, the replacement character.
+    Bytes that are not UTF-8, such as a part of a character, become U+FFFD, the replacement character.
 
-    Raises InputError for several sequences, ids that are no integers and ids outside the tokenizer's
+    Raises InputError for several sequences, for ids that are not integers, and for ids outside the tokenizer's
     vocabulary.
     """
     ids = np.asarray(token_ids)
@@ -104,10 +105,10 @@ def _gpt2_encoding(vocab: str | os.PathLike[str] | None) -> Encoding:
 
 
 def _gpt2_ranks(vocab: str | os.PathLike[str] | None) -> dict[bytes, int]:
-    """{token: rank}.
+    """The ranks as {token: rank}.
 
-    `tiktoken.load` would parse the lines too, but from a file only, of which it keeps a copy in the temporary folder;
-    from then on it reads the copy, whatever has become of the file.
+    `tiktoken.load` could parse the lines too, but only from a file. It keeps a copy of the file in the temporary
+    folder, and from then on reads the copy, even if the file has changed.
     """
     contents = read_exactly(vocab, GPT2_RANKS_FILE, "file of GPT-2's ranks", GPT2_RANKS_SHA256)
     lines = (line.split() for line in contents.splitlines())

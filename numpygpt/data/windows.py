@@ -1,6 +1,6 @@
-"""Text for training: where it comes from, its windows of token ids, and batches of them in PyTorch's order.
+"""Windows of token ids, cut from a text.
 
-A window is an input and its targets, both max_length token ids; the targets are the input shifted by one:
+A window is an input and its targets. Both have max_length token ids, and the targets are the input shifted by one:
 
     token ids          a b c d e f g        max_length 3, stride 2
     inputs, targets    a b c -> b c d
@@ -21,7 +21,7 @@ class GPTDatasetV1:
 
     input_ids, target_ids   (N, max_length) int64, read-only views of one array of token ids
 
-    Raises InputError for a max_length or stride that is not positive, and a text too short for one window.
+    Raises InputError for a max_length or stride that is not positive, and for a text that is too short for one window.
     """
 
     input_ids: Integer[Array, "N T"]
@@ -47,7 +47,7 @@ class GPTDatasetV1:
 
 
 def check_positive(**sizes: int) -> None:
-    """InputError, by name, for a size that is not positive."""
+    """Raise InputError, which names the size, if one of the sizes is not positive."""
     for name, size in sizes.items():
         if size < 1:
             raise InputError(f"{name} is {size}; expected a positive integer")
