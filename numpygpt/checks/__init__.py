@@ -1,1 +1,1 @@
-"""Whether gradients and tensors are right: gradient checks, comparisons, and a record of each operation."""
+"""Checks of gradients and other tensors: gradient checks, comparisons, and a record of each operation."""

@@ -1,16 +1,17 @@
 """Comparing the named tensors of a run with a reference's.
 
-A tensor agrees where its error is small enough as a whole and in every row (the last axis), in Euclidean norms:
+A tensor agrees if its error is small enough in the whole tensor and in every row (along the last axis), in Euclidean
+norms:
 
     ‖ours - reference‖ <= allowed
 
-The whole alone would hide a wrong row behind large ones; single elements would be blamed for what rounding does to the
-smallest of a row. What is allowed comes from the caller, as norms of the same kind, so that a reference of zero is
-judged by the size of its own rounding errors (`torchgpt.checks.parity` measures them) and by no absolute number, and a
-large tensor gets no more room than a small one.
+The norm of the whole tensor alone would hide a wrong row behind large ones. Judged one by one, the small elements of a
+row would fail because of what rounding does to them. What is allowed comes from the caller, as norms of the same kind.
+So a reference of zero is judged by the size of its own rounding errors (`torchgpt.checks.parity` measures them) and not
+by an absolute number, and a large tensor gets no more room than a small one.
 
-What cannot be measured fails: a missing or unexpected name, another shape or dtype, a NaN on either side, an infinity
-that the reference does not have, an array that is still the previous run's.
+A tensor whose error cannot be measured fails: a missing or unexpected name, another shape or dtype, a NaN on either
+side, an infinity that the reference does not have, an array that is still the previous run's.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,8 +21,8 @@ import numpy as np
 
 from numpygpt.shapes import Array
 
-#: Largest ‖ours - reference‖ / ‖reference‖ of a tensor in float64 at ordinary scales. Rounding gives about 1e-15, the
-#: smallest wrong term or constant anybody has met 1e-9.
+#: The largest ‖ours - reference‖ / ‖reference‖ of a tensor in float64 at ordinary scales. Rounding gives about 1e-15,
+#: and the smallest wrong term or constant that anybody has met gives 1e-9.
 FLOAT64_NORMWISE = 1e-12
 
 
@@ -33,21 +34,21 @@ class Norms(NamedTuple):
 
 
 def norms(array: Any) -> Norms:
-    """The norms of a real array; a scalar is one row. They neither overflow nor underflow before their result does."""
+    """The norms of a real array; a scalar is one row. No step overflows or underflows unless the result does."""
     magnitudes = np.abs(np.asarray(array, np.float64))
     rows = np.hypot.reduce(magnitudes.reshape(-1, magnitudes.shape[-1] if magnitudes.ndim else 1), axis=1)
     return Norms(float(np.hypot.reduce(rows)), rows)
 
 
 def difference(ours: Any, reference: Any) -> Norms:
-    """The norms of ours - reference, where equal infinities differ by 0."""
+    """The norms of ours - reference; two equal infinities differ by 0."""
     ours, reference = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
     with np.errstate(invalid="ignore"):
         return norms(np.where(ours == reference, 0, ours - reference))
 
 
 def largest(several: Iterable[Norms]) -> Norms:
-    """The largest of the whole's norms, and of each row's."""
+    """The largest norm of the whole tensor, and the largest norm of each row."""
     tensors, rows = zip(*several, strict=True)
     return Norms(max(tensors), np.maximum.reduce(rows))
 
@@ -58,24 +59,24 @@ def scaled(norms: Norms, factor: float) -> Norms:
 
 
 def normwise(reference: Array, threshold: float = FLOAT64_NORMWISE) -> Norms:
-    """Allowed: an error of threshold ‖reference‖ in the whole, wherever it lies."""
+    """What allows the whole tensor an error of threshold ‖reference‖, in whatever rows it lies."""
     size = finite_norms(reference)
     return Norms(threshold * size.tensor, np.full_like(size.rows, np.inf))
 
 
 def finite_norms(array: Array) -> Norms:
-    """The norms of the finite elements; attention scores are -inf where they are masked."""
+    """The norms of the finite elements: masked attention scores are -inf."""
     return norms(np.where(np.isfinite(array), array, 0))
 
 
 class Comparison(NamedTuple):
     """What was found for one tensor.
 
-    fault     why the error cannot be measured; "" where it can
+    fault     why the error cannot be measured; "" if it can
     error     ‖ours - reference‖
     size      ‖reference‖
     allowed   the largest error of the whole
-    used      error / allowed, of the whole or of the row where it is largest
+    used      error / allowed, of the whole or of a row, whichever is largest
     """
 
     name: str
@@ -92,7 +93,7 @@ class Comparison(NamedTuple):
 
     @property
     def zero(self) -> bool:
-        """Whether the reference is no larger than its error may be, so that a tensor of zeros would pass as well."""
+        """Whether the reference is not larger than the allowed error, so that a tensor of zeros would pass as well."""
         return bool(self.size <= self.allowed)
 
 
@@ -109,7 +110,7 @@ def compare(
     ours        the arrays to be judged, which should all have this dtype
     reference   real arrays of any dtype
     allowed     for each name of the reference, the largest error
-    previous    an earlier run's arrays: one whose memory ours still uses was not made in this run
+    previous    the arrays of an earlier run; one of ours that uses the memory of its namesake here was not made anew
     """
     comparisons = []
     for name, expected in reference.items():
@@ -139,7 +140,7 @@ def _fault(ours: Array | None, expected: Array, dtype: np.dtype, previous: Array
 
 
 def _used(error: Norms, allowed: Norms) -> float:
-    """The largest error / allowed; no error uses nothing of nothing."""
+    """The largest error / allowed. If both are 0, nothing is used."""
     errors, room = np.append(error.rows, error.tensor), np.append(allowed.rows, allowed.tensor)
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(np.where(errors == 0, 0, errors / room).max())

@@ -5,8 +5,10 @@ Trapp 1998, "Using complex variables to estimate derivatives of real functions",
 so h = 1e-30 loses no digit, and the reference is exact to a few roundings: about 1e-14. A wrong constant in the seventh
 digit shows as plainly as a missing term.
 
-Every check differentiates L = <d_output, output> with a random cotangent d_output. A cotangent of ones would hide
-errors: the rows of a softmax's or a normalization's gradient sum to zero, and so does everything multiplied with them.
+Every check differentiates L = <d_output, output>, the sum of the products of their elements, with a random cotangent
+d_output. A cotangent of ones would hide errors: L would be the sum of the outputs. Every row that softmax gives sums to
+1, and every row that is normalized sums to 0. So L would be a constant, its gradient would be zero, and any multiple of
+the right gradient would pass.
 """
 
 import copy
@@ -28,15 +30,18 @@ from numpygpt.tree import mapped_by_name, named
 
 STEP = 1e-30
 THRESHOLD = 1e-11
-ROUNDING = 1e-13  # what rounding leaves of a gradient that is zero, as a share of the largest gradient of its case
+#: How large a gradient that should be zero may be because of rounding, relative to the largest gradient of its case.
+ROUNDING = 1e-13
 
 
 class Verdict(NamedTuple):
     """How far one gradient is from complex step's.
 
-    error    ‖ours - reference‖ / ‖reference‖, Euclidean norms over the whole tensor; NaN never passes
-    passed   error <= THRESHOLD, or the difference is as small as rounding of the case's largest gradient; None where
-             there is no verdict, because the reference is zero but for rounding and any multiple of it would pass
+    error    ‖ours - reference‖ / ‖reference‖, in Euclidean norms of the whole tensor. It is ‖ours - reference‖ if the
+             reference is zero except for rounding, and infinite if ours is missing, misshaped or unexpected
+    passed   whether error <= THRESHOLD, or the difference is as small as rounding of the case's largest gradient; a NaN
+             never passes. None: no verdict, because the reference is zero except for rounding, and so is ours: any
+             multiple of the right gradient would pass
     """
 
     case: str
@@ -49,7 +54,7 @@ class Verdict(NamedTuple):
 def complex_step(function: Callable[[Array], Any], x: Array) -> Array:
     """The gradient of a real-valued analytic function of a float64 array, element by element.
 
-    function   called with a complex128 copy of x, one evaluation an element; returns a scalar
+    function   is called with a complex128 copy of x, once for each element; returns a scalar
     """
     gradient = np.empty(x.shape)
     stepped = x.astype(np.complex128)
@@ -61,9 +66,9 @@ def complex_step(function: Callable[[Array], Any], x: Array) -> Array:
 
 
 def judge(case: str, ours: Mapping[str, Array], references: Mapping[str, Array]) -> list[Verdict]:
-    """Compare gradients with their references, name by name.
+    """Compare gradients with their references, name by name: a verdict for each.
 
-    A missing or misshaped one fails, and so does a NaN, and a gradient without a reference.
+    A gradient fails also if it is missing or misshaped, holds a NaN, or has no reference.
     """
     zero = ROUNDING * max((np.linalg.norm(reference) for reference in references.values()), default=0.0)
     verdicts = []
@@ -83,7 +88,7 @@ def judge(case: str, ours: Mapping[str, Array], references: Mapping[str, Array])
 
 
 class Case(NamedTuple):
-    """An operation or layer with float64 arguments to check it at.
+    """An operation or layer, and the float64 arguments at which it is checked.
 
     arguments   forward's positional arguments by name; arrays and trees of arrays
     options     forward's keyword arguments
@@ -96,7 +101,7 @@ class Case(NamedTuple):
 
 
 def check(case: Case, rng: np.random.Generator) -> list[Verdict]:
-    """A verdict for every array whose gradient the case asks for."""
+    """A verdict for every array whose gradient the case asks for. `rng` draws the cotangent."""
     output, saved = case.operation.forward(*case.arguments.values(), **case.options)
     d_output = np.array(rng.standard_normal(np.shape(output)))
     gradients = case.operation.backward(d_output[()], saved)
@@ -110,7 +115,7 @@ def check(case: Case, rng: np.random.Generator) -> list[Verdict]:
 
 
 def check_model(config: GPTConfig, rng: np.random.Generator) -> list[Verdict]:
-    """A verdict for every parameter of a whole model, dropout included, from the logits and from the loss."""
+    """Two verdicts for every parameter of a whole model with dropout: from the logits, and from the loss."""
     B, T = 2, config.context_length - 1
     model = GPTModel(config, dtype=np.float64)
     for parameter in model.named_parameters().values():
@@ -149,7 +154,7 @@ def check_model(config: GPTConfig, rng: np.random.Generator) -> list[Verdict]:
 
 
 def _complex_with(names: set[str], stepped: Array, arguments: Any) -> Any:
-    """The tree in complex numbers, with `stepped` for the arrays of these names; ids and masks stay as they are."""
+    """The tree in complex128, with `stepped` for the arrays of these names; ids and masks stay as they are."""
 
     def convert(name: str, array: Array) -> Array:
         if name in names:
@@ -178,7 +183,7 @@ def cases(rng: np.random.Generator) -> Iterator[Case]:
 
 
 def check_all(seed: int = 0) -> Iterator[list[Verdict]]:
-    """The verdicts of every case, and of the small model untied and tied, a list at a time."""
+    """The verdicts of every case, and of the small model untied and tied, as one list for each."""
     rng = np.random.default_rng(seed)
     for case in cases(rng):
         yield check(case, rng)

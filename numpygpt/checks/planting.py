@@ -1,11 +1,11 @@
-"""Planting bugs: real mistakes of hand-written and ported GPTs, each a small named change of the real code.
+"""Planting bugs: mistakes that people made in GPTs that they wrote or ported, each a small named change of our code.
 
     with planted(BUGS["embedding_loses_repeats"]):
         model.loss_and_grads(inputs, targets)          # now with the bug
 
-A bug is planted for the length of the `with` block and gone after it. The tests plant every one and demand that it is
-caught; an experimenter plants one to see how small an error a check can see; a porter compares the symptom with their
-own. The bugs themselves stand in `numpygpt.checks.records`, each in the file of its operation.
+A bug is in the code within the `with` block and gone after it. The tests plant every bug and demand that it is caught.
+An experimenter plants one to see how small an error a check can find. A porter compares its symptoms with their own.
+The bugs themselves are in `numpygpt.checks.records`, each in the file of its operation.
 """
 
 import importlib
@@ -29,7 +29,14 @@ class Change(NamedTuple):
 
 
 class Bug(NamedTuple):
-    """A mistake, where it was met, what goes wrong first and which checks see it."""
+    """A mistake.
+
+    what          what goes wrong, in words
+    seen_at       where it was met: a project and the number of its issue, as in pytorch#41508
+    first_wrong   the first tensor that it spoils
+    properties    the kinds of checks that see it (`numpygpt.checks.records` explains both)
+    changes       the changes of the code that plant it
+    """
 
     name: str
     what: str
@@ -41,9 +48,10 @@ class Bug(NamedTuple):
 
 @contextmanager
 def planted(bug: Bug) -> Iterator[None]:
-    """The bug is in the code inside the block.
+    """Within the `with`, the bug is in the code.
 
-    Not for several threads at once: the functions themselves are changed.
+    Only one thread at a time may use this, because the functions themselves are changed. Raises LookupError if a change
+    does not fit the source.
     """
     functions = {change.function: _function(change.function) for change in bug.changes}
     sound = {path: function.__code__ for path, function in functions.items()}
@@ -53,7 +61,7 @@ def planted(bug: Bug) -> Iterator[None]:
     }
     try:
         for path, function in functions.items():
-            function.__code__ = changed[path]  # whoever holds the function, under whatever name, gets the change
+            function.__code__ = changed[path]  # everybody who has the function, under any name, gets the change
         yield
     finally:
         for path, function in functions.items():

@@ -1,9 +1,9 @@
 """The record of an operation: all that is needed to check it.
 
-Each operation has a record in `numpygpt.checks.records`, a file of its own, so that the operation's file stays what a
-reader reads. Whoever checks an operation goes by it: the tests, `numpygpt gradcheck`, and whatever runs another
-implementation of the same operation. Only the oracle in PyTorch stands elsewhere (`torchgpt.checks.oracles`), because
-this package does without PyTorch.
+Each operation has a record in `numpygpt.checks.records`, in a file of its own, so that the file of the operation holds
+only what a reader needs. The tests and `numpygpt gradcheck` use it, and so can anybody who checks another
+implementation of the same operation. Only the oracle in PyTorch is elsewhere (`torchgpt.checks.oracles`), because this
+package does not use PyTorch.
 """
 
 import inspect
@@ -20,17 +20,17 @@ from numpygpt.tree import everything, named
 
 
 class Call(NamedTuple):
-    """What an operation is called with.
+    """The arguments of a call of an operation.
 
     arguments   forward's positional arguments by name: float64 arrays or trees of them, token ids, masks, None
-    options     its keyword arguments
+    options     forward's keyword arguments
     """
 
     arguments: Mapping[str, Any]
     options: Mapping[str, Any] = {}
 
     def changed(self, function: Callable[[Array], Array]) -> "Call":
-        """The call with `function` applied to each array, as the nodes hold it, which need not be as they show it."""
+        """The call with `function` applied to each array, taken as the nodes hold it, not as they show it."""
         return Call(*({name: _changed(function, value) for name, value in part.items()} for part in self))
 
 
@@ -49,10 +49,10 @@ class Record(NamedTuple):
     module         its module, with the pair `forward` and `backward`
     draw           draws a call from a source of sizes and numbers
     special        calls that every run makes, by what is special about them; or the reason why there is none
-    complex_step   makes, with numbers from a source, the calls whose gradients complex step checks element by element,
+    complex_step   makes, with values from a source, the calls whose gradients complex step checks element by element,
                    by what is special about them ("" for a plain call); or the reason why it is not analytic
-    bugs           real mistakes in it, to be planted
-    controls       changes of it that make no difference
+    bugs           real mistakes in it, which are planted
+    controls       changes of it that make no difference, which every check must pass
     """
 
     module: ModuleType
@@ -64,7 +64,7 @@ class Record(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The module's."""
+        """The name of the module."""
         return _last_name(self.module)
 
     def __repr__(self) -> str:
@@ -72,9 +72,11 @@ class Record(NamedTuple):
 
 
 class BugsOnly(NamedTuple):
-    """A module that is no operation, with its bugs.
+    """A module that is not an operation, and its bugs.
 
-    why   it has no forward and backward
+    why        why it has no forward and backward
+    bugs       real mistakes in it, which are planted
+    controls   changes of it that make no difference
     """
 
     module: ModuleType
@@ -84,7 +86,7 @@ class BugsOnly(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The module's."""
+        """The name of the module."""
         return _last_name(self.module)
 
 
@@ -93,9 +95,9 @@ def _last_name(module: ModuleType) -> str:
 
 
 def missing(module: ModuleType, record: Record | BugsOnly | None, *, has_oracle: bool) -> list[str]:
-    """What a module still needs before it counts as checked; empty if nothing.
+    """What a module still needs before it counts as checked; empty if it needs nothing.
 
-    has_oracle   whether there is an oracle in PyTorch by its name
+    has_oracle   whether there is an oracle in PyTorch of the module's name
     """
     if record is None:
         return ["a record: a file of its name in numpygpt/checks/records"]
@@ -126,8 +128,8 @@ def _is_in(bug: Bug, module: ModuleType) -> bool:
 def differentiated(operation: Any, call: Call) -> dict[str, Array]:
     """The arrays among the arguments whose gradients the call asks for, by name.
 
-    These are the arguments named by `wanted`; and for a layer the parameters that are `trained`, and its input where
-    `wants_x` says so.
+    For an operation, these are the arguments that `wanted` names. For a layer, they are the parameters that are
+    `trained`, and its input if `wants_x` is True.
     """
     parameters = inspect.signature(operation.forward).parameters
     options = {name: parameter.default for name, parameter in parameters.items()} | dict(call.options)

@@ -1,8 +1,8 @@
-"""Random calls of operations: sizes and options that somebody chooses, and arrays of random numbers.
+"""A source of random calls of operations: a chooser chooses sizes and options, and the arrays hold random values.
 
-Who chooses is left open. `AtRandom` takes any choice with the same probability; the tests have hypothesis choose, which
-goes on from a failure to the smallest call that fails. So the record of an operation says once how a call of it is
-drawn, and needs neither of them.
+There are two choosers. `AtRandom` takes each choice with the same probability. The tests let hypothesis choose, which
+searches, after a failure, for the smallest call that fails. The record of an operation says how a call of it is drawn,
+and does not depend on who chooses.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ Choice = TypeVar("Choice")
 
 @runtime_checkable
 class Chooser(Protocol):
-    """What chooses. The first of several choices, and the smallest integer, are the simplest."""
+    """What makes the choices. The first of several choices counts as the simplest, and so does the smallest integer."""
 
     def integer(self, lowest: int, highest: int) -> int:
         """One of lowest, ..., highest."""
@@ -48,7 +48,7 @@ class AtRandom:
 
 
 class Only(frozenset[str]):
-    """Some names; as a function, whether a name is among them. So it says which leaves are trained."""
+    """Some names. As a function it says whether a name is among them, so it can say which leaves are trained."""
 
     def __call__(self, name: str) -> bool:
         """Whether the name is among them."""
@@ -56,12 +56,12 @@ class Only(frozenset[str]):
 
 
 class Source:
-    """Sizes and options from a chooser, arrays of random numbers.
+    """What draws the parts of a call: sizes and options from a chooser, and arrays of random values.
 
-    choose     chooses
-    seed       of the arrays
-    ordinary   whether all numbers have the scale 1, and a LayerNorm at least three features: over two numbers it has
-               nearly no gradient, because its output is the sign of their difference
+    choose     the chooser
+    seed       the seed of the arrays
+    ordinary   whether all values have the scale 1, and a LayerNorm has at least three features: with two it has nearly
+               no gradient, because its output is the sign of their difference
     """
 
     def __init__(self, choose: Chooser, seed: int, *, ordinary: bool = False) -> None:
@@ -71,15 +71,15 @@ class Source:
     # Sizes and options
 
     def size(self, largest: int = 4) -> int:
-        """1, ..., largest."""
+        """One of 1, ..., largest."""
         return self.choose.integer(1, largest)
 
     def features(self, largest: int = 7) -> int:
-        """How many numbers a LayerNorm normalizes, or more."""
+        """How many features a LayerNorm normalizes, or a head has."""
         return self.choose.integer(3 if self.ordinary else 1, largest)
 
     def rows(self) -> list[int]:
-        """The leading axes of an array: one, two or three."""
+        """The sizes of an array's leading axes, of which there are one, two or three."""
         return [self.size() for _ in range(self.size(3))]
 
     def yes(self) -> bool:
@@ -87,20 +87,20 @@ class Source:
         return self.choose.one_of([False, True])
 
     def drop_rate(self) -> float:
-        """Of dropout."""
+        """A rate of dropout."""
         return self.choose.one_of([0.0, 0.1, 0.5])
 
     def wanted(self, *names: str) -> tuple[str, ...]:
-        """All of these arguments, or any of them."""
+        """The names of the arguments that get a gradient: all of these, or any choice of them."""
         return tuple(name for name in names if not self.yes()) if self.yes() else names
 
     def trained(self, node: Any) -> Trained:
-        """All leaves of the node, half of them, a few or none."""
+        """Which leaves of the node are trained: all, about half of them, a few or none."""
         share = self.choose.one_of([1.0, 0.5, 0.1, 0.0])
         return everything if share == 1 else Only(name for name, _ in named(node) if self.rng.random() < share)
 
     def config(self) -> GPTConfig:
-        """Of a small model."""
+        """The configuration of a small model."""
         smallest = 2 if self.ordinary else 1
         n_heads, head_dim = self.choose.integer(smallest, 3), self.choose.integer(smallest, 4)
         return GPTConfig(
@@ -118,20 +118,20 @@ class Source:
     # Arrays
 
     def scale(self) -> float:
-        """How large the numbers of an array are."""
+        """How large the values of an array are."""
         return 1.0 if self.ordinary else self.choose.one_of([1.0, 1e-3, 1e-2, 1e-1, 1e1, 1e2, 1e3])
 
     def normal(self, *shape: int) -> Array:
-        """Normal numbers of one scale, float64."""
+        """An array of this shape of normal values of one scale, float64."""
         return self.scale() * np.asarray(self.rng.standard_normal(shape))
 
     def ids(self, vocab_size: int, shape: int | Sequence[int]) -> Array:
-        """Few different ids, so that some come more than once."""
+        """Token ids of this shape, of which only a few are different, so that some come more than once."""
         different = self.choose.integer(1, vocab_size)
         return self.rng.permutation(vocab_size)[self.rng.integers(0, different, shape)]
 
     def targets(self, vocab_size: int, shape: int | Sequence[int], ignore_index: int = IGNORE_INDEX) -> Array:
-        """Ids some of which do not count; at least one does."""
+        """Target ids of this shape. Some may be `ignore_index`, which does not count; at least one counts."""
         targets = self.ids(vocab_size, shape)
         targets[self.rng.random(shape) < self.choose.one_of([0.0, 0.3])] = ignore_index
         if (targets == ignore_index).all():
@@ -139,11 +139,11 @@ class Source:
         return targets
 
     def keep(self, shape: Sequence[int], drop_rate: float) -> Array | None:
-        """A mask of dropout; or None, which drops nothing."""
+        """A mask for dropout, or None, which drops nothing."""
         return self.rng.random(shape) >= drop_rate if self.yes() else None
 
     def visible(self, queries: int, keys: int, sequences: int) -> Any:
-        """Which keys a query may see: by a word, or by booleans with which some queries see no key at all."""
+        """Which keys a query may see: a word, or booleans (sequences, 1, queries, keys), by which it may see no key."""
         by = self.choose.one_of(["causal", "all", "a mask"])
         if by != "a mask":
             return by
@@ -152,42 +152,42 @@ class Source:
     # Parameters
 
     def block(self) -> tuple[p.TransformerBlock, int]:
-        """A block's parameters, and the number of its heads."""
+        """The parameters of a block, and the number of its heads."""
         n_heads, head_dim = self.size(3), self.features(4)
         return self.filled(block_parameters(n_heads, head_dim, qkv_bias=self.yes())), n_heads
 
     def block_masks(self, shape: tuple[int, int, int], n_heads: int, rate: float) -> transformer_block.DropoutMasks:
-        """Dropout's masks of a block for x of this shape (B, T, D)."""
+        """The dropout masks of a block for an x of this shape (B, T, D)."""
         B, T, _ = shape
         return transformer_block.DropoutMasks(
             *(self.keep(site, rate) for site in ((B, n_heads, T, T), shape, shape))
         )
 
     def filled(self, node: Any) -> Any:
-        """A node of the same shape; queries', keys' and values' weights lie in one array or apart."""
+        """A node of the same shapes with normal values; the weights of queries, keys and values may be in one array."""
         filled = mapped(lambda array: self.normal(*array.shape), node)
         return with_attention(filled, lambda att: stacked(att) if self.yes() else att)
 
 
 def at_random(seed: int) -> Source:
-    """A source that chooses at random, and whose numbers are ordinary."""
+    """A source that chooses at random, and whose values are ordinary."""
     return Source(AtRandom(np.random.default_rng(seed)), seed, ordinary=True)
 
 
 def block_parameters(n_heads: int, head_dim: int, *, qkv_bias: bool = True) -> p.TransformerBlock:
-    """A block's parameters, not yet filled."""
+    """The parameters of a block, which are not filled yet."""
     config = GPTConfig(1, 1, n_heads * head_dim, n_heads, 1, 0.0, qkv_bias)
     return allocate(config, np.float64).trf_blocks[0]
 
 
 def random_block(source: Source, n_heads: int, head_dim: int) -> p.TransformerBlock:
-    """A block's parameters, with biases everywhere."""
+    """The parameters of a block with biases everywhere, filled with normal values."""
     block: p.TransformerBlock = random_parameters(source, block_parameters(n_heads, head_dim))
     return block
 
 
 def random_parameters(source: Source, node: Any) -> Any:
-    """A node of the same shape, of normal numbers; queries', keys' and values' weights lie in one array."""
+    """A node of the same shapes with normal values. The weights of queries, keys and values are in one array."""
     return with_attention(mapped(lambda array: source.normal(*array.shape), node), stacked)
 
 
@@ -202,7 +202,7 @@ def with_attention(node: Any, function: Callable[[p.MultiHeadAttention], Any]) -
 
 
 def stacked(att: p.MultiHeadAttention) -> p.StackedAttention:
-    """The same parameters with queries', keys' and values' in one array."""
+    """The same parameters with those of queries, keys and values in one array."""
     three = att.W_query, att.W_key, att.W_value
     biases = [projection.bias for projection in three if projection.bias is not None]
     weight = np.concatenate([projection.weight for projection in three])

@@ -1,14 +1,15 @@
-"""The records of the operations, a file each, and the bugs that are planted in each.
+"""The records of the operations, a file for each, and the bugs that are planted in each.
 
-`RECORDS` has them by name. The file of a module that is no operation (an optimizer, a decoder) has its bugs only.
+`RECORDS` has the records by name. The record of a module that is not an operation (an optimizer, a decoder) has only
+bugs.
 
 `BUGS` has all planted bugs by name (`numpygpt.checks.planting`). `first_wrong` of a bug names the first tensor that
-differs, in this order: loaded weights; activations of a training step, its loss, its gradients as the backward yields
-them; micro-batches' loss and gradients ("micro_batches."), the clipped ones ("clipped."), the optimizer's moments and
-parameters ("step1.", "groups."); gradients of recomputed blocks ("recomputed."); a step that trains a few leaves
-("frozen."); one on several documents in a row ("packed."); one in which each token sees all ("all_seen."); flash
-attention ("flash.", and "flash_masked." under a mask); evaluation, decoding, and data. It is "none" for a bug that
-shows at numbers out of the ordinary only. `properties` are the kinds of checks that see it:
+differs. The order is: loaded weights; activations of a training step, its loss, and its gradients as the backward
+yields them; loss and gradients of micro-batches ("micro_batches."), the clipped gradients ("clipped."), the optimizer's
+moments and parameters ("step1.", "groups."); gradients of recomputed blocks ("recomputed."); a step that trains a few
+leaves ("frozen."); a step on several documents in a row ("packed."); a step in which each token sees all ("all_seen.");
+flash attention ("flash.", and "flash_masked." under a mask); evaluation, decoding, and data. It is "none" for a bug
+that shows only at extreme values or in another dtype. `properties` are the kinds of checks that see the bug:
 
     forward        activations equal PyTorch's in float64
     gradients      gradients equal PyTorch's in float64, present and of the right shape
@@ -16,10 +17,10 @@ shows at numbers out of the ordinary only. `properties` are the kinds of checks 
     frozen         what is trained has the gradient of full training, and nothing else has one
     recomputation  recomputed blocks give the same gradients, bit for bit
     causality      an output does not depend on later tokens, bit for bit, also at scores of 1e5 and with NaN in the
-                   future; where each token may see all, it does
+                   future; if each token may see all, it does depend on them
     masks          attention under any mask equals PyTorch's, forward and backward; a query that sees no key gives 0
-    packing        several documents in a row give what they give alone, forward and backward
-    padding        prompts of several lengths in a batch give what they give alone
+    packing        several documents in one row give what each gives alone, forward and backward
+    padding        prompts of several lengths in one batch give what each gives alone
     cache          decoding with a cache equals the full forward, a batch equals its rows, one call does not affect the
                    next
     tiles          flash attention, in tiles, equals attention, forward and backward
@@ -29,7 +30,7 @@ shows at numbers out of the ordinary only. `properties` are the kinds of checks 
     closed_form    AdamW's first step, its decay without a gradient and clipping equal their closed forms
     micro_batches  gradients of micro-batches add up to the full batch's
     purity         nothing passed in is changed, and a second backward gives the same
-    invariance     a norm of shifted numbers is the norm of the numbers, bit for bit where the shift is exact
+    invariance     LayerNorm of shifted values is LayerNorm of the values, bit for bit if the shift is exact
     extremes       large scores and means, all targets ignored: right and finite
     dtypes         dtype, rank and memory layout of every result
     weights        asymmetric weights survive a round trip by name; tied weights are one array
@@ -45,24 +46,24 @@ from pkgutil import iter_modules
 from numpygpt.checks.planting import Bug
 from numpygpt.checks.record import BugsOnly, Record
 
-#: The rooms of the modules, in the order of their records.
+#: The rooms of the modules, in the order in which their records come.
 _ROOMS = ("ops", "layers", "model", "objectives", "training", "decoding", "data")
 
 
 def _place(record: Record | BugsOnly) -> tuple[int, str]:
-    """A record's place among all."""
+    """What the records are sorted by: the room of the module, and its name."""
     return _ROOMS.index(record.module.__name__.split(".")[1]), record.name
 
 
 def _found() -> list[Record | BugsOnly]:
-    """The record of each file here."""
+    """The record of each file in this folder."""
     return [import_module(f"{__name__}.{file.name}").RECORD for file in iter_modules(__path__)]
 
 
 #: The records by the names of their modules.
 RECORDS: dict[str, Record | BugsOnly] = {record.name: record for record in sorted(_found(), key=_place)}
 
-#: Those of operations and layers, which have a forward and a backward.
+#: The records of operations and layers, which have a forward and a backward.
 OPERATIONS: dict[str, Record] = {name: record for name, record in RECORDS.items() if isinstance(record, Record)}
 
 #: The planted bugs by name.
@@ -71,7 +72,7 @@ BUGS: dict[str, Bug] = {bug.name: bug for record in RECORDS.values() for bug in 
 #: Changes that must make no difference: the checks let them pass.
 CONTROLS: tuple[Bug, ...] = tuple(control for record in RECORDS.values() for control in record.controls)
 
-#: Real bugs that are not planted, and why: the model's code has no place for them.
+#: Real bugs that are not planted, because the model's code has no place for them, and the reason for each.
 NOT_PLANTED: dict[str, str] = {
     "int32 index overflow at B x T x V (llm.c#155)": "no index is computed by hand; NumPy's are 64-bit",
     "NaN compares as equal (llm.c's CUDA test)": (

@@ -25,7 +25,7 @@ BUGS = (
     ),
     Bug(
         "adam_eps_before_correction",
-        "eps is added before the correction of v, and so scaled by it",
+        "eps is added before the correction of v, which therefore scales it",
         "tensorflow#35102, nanochat#304",
         "step1.tok_emb.weight",
         ("optimizer", "closed_form"),

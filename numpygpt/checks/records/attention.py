@@ -17,7 +17,7 @@ _SCALE = "1 / math.sqrt(K)"
 
 
 def draw(source: Source) -> Call:
-    """As many queries as keys, or fewer; every way to say which keys a query may see."""
+    """Draw as many queries as keys, or fewer, and any way to say which keys a query may see."""
     B, H, T, K = source.size(2), source.size(3), source.size(5), source.size(4)
     S, rate = T + source.size(3) - 1, source.drop_rate()
     arguments = {name: source.normal(B, H, length, K) for name, length in (("queries", T), ("keys", S), ("values", S))}
@@ -33,12 +33,13 @@ def draw(source: Source) -> Call:
 
 
 def random_heads(source: Source, T: int = 5, K: int = 4, past: int = 0) -> dict[str, Array]:
-    """Queries of T tokens, keys and values of `past` more."""
+    """Queries of T tokens, and keys and values of past + T tokens."""
     lengths = {"queries": T, "keys": past + T, "values": past + T}
     return {name: source.normal(2, 3, length, K) for name, length in lengths.items()}
 
 
-#: Of the queries of two sequences, one sees nothing, one all, and the rest some of five keys, but not always their own.
+#: A mask for two sequences of five tokens: one query sees no key, one sees all, and each other sees some of the keys,
+#: not always its own.
 SOME_SEEN = np.array(
     [
         [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 1, 0, 0, 1], [1, 0, 0, 1, 0], [0, 0, 0, 0, 1]],
@@ -49,19 +50,19 @@ SOME_SEEN = np.array(
 
 
 def ways(source: Source) -> dict[str, dict[str, Any]]:
-    """Options of attention from five tokens to five."""
+    """Several options of attention from five queries to five keys, by what is special about them."""
     dropped = {"keep": source.rng.random((2, 3, 5, 5)) < 0.7, "drop_rate": 0.3}
     return {"": {}, "dropout": dropped, "a mask": {"visible": SOME_SEEN}, "all seen": {"visible": "all"}}
 
 
 def complex_step(source: Source) -> Mapping[str, Call]:
-    """With dropout, and with other keys seen than the earlier ones."""
+    """Calls without and with dropout, under the causal mask, under another mask, and without one."""
     heads = random_heads(source)
     return {what: Call(heads, options) for what, options in ways(source).items()}
 
 
 def special_calls(options: Mapping[str, Any]) -> dict[str, Call]:
-    """Calls with these options besides their own; flash attention shares them."""
+    """Calls with these options in addition to their own; flash attention uses them too."""
     heads = random_heads(at_random(0))
     huge = heads | {"queries": 1e5 * heads["queries"]}
     return {
@@ -103,7 +104,7 @@ BUGS = (
     ),
     Bug(
         "mask_of_minus_10000",
-        "-1e4 for -inf: a good training loss, and a leak at extreme scores",
+        "masked scores are -1e4, not -inf: the training loss looks good, and the future leaks in at extreme scores",
         "transformers#15199, #17306",
         "trf_blocks.0.att.attn_scores",
         ("causality", "forward"),
@@ -119,7 +120,7 @@ BUGS = (
     ),
     Bug(
         "scale_by_emb_dim",
-        "scores divided by sqrt(D) for sqrt(K): the loss moves by 3e-6",
+        "the scores are divided by sqrt(D), not by sqrt(K): the loss moves by only 3e-6",
         "dfdx#171",
         "trf_blocks.0.att.attn_scores",
         ("forward", "gradients"),
@@ -145,7 +146,7 @@ BUGS = (
 CONTROLS = (
     Bug(
         "values_scaled_later",
-        "the scale of the scores applied to the queries",
+        "the scale is applied to the scores, not to the queries",
         "control",
         "none",
         (),

@@ -13,12 +13,12 @@ from numpygpt.model import body
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.initialization import allocate
 
-#: Of a body that is given embeddings in the place of token ids.
+#: The table of a body that is given embeddings in the place of token ids.
 NO_TABLE = p.Embedding._make([None])
 
 
 def draw(source: Source) -> Call:
-    """Ids or embeddings, positions of every kind, and every option but a past."""
+    """Draw ids or embeddings, positions of every kind, and every option except a past."""
     config = source.config()
     B, T, rate = source.size(3), source.size(config.context_length), config.drop_rate
     parameters = source.filled(allocate(config, np.float64).body)
@@ -73,16 +73,16 @@ def _call(
     )
 
 
-#: Of two sequences: two documents in the first, one that begins late in the second.
+#: The positions of two sequences: the first holds two documents, and the second holds one that begins late.
 POSITIONS = np.array([[0, 1, 2, 0, 1], [0, 0, 1, 2, 3]])
 
-#: Trained leaves with frozen ones before them, between them and after them.
+#: Some trained leaves, with frozen ones before, between and after them.
 SOME = Only({"pos_emb.weight", "trf_blocks.0.att.W_query.weight", "trf_blocks.0.att.W_value.weight"})
 LAST = Only({"trf_blocks.1.norm2.scale", "final_norm.shift"})
 
 
 def complex_step(source: Source) -> Mapping[str, Call]:
-    """Ids at positions of their own; embeddings in their place; and most leaves frozen."""
+    """Ids at positions that differ between the sequences, embeddings in the place of ids, and most leaves frozen."""
     return {
         "": _call(source, positions=POSITIONS, visible=SOME_SEEN, n_layers=1),
         "embeddings": _call(source, embeddings=True, n_layers=1),

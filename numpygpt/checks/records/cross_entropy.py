@@ -12,7 +12,7 @@ from numpygpt.ops.cross_entropy import IGNORE_INDEX
 
 
 def draw(source: Source) -> Call:
-    """Some targets do not count; the id of those may be one of the vocabulary's."""
+    """Draw targets some of which do not count; the id that marks them may also be an id of the vocabulary."""
     rows, vocab_size = source.size(6), source.choose.integer(2, 9)
     ignore_index = source.choose.one_of([IGNORE_INDEX, 1])
     arguments = {"logits": source.normal(rows, vocab_size)}
@@ -21,7 +21,7 @@ def draw(source: Source) -> Call:
 
 
 def complex_step(source: Source) -> Mapping[str, Call]:
-    """One target does not count."""
+    """A call in which one target does not count."""
     targets = source.rng.integers(0, 11, 10)
     targets[3] = IGNORE_INDEX
     return {"": Call({"logits": source.normal(10, 11), "targets": targets})}

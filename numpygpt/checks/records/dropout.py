@@ -11,14 +11,14 @@ from numpygpt.ops import dropout
 
 
 def draw(source: Source) -> Call:
-    """With and without a mask."""
+    """Draw an x of any shape, with a mask or without."""
     rate = source.drop_rate()
     x = source.normal(*source.rows(), source.size(6))
     return Call({"x": x, "keep": source.keep(x.shape, rate)}, {"drop_rate": rate})
 
 
 def complex_step(source: Source) -> Mapping[str, Call]:
-    """With a mask."""
+    """A call with a mask."""
     x = source.normal(2, 5, 12)
     return {"": Call({"x": x, "keep": source.rng.random(x.shape) < 0.7}, {"drop_rate": 0.3})}
 
@@ -28,7 +28,7 @@ SPECIAL = {"nothing kept": Call({"x": np.ones((2, 3)), "keep": np.zeros((2, 3), 
 BUGS = (
     Bug(
         "dropout_gradient_scaled_by_p",
-        "the backward scales by the rate for its complement",
+        "the backward divides by the rate, not by 1 - rate",
         "apex#816",
         "d_trf_blocks.1.ff.layers.2",
         ("gradients", "complex_step"),

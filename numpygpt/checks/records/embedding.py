@@ -11,13 +11,13 @@ from numpygpt.ops import embedding
 
 
 def draw(source: Source) -> Call:
-    """Ids of any shape, some of which come more than once."""
+    """Draw ids of any shape, some of which come more than once."""
     vocab_size = source.choose.integer(2, 9)
     return Call({"ids": source.ids(vocab_size, source.rows()), "weight": source.normal(vocab_size, source.size(5))})
 
 
 def complex_step(source: Source) -> Mapping[str, Call]:
-    """More ids than rows."""
+    """A call with more ids than the table has rows."""
     return {"": Call({"ids": source.rng.integers(0, 11, (3, 5)), "weight": source.normal(11, 12)})}
 
 
@@ -28,7 +28,7 @@ _SUM = "d_weight[present] = np.add.reduceat(d_rows[order], first, axis=0)"
 BUGS = (
     Bug(
         "embedding_loses_repeats",
-        "dW[ids] += dy: of several equal ids one gives its gradient",
+        "dW[ids] += dy adds the gradient of only one of several equal ids",
         "no public report known",
         "d_tok_emb.weight",
         ("gradients", "complex_step"),
@@ -39,7 +39,7 @@ BUGS = (
 CONTROLS = (
     Bug(
         "embedding_by_add_at",
-        "np.add.at for the sum over equal ids",
+        "np.add.at computes the sum over equal ids",
         "control",
         "none",
         (),

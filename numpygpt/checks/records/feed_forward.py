@@ -9,7 +9,7 @@ from numpygpt.layers import feed_forward
 
 
 def draw(source: Source) -> Call:
-    """Of a block's size."""
+    """Draw the feed-forward network of a block, with any of its leaves trained."""
     block, _ = source.block()
     x = source.normal(*source.rows(), len(block.norm1.scale))
     return Call({"x": x, "parameters": block.ff}, {"wants_x": not source.yes(), "trained": source.trained(block.ff)})
@@ -20,7 +20,7 @@ def _call(source: Source) -> Call:
 
 
 def complex_step(source: Source) -> Mapping[str, Call]:
-    """All trained, or a part on either side of GELU."""
+    """All leaves trained, or one on either side of GELU."""
     call = _call(source)
     some = Only({"layers.0.bias", "layers.2.weight"})
     return {"": call, "some trained": call._replace(options={"trained": some, "wants_x": False})}

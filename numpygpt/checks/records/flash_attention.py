@@ -14,13 +14,13 @@ _HIDDEN = "hidden(visible, t, s, past)"
 
 
 def draw(source: Source) -> Call:
-    """A call of attention, in tiles of one token or more."""
+    """Draw a call of attention, in tiles of one token or more."""
     arguments, options = attention.draw(source)
     return Call(arguments, {**options, "tile": source.size(4)})
 
 
 def complex_step(source: Source) -> Mapping[str, Call]:
-    """In tiles that five tokens do not fill."""
+    """Calls in tiles of a size that does not divide five tokens."""
     heads = attention.random_heads(source)
     return {
         what: Call(heads, {**options, "tile": tile})

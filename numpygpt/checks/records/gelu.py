@@ -15,12 +15,12 @@ _ERF_SLOPE = "np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)"
 
 
 def draw(source: Source) -> Call:
-    """Of any shape."""
+    """Draw an x of any shape."""
     return Call({"x": source.normal(*source.rows(), source.size(6))})
 
 
 def complex_step(source: Source) -> Mapping[str, Call]:
-    """On both sides of 0."""
+    """A call with values on both sides of 0."""
     return {"": Call({"x": source.normal(2, 5, 7)})}
 
 
@@ -29,7 +29,7 @@ SPECIAL = {"both tails": Call({"x": np.array([[0.0, -0.0, -5.0, 5.0, -20.0, 20.0
 BUGS = (
     Bug(
         "erf_gelu",
-        "the erf form, forward and backward, for the tanh form",
+        "the erf form stands in the place of the tanh form, forward and backward",
         "pocket-tts#278, nanoGPT#129",
         "trf_blocks.0.ff.layers.1",
         ("forward", "gradients"),
@@ -40,7 +40,7 @@ BUGS = (
     ),
     Bug(
         "erf_slope_under_tanh",
-        "the erf form's derivative under a tanh forward; passes a fast gradient check",
+        "the forward is the tanh form and the backward the erf form's; a fast gradient check passes it",
         "numpy-ml",
         "d_trf_blocks.1.ff.layers.0",
         ("complex_step", "gradients"),
@@ -48,7 +48,7 @@ BUGS = (
     ),
     Bug(
         "six_digit_constants",
-        "sqrt(2/π) cut to six digits in the backward",
+        "sqrt(2/π) is cut to six digits in the backward",
         "thinc, and a tolerance widened to let it pass",
         "d_trf_blocks.1.ff.layers.0",
         ("complex_step", "gradients"),
@@ -56,7 +56,7 @@ BUGS = (
     ),
     Bug(
         "gelu_without_x",
-        "the sigmoid, or (1 + tanh) / 2, without its factor x",
+        "the sigmoid, which is (1 + tanh) / 2, lacks its factor x",
         "tfjs#8224",
         "trf_blocks.0.ff.layers.1",
         ("forward", "complex_step"),
@@ -67,7 +67,7 @@ BUGS = (
 CONTROLS = (
     Bug(
         "gelu_by_products",
-        "u = (c x) (1 + a x²)",
+        "u is computed as (c x) (1 + a x²)",
         "control",
         "none",
         (),

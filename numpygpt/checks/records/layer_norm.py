@@ -16,7 +16,7 @@ _VARIANCE = "variance = (centered * centered).mean(axis=-1, keepdims=True)"
 
 
 def draw(source: Source) -> Call:
-    """Rows of any number, also of one."""
+    """Draw rows with any number of features, also with one."""
     features = source.features()
     arguments = {"x": source.normal(*source.rows(), features)}
     arguments |= {"scale": source.normal(features), "shift": source.normal(features)}
@@ -24,7 +24,7 @@ def draw(source: Source) -> Call:
 
 
 def complex_step(source: Source) -> Mapping[str, Call]:
-    """With an eps that hardly matters, and with one that does."""
+    """A call with an eps that hardly matters, and one with an eps that does."""
     scale, shift = source.normal(2, 12)
     arguments = {"x": source.normal(2, 5, 12), "scale": scale, "shift": shift}
     return {"": Call(arguments), "eps 0.5": Call(arguments, {"eps": 0.5})}
@@ -66,7 +66,7 @@ BUGS = (
     ),
     Bug(
         "variance_squared",
-        "(variance + eps) ** 2 for the root",
+        "(variance + eps) ** 2 stands in the place of the root",
         "TPlinker#37",
         "trf_blocks.0.norm1",
         ("forward", "complex_step"),
@@ -74,7 +74,7 @@ BUGS = (
     ),
     Bug(
         "one_pass_variance",
-        "E[x²] - E[x]²: nothing left where the mean is 2000",
+        "the variance is E[x²] - E[x]², of which nothing is left if the mean is 2000",
         "pytorch#51102",
         "none",
         ("extremes", "invariance"),
@@ -102,7 +102,7 @@ BUGS = (
     ),
     Bug(
         "variance_gradient_without_eps",
-        "the backward has 1 / var for 1 / (var + eps)",
+        "the backward has 1 / var in the place of 1 / (var + eps)",
         "Chainer, for a year under a tolerance of 1e-2",
         "d_trf_blocks.1",
         ("complex_step", "gradients"),
@@ -133,7 +133,7 @@ BUGS = (
 CONTROLS = (
     Bug(
         "norm_by_division",
-        "(x - mean) divided by the root",
+        "x - mean is divided by the root",
         "control",
         "none",
         (),

@@ -11,7 +11,7 @@ from numpygpt.ops import linear
 
 
 def draw(source: Source) -> Call:
-    """With and without a bias."""
+    """Draw an x of any shape, with a bias or without."""
     outputs, inputs = source.size(6), source.size(6)
     arguments = {"x": source.normal(*source.rows(), inputs), "weight": source.normal(outputs, inputs)}
     if source.yes():
@@ -20,7 +20,7 @@ def draw(source: Source) -> Call:
 
 
 def complex_step(source: Source) -> Mapping[str, Call]:
-    """With and without a bias."""
+    """A call with a bias, and one without."""
     x, weight, bias = source.normal(2, 5, 12), source.normal(7, 12), source.normal(7)
     return {"": Call({"x": x, "weight": weight, "bias": bias}), "no bias": Call({"x": x, "weight": weight})}
 
@@ -36,7 +36,7 @@ SPECIAL = {
 BUGS = (
     Bug(
         "bias_gradient_averaged",
-        "the bias gets the mean over rows for the sum",
+        "the bias gets the mean over rows, not the sum",
         "no public report known",
         "d_trf_blocks.1.ff.layers.2.bias",
         ("gradients", "complex_step"),
@@ -47,7 +47,7 @@ BUGS = (
 CONTROLS = (
     Bug(
         "bias_summed_backwards",
-        "the bias gradient summed from the last row to the first",
+        "the bias gradient is summed from the last row to the first",
         "control",
         "none",
         (),

@@ -15,7 +15,7 @@ _HEADS = "layers.multi_head_attention"
 
 
 def draw(source: Source) -> Call:
-    """Weights in one array or apart, any of them trained; attention in tiles or not."""
+    """Draw weights in one array or apart, any of them trained, and attention in tiles or not."""
     block, n_heads = source.block()
     B, T, rate = source.size(2), source.size(4), source.drop_rate()
     x = source.normal(B, T, len(block.norm1.scale))
@@ -41,12 +41,12 @@ def _with(call: Call, **options: object) -> Call:
     return call._replace(options={**call.options, **options})
 
 
-#: What adapters usually train: it takes three products, and nothing of the keys but their gradient for x.
+#: What adapters usually train. It takes three products, and of the keys only their share of the gradient of x.
 QUERIES_AND_VALUES = Only({"W_query.weight", "W_query.bias", "W_value.weight", "W_value.bias"})
 
 
 def complex_step(source: Source) -> Mapping[str, Call]:
-    """In one product or three, in tiles, under a mask, and with a few leaves trained."""
+    """Calls with one product or three, in tiles or not, under either mask, and with all or few leaves trained."""
     call = _call(source)
     apart = call._replace(arguments={**call.arguments, "parameters": mapped(np.copy, call.arguments["parameters"])})
     return {
@@ -75,7 +75,7 @@ SPECIAL = {
 BUGS = (
     Bug(
         "heads_merged_without_transpose",
-        "heads merged by a reshape alone; training still falls",
+        "heads are merged by a reshape alone; the training loss still falls",
         "no public report known",
         "trf_blocks.0.att.context_vec",
         ("forward", "complex_step"),
@@ -83,7 +83,7 @@ BUGS = (
     ),
     Bug(
         "heads_interleaved",
-        "features of the heads interleaved in the merge: invisible with one head",
+        "the merge interleaves the features of the heads, which is invisible with one head",
         "no public report known",
         "trf_blocks.0.att.context_vec",
         ("forward", "complex_step"),
@@ -91,7 +91,7 @@ BUGS = (
     ),
     Bug(
         "heads_split_without_transpose",
-        "heads split by a reshape alone, so that a head is a stretch of the text",
+        "heads are split by a reshape alone, so that a head is a stretch of the text",
         "FuxiCTR#30",
         "trf_blocks.0.att.queries",
         ("forward", "causality"),

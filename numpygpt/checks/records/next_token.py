@@ -12,13 +12,13 @@ from numpygpt.ops.cross_entropy import IGNORE_INDEX
 
 
 def draw(source: Source) -> Call:
-    """Some targets do not count."""
+    """Draw targets some of which do not count."""
     B, T, V = source.size(3), source.size(4), source.choose.integer(2, 9)
     return Call({"logits": source.normal(B, T, V), "targets": source.targets(V, (B, T))})
 
 
 def complex_step(source: Source) -> Mapping[str, Call]:
-    """One target does not count."""
+    """A call in which one target does not count."""
     targets = source.rng.integers(0, 11, (2, 5))
     targets[1, 3] = IGNORE_INDEX
     return {"": Call({"logits": source.normal(2, 5, 11), "targets": targets})}

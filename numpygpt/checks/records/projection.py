@@ -10,7 +10,7 @@ from numpygpt.layers import projection
 
 
 def draw(source: Source) -> Call:
-    """Each kind of node."""
+    """Draw a node with a bias or without, with any of its leaves trained."""
     outputs, inputs = source.size(6), source.size(6)
     x = source.normal(*source.rows(), inputs)
     node = p.Linear(source.normal(outputs, inputs), source.normal(outputs) if source.yes() else None)
@@ -23,7 +23,7 @@ def _call(source: Source) -> Call:
 
 
 def complex_step(source: Source) -> Mapping[str, Call]:
-    """All trained, or the bias alone."""
+    """All leaves trained, or the bias alone."""
     call = _call(source)
     return {"": call, "bias alone": call._replace(options={"trained": Only({"bias"})})}
 

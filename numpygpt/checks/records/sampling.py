@@ -9,7 +9,7 @@ _CHOOSE = "decoding.sampling:choose"
 BUGS = (
     Bug(
         "top_k_keeps_ties",
-        "all logits equal to the k-th stay",
+        "all logits that equal the k-th are kept",
         "the book's own listing",
         "generation.top_k",
         ("sampling", "decoding"),
@@ -35,7 +35,7 @@ BUGS = (
     ),
     Bug(
         "temperature_zero_means_one",
-        "temperature 0 samples as at 1",
+        "temperature 0 samples as temperature 1 does",
         "no public report known",
         "generation.token_ids",
         ("sampling", "cache"),

@@ -7,7 +7,7 @@ from numpygpt.ops import sinusoidal_positions
 BUGS = (
     Bug(
         "sines_before_cosines",
-        "all sines, then all cosines: another order than the paper's, so weights do not carry over",
+        "all sines come before all cosines, which is not the paper's order, so weights do not carry over",
         "tensor2tensor#1925",
         "pos_emb",
         ("forward", "gradients"),

@@ -13,7 +13,7 @@ _BUFFER = "np.empty(x.shape, x.dtype)"
 
 
 def draw(source: Source) -> Call:
-    """Scores of any size, some of which may be -inf."""
+    """Draw scores of any size, some of which may be -inf."""
     x = source.normal(*source.rows(), source.size(6))
     if source.yes():
         x[source.rng.random(x.shape) < source.choose.one_of([0.3, 0.9])] = -np.inf
@@ -21,7 +21,7 @@ def draw(source: Source) -> Call:
 
 
 def complex_step(source: Source) -> Mapping[str, Call]:
-    """Scores of ordinary size."""
+    """A call with scores of ordinary size."""
     return {"": Call({"x": source.normal(2, 5, 7)})}
 
 
@@ -44,7 +44,7 @@ BUGS = (
     ),
     Bug(
         "softmax_of_nothing_is_nan",
-        "a query that may see no key gets -inf - -inf",
+        "for a query that may see no key, -inf is subtracted from -inf, which is NaN",
         "pytorch#41508",
         "packed.trf_blocks.0.att.attn_weights",
         ("masks", "packing"),
@@ -55,7 +55,7 @@ BUGS = (
     ),
     Bug(
         "float64_inside",
-        "a buffer of NumPy's default dtype: float32 comes out as float64",
+        "a buffer has NumPy's default dtype, so float32 comes out as float64",
         "autograd#671",
         "none",
         ("dtypes",),
@@ -63,7 +63,7 @@ BUGS = (
     ),
     Bug(
         "float32_inside",
-        "a buffer of float32 inside a float64 computation",
+        "a buffer is float32 inside a float64 computation",
         "autograd#671",
         "trf_blocks.0.att.attn_weights",
         ("dtypes", "forward"),

@@ -14,7 +14,7 @@ _FORWARD = "layers.transformer_block:forward"
 
 
 def draw(source: Source) -> Call:
-    """With every option but a past."""
+    """Draw a block with every option except a past."""
     block, n_heads = source.block()
     B, T, rate = source.size(2), source.size(4), source.drop_rate()
     x = source.normal(B, T, len(block.norm1.scale))
@@ -41,12 +41,12 @@ def _call(source: Source, **options: object) -> Call:
     )
 
 
-#: Trained leaves with frozen ones before, between and after them.
+#: Some trained leaves, with frozen ones before, between and after them.
 SOME = Only({"norm1.shift", "att.W_value.weight", "ff.layers.0.bias"})
 
 
 def complex_step(source: Source) -> Mapping[str, Call]:
-    """All trained or a few, under the causal mask or another."""
+    """All leaves trained under the causal mask, and a few trained under another mask."""
     return {"": _call(source), "some trained": _call(source, trained=SOME, wants_x=False, visible=SOME_SEEN)}
 
 
@@ -64,7 +64,7 @@ SPECIAL = {
 BUGS = (
     Bug(
         "dropout_mask_reused",
-        "one mask at two sites of a block",
+        "two sites of a block use one mask",
         "no public report known",
         "trf_blocks.0.drop_ff",
         ("forward", "gradients"),

@@ -15,7 +15,7 @@ BUGS = (
     ),
     Bug(
         "all_seen_as_causal",
-        "causal attention though each position may see all",
+        "attention is causal although each position may see all",
         "transformers#36150",
         "all_seen.logits",
         ("causality", "masks"),
