@@ -1,6 +1,6 @@
-"""The commands of `numpygpt`, one a file: `add_arguments(parser)` declares the options, `run(parsed)` does the work.
+"""The commands of `numpygpt`, one in each file: `add_arguments(parser)` declares options, `run(parsed)` does the work.
 
-`run` returns the exit status, and its docstring is the command's description in the help. A command that another
-package brings has its line for `numpygpt --help` as HELP. Importing its module must be quick: what is slow to import is
-imported in `run`.
+`run` returns the exit status, and its docstring is the command's description in the help. If another package brings a
+command, HELP in its module is the line for `numpygpt --help`. Importing such a module must be quick, so `run` imports
+what is slow to import.
 """

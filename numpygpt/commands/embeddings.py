@@ -11,7 +11,7 @@ from numpygpt.formats.checkpoint import read_checkpoint
 from numpygpt.model.saving import model_of
 from numpygpt.pictures.vectors import plot_word_vectors
 
-#: Tokens that are drawn unasked, at most.
+#: How many tokens are drawn at most if none are named.
 MOST_TOKENS = 100
 
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Draw tokens at their word vectors' places in two dimensions, found by principal component analysis."""
+    """Draw tokens as points in two dimensions, found from their word vectors by principal component analysis."""
     checkpoint = read_checkpoint(parsed.checkpoint)
     path = picture_path(parsed.out, checkpoint, "embeddings.png")
     tokenizer = tokenizer_of(checkpoint, parsed.vocab)
@@ -49,7 +49,10 @@ def _single_token(text: str, tokenizer: Encoding) -> int:
 
 
 def _common_tokens(tokenizer: Encoding) -> list[int]:
-    """The first words among the tokens: byte-pair encoding numbers tokens by how common they are. Or all characters."""
+    """The first words among the tokens, or, if no token is a word, all characters.
+
+    The first are the commonest, because byte-pair encoding gives the lower numbers to what is more common.
+    """
     tokens = [tokenizer.decode_single_token_bytes(token_id) for token_id in range(tokenizer.n_vocab)]
     words = [token_id for token_id, token in enumerate(tokens) if re.fullmatch(rb" [A-Za-z]{3,}", token)]
     characters = [token_id for token_id, token in enumerate(tokens) if re.fullmatch(rb"[!-~]", token)]

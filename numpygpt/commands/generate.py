@@ -80,7 +80,11 @@ def _refuse_sampling_options(parsed: argparse.Namespace) -> None:
 
 
 def _print_as_it_comes(prompt: str, token_ids: Any, how_many: int, tokenizer: Any) -> None:
-    """Tokens are bytes, and a character may span several: the decoder holds back what is not yet whole."""
+    """Print the prompt, and each token as soon as it is chosen.
+
+    A token stands for bytes, and a character may need those of several tokens. The decoder holds bytes back until they
+    make a whole character.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     end = _end_of_text(tokenizer)
     print(prompt, end="", flush=True)

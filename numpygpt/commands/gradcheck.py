@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Check every operation and a small whole model against complex step; exit status 1 when a gradient is wrong."""
+    """Check every operation and a small whole model against complex step; exit status 1 if a gradient is wrong."""
     if parsed.seed < 0:
         raise InputError(f"--seed is {parsed.seed}; expected 0 or more")
     verdicts = [verdict for case in gradcheck.check_all(parsed.seed) for verdict in case]

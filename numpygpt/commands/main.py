@@ -17,7 +17,7 @@ from numpygpt.errors import BAD_INPUT, CLOSED_PIPE, INTERRUPTED, InputError
 from numpygpt.output import discard
 from numpygpt.process import keep_freed_memory
 
-#: The commands, a module of this package each.
+#: The commands. Each is a module of this package.
 COMMANDS = {
     "train": "train a model on text",
     "generate": "continue a prompt with a trained model",
@@ -27,10 +27,10 @@ COMMANDS = {
     "gradcheck": "check every gradient against complex step",
 }
 
-#: Commands that other packages bring: entry points of this group, each a module as `numpygpt.commands` describes it.
+#: The group of entry points by which other packages bring commands, as modules that `numpygpt.commands` describes.
 BROUGHT = "numpygpt.commands"
 
-#: Digits of the largest number that an option takes. A larger one could only overflow later.
+#: How many digits a number that an option takes may have. A larger number could only overflow later.
 MOST_DIGITS = 20
 
 
@@ -38,10 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
     0     all was done
-    1     a check failed
+    1     a check failed; or a training went well, but what it printed was lost
     2     it could not be done; one line on stderr says why: bad input, too little memory, output that cannot be written
     130   Ctrl-C
-    141   whoever read the output has closed it, as in `numpygpt info | head -1`; nothing is said
+    141   the reader of the output has closed it, as in `numpygpt info | head -1`; nothing is printed about it
     """
     keep_freed_memory()
     closed = sys.stdout is None
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _make_printing_safe() -> None:
-    """Let each stream show "?" for what its terminal cannot show, and put the null device in place of a closed one."""
+    """Let each stream show "?" for what its terminal cannot show, and replace a closed stream by the null device."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -74,7 +74,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         parsed = _parser().parse_args(arguments)
         with warnings.catch_warnings():
-            # an overflow ends in a loss that is not finite, and that has a line of its own
+            # after an overflow the loss is not finite, for which there is an error line
             warnings.simplefilter("ignore", RuntimeWarning)
             return parsed.run(parsed)
     except InputError as error:
@@ -99,7 +99,7 @@ def _refused(reason: str) -> int:
 
 
 def _install_line(error: ImportError) -> str:
-    """How to install the package that is missing; one of ours that raises the error itself has said it already."""
+    """How to install the package that is missing; empty if the error does not name it, because its message says how."""
     return f"; install it with: pip install {error.name.partition('.')[0]}" if error.name else ""
 
 
@@ -111,14 +111,14 @@ def _whole_number(text: str) -> int:
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds the default to an option's help, where it has one and the help does not name it already."""
+    """Adds the default to the help of an option that has one, unless the help names it already."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are one line, and which loads the command behind it when it is used."""
+    """An argparse parser whose errors are one line. It loads the module of its command when it is used."""
 
     load: Callable[[], Any] | None = None
 
@@ -127,7 +127,7 @@ class _Parser(argparse.ArgumentParser):
         self.register("type", int, _whole_number)
 
     def parse_known_args(self, *arguments: Any, **options: Any) -> Any:
-        """As argparse does it, with the command's own options declared first."""
+        """Declare the command's own options, and then parse as argparse does."""
         if self.load is not None:
             command = self.load()
             command.add_arguments(self)
@@ -136,7 +136,7 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(*arguments, **options)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        (file or sys.stderr).write(message)  # argparse would hide that it fails
+        (file or sys.stderr).write(message)  # argparse's own method would hide a failure
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"{self.prog}: error: {message}; see {self.prog} --help\n")
@@ -160,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _help_line(brought: EntryPoint) -> str:
-    """The HELP of a command that another package brings, or why it cannot be had."""
+    """The HELP of a command that another package brings, or why its module cannot be imported."""
     try:
         return brought.load().HELP
     except ImportError as error:

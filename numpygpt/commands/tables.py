@@ -1,9 +1,9 @@
-"""Tables of text: in color and as wide as the terminal on one, plain lines of full length everywhere else."""
+"""Tables of text. On a terminal they are colored and fit its width; elsewhere they are plain lines of full length."""
 
 import sys
 from collections.abc import Container, Iterable, Sequence
 
-#: Spaces between two columns.
+#: How many spaces are between two columns.
 GAP = 3
 
 
@@ -12,8 +12,9 @@ def print_table(
 ) -> None:
     """Print rows of cells.
 
-    columns   a letter for each column: l for text, aligned to the left, r for numbers, aligned to the right
-    head      the columns' names
+    columns   a letter for each column: l for text, aligned to the left; r for numbers, aligned to the right
+    rows      the texts of the cells, row by row
+    head      the names of the columns
     wrong     the rows, counted from 0, that a terminal shows in red
     """
     from rich.console import Console

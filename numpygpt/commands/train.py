@@ -62,7 +62,7 @@ def _start(parsed: argparse.Namespace) -> int:
     directory = parsed.out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}"
     training = TrainingRun.start(NumpyBackend, options, config, directory, overwrite=parsed.overwrite)
     with locked(directory):
-        refuse_another_run(directory, overwrite=parsed.overwrite)  # one that came and went before we had the lock
+        refuse_another_run(directory, overwrite=parsed.overwrite)  # it may have come and gone before we had the lock
         return _train(training)
 
 

@@ -13,13 +13,13 @@ from numpygpt.shapes import Array
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
-    """Declare which trained model, and the file that its tokenizer may need."""
+    """Declare the options for the trained model, and for the file that its tokenizer may need."""
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="folder of a training run")
     parser.add_argument("--vocab", metavar="FILE", help="file of GPT-2's ranks, where the model needs them")
 
 
 def tokenizer_of(checkpoint: Checkpoint, vocab: str | None) -> Encoding:
-    """The tokenizer that the model learned with. InputError where the checkpoint names none."""
+    """The tokenizer that the model learned with. InputError if the checkpoint names none."""
     name = saved_tokenizer(checkpoint)
     if name is None:
         raise InputError(f"the checkpoint {checkpoint.path} names no tokenizer, so a prompt cannot be encoded")
@@ -27,7 +27,7 @@ def tokenizer_of(checkpoint: Checkpoint, vocab: str | None) -> Encoding:
 
 
 def encoded(prompt: str, tokenizer: Encoding) -> Array:
-    """The prompt's token ids (1, T). InputError where it is empty."""
+    """The prompt's token ids (1, T). InputError if it is empty."""
     idx = text_to_token_ids(prompt, tokenizer)
     if not idx.size:
         raise InputError("the prompt is empty; expected text to continue")
@@ -35,7 +35,7 @@ def encoded(prompt: str, tokenizer: Encoding) -> Array:
 
 
 def token_bytes(token_id: int, tokenizer: Encoding) -> bytes:
-    """What the token stands for. InputError for an id that the tokenizer does not know."""
+    """The bytes that the token stands for. InputError for an id that the tokenizer does not know."""
     try:
         return tokenizer.decode_single_token_bytes(token_id)
     except KeyError as error:
@@ -51,7 +51,10 @@ def labels(ids: list[int], tokenizer: Encoding) -> list[str]:
 
 
 def picture_path(given: Path | None, checkpoint: Checkpoint, name: str) -> Path:
-    """Where a picture goes: as told, or beside the checkpoint. InputError, before any work, if it cannot be written."""
+    """The path of a picture: the given one, or a file of this name beside the checkpoint.
+
+    Raises InputError, before any work, if the file cannot be written.
+    """
     path = given or checkpoint.path.with_name(name)
     check_writable(path)
     return path

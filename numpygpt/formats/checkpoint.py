@@ -1,13 +1,13 @@
-"""Checkpoints: a folder with one safetensors file, which holds a run as named sections.
+"""Checkpoints. A checkpoint is a folder with one safetensors file, which holds a run as named sections.
 
     DIR/checkpoint.safetensors
         SECTION.NAME, ...               the arrays: model.tok_emb.weight, optimizer.exp_avg.tok_emb.weight, ...
         __metadata__["numpygpt"]        JSON: the values of each section; dtype, shape and SHA-256 of each array
 
-Each part of a run writes a section and reads it again (`numpygpt.sections`); nothing here knows what a model or an
-optimizer is. It is one file, so that one rename replaces all sections together: whatever interrupts a save, the folder
-holds the previous checkpoint or the new one, whole. Arrays are read when they are asked for, and checked against their
-SHA-256 then. Equal sections make equal files, byte for byte.
+Each part of a run writes a section and reads it again (`numpygpt.sections`). This module does not know what a model or
+an optimizer is. It is one file, so that one rename replaces all sections together: even if a save is interrupted, the
+folder holds the whole previous checkpoint or the whole new one. An array is read, and checked against its SHA-256, when
+it is asked for. Equal sections make equal files, byte for byte.
 
 docs/checkpoint-format.md describes the file for programs in other languages.
 """
@@ -36,15 +36,16 @@ METADATA = "numpygpt"
 
 
 def write_checkpoint(directory: str | os.PathLike[str], sections: Mapping[str, Section]) -> Path:
-    """Write DIR/checkpoint.safetensors, in place of one that is there, and return its path.
+    """Write DIR/checkpoint.safetensors in the place of an older one, and return its path.
 
-    directory   is made if it does not exist
+    directory   the folder DIR, which is made if it does not exist
     sections    {name: section}; a name has no dot in it
 
-    What was written is read back and compared before it replaces the previous checkpoint. A save that fails or is
-    interrupted leaves the previous one as it was. Raises InputError for a folder that cannot be made or written, values
-    that JSON cannot hold, arrays of a dtype that a safetensors file and NumPy do not share, and floating-point arrays
-    that hold NaN or infinity.
+    What was written is read back and compared before it replaces the previous checkpoint. If a save fails or is
+    interrupted, the previous one stays as it was.
+
+    Raises InputError for a folder that cannot be made or written, for values that JSON cannot hold, for arrays of a
+    dtype that safetensors and NumPy do not share, and for floating-point arrays that hold NaN or infinity.
     """
     from numpygpt import __version__
 
@@ -63,7 +64,7 @@ def write_checkpoint(directory: str | os.PathLike[str], sections: Mapping[str, S
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> "Checkpoint":
-    """The checkpoint of a folder or file. Reads and checks its header; arrays are read when asked for.
+    """The checkpoint of a folder or file. Its header is read and checked now, an array when it is asked for.
 
     Raises InputError if there is no checkpoint, and for a file that is truncated, damaged, or of another kind or
     version.
@@ -88,10 +89,10 @@ class Checkpoint:
     """The sections of an open checkpoint.
 
     path               its file
-    numpygpt_version   of the numpygpt that wrote it
+    numpygpt_version   the version of the numpygpt that wrote it
 
-    The file stays open, so that everything read belongs together even if a running training replaces it. `name in
-    checkpoint` says whether there is a section of that name; asking for one that is not there raises InputError.
+    The file stays open, so that all that is read belongs together, even if a training replaces the file meanwhile.
+    `name in checkpoint` says whether there is a section of that name. Asking for any other section raises InputError.
     """
 
     path: Path
@@ -108,7 +109,7 @@ class Checkpoint:
         return name in self._sections
 
     def values(self, name: str) -> dict[str, Any]:
-        """The values of a section, a copy. InputError if they are nested too deeply to be copied."""
+        """A copy of the values of a section. InputError if they are nested too deeply to be copied."""
         try:
             return deepcopy(self._section(name).values)
         except RecursionError as error:
@@ -121,15 +122,15 @@ class Checkpoint:
         return {array_name: record.layout for array_name, record in self._section(name).arrays.items()}
 
     def arrays(self, name: str) -> dict[str, Array]:
-        """{name: array} of a section, read and checked now; fresh arrays.
+        """{name: array} of a section, read and checked now; the arrays are new ones.
 
-        Raises InputError for an array that is not the one that was saved, naming it, and for values that are not
+        Raises InputError, which names the array, if it is not the array that was saved, or has values that are not
         finite.
         """
         return {array_name: self._read(record) for array_name, record in self._section(name).arrays.items()}
 
     def check(self) -> None:
-        """Read everything, an array at a time, and keep nothing. InputError as `values` and `arrays`."""
+        """Read everything, one array at a time, and keep nothing. Raises InputError as `values` and `arrays` do."""
         for name, section in self._sections.items():
             self.values(name)
             for record in section.arrays.values():
@@ -200,7 +201,7 @@ def _write_tensors(path: Path, sections: Mapping[str, Section], header: str) -> 
         key_of(section, name): array for section, given in sections.items() for name, array in given.arrays.items()
     }
     path.touch()
-    permissions = path.stat().st_mode  # those of any new file here; safetensors makes its own private
+    permissions = path.stat().st_mode  # those of any new file in this folder; safetensors would make the file private
     try:
         save_file(tensors, path, metadata={METADATA: header})
     except SafetensorError as error:

@@ -1,11 +1,11 @@
-"""The header of a checkpoint: which sections it holds, sealed by a SHA-256.
+"""The header of a checkpoint. It says what the checkpoint holds, and is sealed by a SHA-256.
 
     {"format": "numpygpt checkpoint", "version": 2, "numpygpt_version": "0.1.0",
      "sections": {SECTION: {"values": {...}, "arrays": {NAME: {"dtype": "F32", "shape": [11, 6], "sha256": ...}}}},
      "sha256": ...}
 
-The seal is the last entry. It is the SHA-256 of the text itself without that entry, so that a reader needs no rules
-for writing JSON. docs/checkpoint-format.md describes the whole file.
+The seal is the last entry. It is the SHA-256 of the text itself without that entry, so a reader can check it without
+writing the JSON again. docs/checkpoint-format.md describes the whole file.
 """
 
 import json
@@ -28,9 +28,10 @@ SEAL_LENGTH = len(',"sha256":"' + 64 * "0" + '"}')
 class ArrayRecord(NamedTuple):
     """What the header says of one array.
 
-    key      its name in the safetensors file
-    layout   its dtype and shape
-    sha256   of its bytes, with its dtype and shape before them (`described`), or in version 1 of its bytes alone
+    key         its name in the safetensors file
+    layout      its dtype and shape
+    sha256      the SHA-256 of its dtype and shape (if `described`) and its bytes
+    described   whether dtype and shape are hashed too; in version 1 they are not
     """
 
     key: str
@@ -51,10 +52,10 @@ class SectionRecord(NamedTuple):
 
 
 class Header(NamedTuple):
-    """A checkpoint's header, of either version.
+    """The header of a checkpoint of either version.
 
-    numpygpt_version   of the numpygpt that wrote the checkpoint
-    sections           in the order in which they were saved
+    numpygpt_version   the version of the numpygpt that wrote the checkpoint
+    sections           {name: section}, in the order in which they were saved
     """
 
     numpygpt_version: str
@@ -62,7 +63,10 @@ class Header(NamedTuple):
 
 
 def sha256_of(array: Array, *, described: bool = True) -> str:
-    """The SHA-256 of an array in C order: of its dtype and shape, as in `["F32",[11,6]]`, and then of its bytes."""
+    """The SHA-256 of an array in C order: of the text of its dtype and shape, such as `["F32",[11,6]]`, and its bytes.
+
+    described   whether the text is hashed too
+    """
     digest = sha256()
     if described:
         digest.update(json.dumps([SAFETENSORS_NAMES[array.dtype.name], array.shape], separators=(",", ":")).encode())
@@ -71,7 +75,7 @@ def sha256_of(array: Array, *, described: bool = True) -> str:
 
 
 def key_of(section: str, name: str) -> str:
-    """The name in the safetensors file of a section's array."""
+    """The name that an array of a section has in the safetensors file."""
     return f"{section}.{name}"
 
 
@@ -101,10 +105,12 @@ def _described(array: Array) -> dict[str, Any]:
 
 
 def read(text: str, header: Mapping[str, Any]) -> Header:
-    """The header that this text holds; `header` is the text as `json.loads` understands it.
+    """The header that this text holds.
 
-    Raises InputError, which says what is wrong but not in which file, if the seal is broken or anything is missing or
-    of another type.
+    header   what `json.loads` makes of the text
+
+    Raises InputError if the seal does not fit, and if anything is missing or of another type. Its message does not name
+    the file.
     """
     if text != _sealed(text[:-SEAL_LENGTH] + "}"):
         raise InputError("its seal does not fit")

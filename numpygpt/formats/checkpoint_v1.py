@@ -1,10 +1,10 @@
-"""Version 1 of the checkpoint, read as the sections of version 2.
+"""Version 1 of the checkpoint, which is read as the sections of version 2.
 
     {"format": "numpygpt checkpoint", "version": 1, "sha256": of `json.dumps(contents)`, "contents": {
         "config": {...}, "tokenizer": ..., "training": {...}, "optimizer": {...} or null, "numpygpt_version": ...,
         "sha256": {KEY: of the tensor's bytes alone}}}
 
-The model's weights have their own names as keys; the others begin with `optimizer.` and `random.`. An optimizer of
+The keys of the model's weights are their names. All other keys begin with `optimizer.` or `random.`. An optimizer of
 version 1 had no groups.
 """
 
@@ -24,9 +24,11 @@ RANDOM = "random."
 
 
 def read(header: Mapping[str, Any], layouts: Mapping[str, Layout]) -> Header:
-    """The header of version 1 in these JSON values; `layouts` are those of the file's tensors.
+    """The header of version 1 that is in these JSON values.
 
-    Raises InputError as `checkpoint_header.read`.
+    layouts   the dtypes and shapes of the file's tensors
+
+    Raises InputError as `checkpoint_header.read` does.
     """
     contents = value_of(header, "contents", dict)
     if header.get("sha256") != sha256(json.dumps(contents).encode()).hexdigest():
@@ -54,7 +56,7 @@ def read(header: Mapping[str, Any], layouts: Mapping[str, Layout]) -> Header:
 
 
 def _array(key: str, layouts: Mapping[str, Layout], hashes: Mapping[str, Any]) -> ArrayRecord:
-    layout = layouts.get(key, Layout("none", ()))  # a key that the file lacks is refused with the others
+    layout = layouts.get(key, Layout("none", ()))  # a key that the file lacks is refused later, together with others
     return ArrayRecord(key, layout, value_of(hashes, key, str), described=False)
 
 

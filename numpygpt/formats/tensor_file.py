@@ -1,8 +1,8 @@
-"""A safetensors file that anybody may have made: whatever it claims is checked before memory is taken for it.
+"""A safetensors file that anybody may have made. What it claims is checked before memory is taken for it.
 
-The safetensors library itself refuses a header that is too long, is no JSON, or whose tensors overlap, leave gaps or
-reach past the end of the file. What is left to check: that the path is a regular file (opening a pipe would wait for
-ever), and that NumPy has arrays of the dtypes and shapes.
+The safetensors library itself refuses a header that is too long or not JSON, and tensors that overlap, leave gaps or
+reach past the end of the file. Two things are left to check here: that the path is a regular file (opening a pipe would
+wait for ever), and that NumPy has arrays of the dtypes and shapes.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from numpygpt.errors import InputError
 from numpygpt.sections import Layout
 from numpygpt.shapes import Array
 
-#: safetensors' names of the dtypes that we write and read, and NumPy's.
+#: The dtypes that we write and read: {name in safetensors: name in NumPy}.
 DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -38,10 +38,10 @@ class TensorFile:
 
     path       the file
     metadata   the texts of its header, by name
-    layouts    {tensor's name: dtype and shape}
+    layouts    {name of a tensor: its dtype and shape}
 
-    It stays open, so that everything read belongs together even if the file is replaced by another. Raises InputError
-    for a file that cannot be opened, is no safetensors file, or holds tensors that are no arrays of NumPy.
+    The file stays open, so that all that is read belongs together, even if another file takes its place. Raises
+    InputError for a file that cannot be opened or is not a safetensors file, and for tensors that NumPy cannot hold.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,7 +61,7 @@ class TensorFile:
         self.layouts: dict[str, Layout] = {name: self._layout(name) for name in opened.keys()}  # noqa: SIM118  no dict
 
     def read(self, name: str) -> Array:
-        """The tensor of that name, as a fresh array."""
+        """The tensor of that name, as a new array. InputError if it cannot be read."""
         try:
             array: Array = self._file.get_tensor(name)
         except (ValueError, MemoryError, OSError) as error:

@@ -1,4 +1,4 @@
-"""What each attention head reads."""
+"""Pictures of what each attention head reads."""
 
 import math
 import os
@@ -23,13 +23,15 @@ def plot_attention(
     labels: Sequence[str],
     path: str | os.PathLike[str] | None = None,
 ) -> Figure:
-    """Attention maps of a sentence, one panel a head: in each row, how much a token reads of itself and those before.
+    """The attention maps of a text, in one panel for each head.
 
-    attn_weights   {layer: its weights, each row summing to 1}
+    A row shows how much a token reads of itself and of each token before it.
+
+    attn_weights   {layer: its weights (H, T, T)}; each row sums to 1
     labels         the T tokens, as `token_label` writes them
 
-    If a `path` is given, the figure is also written there, as PNG. Raises InputError for no layers, for weights that
-    are not (heads, T, T) or not finite, and as `plot_losses` for the path and for matplotlib.
+    If a `path` is given, the figure is also written there, as PNG. Raises InputError if there are no layers, for
+    weights that are not (heads, T, T) or not finite, and as `plot_losses` does for the path and for matplotlib.
     """
     T = len(labels)
     panels = [(layer, head, weights) for layer, heads in attn_weights.items() for head, weights in enumerate(heads)]
@@ -48,8 +50,8 @@ def plot_attention(
     figure = blank_figure(columns * side + 2, rows * (side + 0.3) + 1)
     from matplotlib.colors import PowerNorm
 
-    scale = PowerNorm(0.5, vmin=0, vmax=1)  # square roots: among many tokens the weights are small
-    named = range(0, T, math.ceil(0.1 * T / side))  # as many tokens as have room for a line of text each
+    scale = PowerNorm(0.5, vmin=0, vmax=1)  # colors go by square roots, because the weights of many tokens are small
+    named = range(0, T, math.ceil(0.1 * T / side))  # only as many tokens as have room for a line of text
     rotation = 90 if max(map(len, labels)) > 2 else 0
     later = np.triu(np.ones((T, T), dtype=bool), k=1)
     for place, (layer, head, weights) in enumerate(panels):

@@ -1,4 +1,4 @@
-"""What all pictures share: figures of their own (no window opens, no pyplot state is touched), colors, files."""
+"""What all pictures share: figures, colors and files. No window opens, and the state of pyplot is left alone."""
 
 import os
 from collections.abc import Sequence
@@ -24,18 +24,18 @@ TRAINING_COLOR = "#0072B2"
 VALIDATION_COLOR = "#D55E00"
 PALETTE = (TRAINING_COLOR, VALIDATION_COLOR, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 
-#: White space as a label shows it.
+#: How a label shows white space.
 VISIBLE = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
 
 
 def token_label(token: bytes) -> str:
-    """A token as a picture can show it: white space made visible, and bytes that are no text in hexadecimal."""
+    """A token as a picture can show it: white space is made visible, and bytes that are not text are hexadecimal."""
     text = token.decode(errors="backslashreplace").translate(VISIBLE)
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def new_figure() -> tuple[Figure, Axes]:
-    """A figure with one pair of axes, with a grid and without a frame on the right."""
+    """A figure with one pair of axes, which has a grid and no line on the right."""
     figure = blank_figure(7, 4.2)
     axes = figure.add_subplot()
     axes.spines["right"].set_visible(False)
@@ -66,6 +66,9 @@ def write_png(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def check_finite(values: Array, what: str) -> None:
-    """InputError if one of the values is NaN or infinite, and so has no place in a picture."""
+    """Raise InputError if any of the values is NaN or infinite and so has no place in a picture.
+
+    what   what the values are, for the message
+    """
     if not np.isfinite(values).all():
         raise InputError(f"{what} are not all finite, so they cannot be drawn: the model is damaged or has diverged")

@@ -1,4 +1,4 @@
-"""The loss curves of a training run."""
+"""A picture of the loss curves of a training run."""
 
 import os
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,8 @@ def plot_losses(
 ) -> Figure:
     """The loss curves of a training run over two x axes: epochs below, tokens seen above.
 
-    The four sequences hold one entry an evaluation; losses in nats a token. If a `path` is given, the figure is
-    also written there, as PNG.
+    The four sequences have one entry for each evaluation. The losses are in nats a token. If a `path` is given,
+    the figure is also written there, as PNG.
 
     Raises InputError for sequences that are empty or of unequal lengths, for a path that cannot be written,
     and if matplotlib is not installed or cannot start.
@@ -47,7 +47,7 @@ def plot_losses(
 
 
 def _add_tokens_axis(axes: Axes, tokens_seen: Series, train_losses: Series) -> None:
-    """A second x axis above: an invisible line over `tokens_seen` gives it its range, as in the book."""
+    """Add a second x axis above. An invisible line over `tokens_seen` gives it its range, as in the book."""
     from matplotlib.ticker import EngFormatter
 
     tokens_axes = axes.twiny()

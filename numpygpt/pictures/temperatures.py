@@ -1,4 +1,4 @@
-"""Probabilities at several temperatures."""
+"""A picture of probabilities at several temperatures."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,8 @@ def plot_temperatures(
 
     probabilities   {temperature: one probability a word}, at most as many temperatures as PALETTE has colors
 
-    If a `path` is given, the figure is also written there, as PNG. Raises InputError for a series that is not as
-    long as `words`, and as `plot_losses` for the path and for matplotlib.
+    If a `path` is given, the figure is also written there, as PNG. Raises InputError for no words, for no series or
+    too many, for a series that is not as long as `words`, and as `plot_losses` does for the path and for matplotlib.
     """
     lengths = [len(series) for series in probabilities.values()]
     if not words or not 0 < len(lengths) <= len(PALETTE) or set(lengths) != {len(words)}:
@@ -39,7 +39,7 @@ def plot_temperatures(
         axes.bar(left_edges, series, width, align="edge", color=PALETTE[i], label=f"Temperature = {temperature:g}")
     axes.set_xticks(range(len(words)), words, rotation=45, ha="right")
     axes.set_ylabel("Probability")
-    axes.set_axisbelow(True)  # the grid behind the bars
+    axes.set_axisbelow(True)  # the grid is drawn behind the bars
     axes.legend(frameon=False)
     if path is not None:
         write_png(figure, path)

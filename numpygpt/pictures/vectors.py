@@ -1,4 +1,4 @@
-"""Word vectors in two dimensions."""
+"""A picture of word vectors in two dimensions."""
 
 import os
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ else:
 def plot_word_vectors(
     vectors: Inexact[Array, "N D"], labels: Sequence[str], path: str | os.PathLike[str] | None = None
 ) -> Figure:
-    """The tokens as text at their word vectors' places in the plane where these are farthest apart.
+    """The labels of tokens at the places of their word vectors in the plane of the two largest variances.
 
     vectors   rows of a token embedding
     labels    the N tokens, as `token_label` writes them
 
     If a `path` is given, the figure is also written there, as PNG. Raises InputError for fewer than two vectors or
-    dimensions, for values that are not finite, for labels that are not as many, and as `plot_losses` for the path and
-    for matplotlib.
+    dimensions, for values that are not finite, if there are not as many labels as vectors, and as `plot_losses` does
+    for the path and for matplotlib.
     """
     if min(vectors.shape) < 2 or len(labels) != len(vectors):
         raise InputError(
@@ -38,7 +38,7 @@ def plot_word_vectors(
     places, shares = principal_components(vectors)
     figure = blank_figure(8, 7)
     axes = figure.add_subplot()
-    axes.plot(places[:, 0], places[:, 1], alpha=0)  # text alone does not stretch the axes
+    axes.plot(places[:, 0], places[:, 1], alpha=0)  # text alone would not stretch the axes
     kinds = [_kind_of(label) for label in labels]
     colors = dict(zip(dict.fromkeys(kinds), PALETTE, strict=False))
     for (x, y), label, kind in zip(places, labels, kinds, strict=True):
@@ -57,16 +57,16 @@ def plot_word_vectors(
 def principal_components(
     vectors: Inexact[Array, "N D"], count: int = 2
 ) -> tuple[Inexact[Array, "N {count}"], Inexact[Array, "{count}"]]:
-    """The vectors' coordinates along the `count` directions of most variance, and each one's share of all variance.
+    """The coordinates of the vectors along the `count` directions of largest variance, and each one's share of it.
 
     The directions are the right singular vectors of the centered vectors (Jolliffe 2002, "Principal Component
-    Analysis", section 3.5). The coordinate largest in size is made positive, for a direction has no sign of its own.
+    Analysis", section 3.5). A direction has no sign of its own, so its coordinate of the largest size is made positive.
     """
     centered = vectors.astype(np.float64) - vectors.mean(axis=0)
     left, spreads, _ = np.linalg.svd(centered, full_matrices=False)
     places = left[:, :count] * spreads[:count]
     largest = np.take_along_axis(places, np.abs(places).argmax(axis=0, keepdims=True), axis=0)
-    variance = (spreads**2).sum() or 1.0  # 0 where all vectors are alike
+    variance = (spreads**2).sum() or 1.0  # it is 0 if all vectors are equal
     return places * np.where(largest < 0, -1, 1), spreads[:count] ** 2 / variance
 
 

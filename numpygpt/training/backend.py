@@ -1,4 +1,4 @@
-"""What the training loop asks of a backend, which computes: NumPy's, PyTorch's, or another."""
+"""What the training loop needs of a backend. A backend does the computing, in NumPy, PyTorch or something else."""
 
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -21,28 +21,35 @@ class Task(NamedTuple):
 
 @runtime_checkable
 class Backend(Protocol):
-    """The arithmetic of a training run. It owns the model, the optimizer, the batches and the random draws.
+    """What computes a training run. It has the model, the optimizer, the batches and the random draws.
 
-    The loop owns everything else: which step it is, the learning rate of that step, when to evaluate, the history, what
-    is saved and when to stop. So the loop is the same for all backends, and where two backends write the same sections,
-    a run that one of them has begun can be continued by the other.
+    The loop has everything else: which step it is, the learning rate of that step, when to evaluate, the history, what
+    is saved and when to stop. So the loop is the same for all backends. If two backends write the same sections, each
+    can continue a run that the other has begun.
     """
 
     @classmethod
     def start(cls, task: Task) -> "Backend":
-        """With a new model, whose weights are drawn from the options' seed. InputError for a task it cannot do."""
+        """A backend with a new model, whose weights are drawn from the options' seed.
+
+        Raises InputError for a task that it cannot do.
+        """
 
     @classmethod
     def load(cls, task: Task, saved: SavedSections) -> "Backend":
-        """As it was when it gave its `state`. InputError for a task it cannot do, or a state that does not fit."""
+        """A backend in the state that was saved.
+
+        Raises InputError for a task that it cannot do, and for a state that does not fit the task.
+        """
 
     def batches_in_an_epoch(self) -> int:
-        """Micro-batches that the training part of the text makes."""
+        """How many micro-batches the training part of the text makes."""
 
     def step(self, learning_rate: float) -> float:
-        """One optimizer step on the next micro-batches; returns their loss, in nats a token.
+        """Take one optimizer step on the next micro-batches; returns their loss, in nats a token.
 
-        Raises InputError, with the weights as they were, if the loss or the gradients are not finite.
+        Raises InputError, with the weights as they were, if the loss is not finite, or if gradients are clipped whose
+        norm is not finite.
         """
 
     def evaluate(self) -> tuple[float, float]:
@@ -51,14 +58,14 @@ class Backend(Protocol):
     def probe(self) -> float:
         """The loss of one validation batch, in nats a token, without dropout and without a random draw.
 
-        It tells whether the weights are good for anything, and the run goes on as if nobody had asked.
+        It shows whether the weights still give a finite loss, and leaves the run as it was.
         """
 
     def sample(self, prompt: str) -> str:
-        """The prompt and the likeliest 50 tokens after it, on one line."""
+        """The prompt and 50 more tokens, each the likeliest after those before it, on one line."""
 
     def state(self) -> Mapping[str, Section]:
-        """Everything that the next step depends on, by sections: model, optimizer, random, data.
+        """Everything that the next step depends on, in the sections model, optimizer, random and data.
 
-        The arrays may be the backend's own, and change with its next step.
+        The arrays may be the backend's own, which its next step changes.
         """

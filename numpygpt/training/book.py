@@ -33,7 +33,7 @@ def calc_loss_loader(data_loader: DataLoader, model: GPTModel, num_batches: int 
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), for a loss in nats a token: among how many equally likely tokens one would be as unsure."""
+    """exp(loss) for a loss in nats a token: the number of equally likely tokens among which one would be as unsure."""
     with np.errstate(over="ignore"):
         return float(np.exp(loss))
 
@@ -41,12 +41,12 @@ def perplexity(loss: float) -> float:
 def evaluate_model(
     model: GPTModel, train_loader: DataLoader, val_loader: DataLoader, eval_iter: int
 ) -> tuple[float, float]:
-    """The training and validation loss over `eval_iter` batches each, without dropout."""
+    """The training and the validation loss, each over `eval_iter` batches, in nats a token, without dropout."""
     return calc_loss_loader(train_loader, model, eval_iter), calc_loss_loader(val_loader, model, eval_iter)
 
 
 def sample_text(model: GPTModel, tokenizer: Encoding, start_context: str, max_new_tokens: int = 50) -> str:
-    """`start_context` and the likeliest tokens after it, on one line."""
+    """`start_context` and `max_new_tokens` more tokens, each the likeliest after those before it, on one line."""
     token_ids = generate_text_simple(
         model,
         text_to_token_ids(start_context, tokenizer),
@@ -57,7 +57,7 @@ def sample_text(model: GPTModel, tokenizer: Encoding, start_context: str, max_ne
 
 
 def generate_and_print_sample(model: GPTModel, tokenizer: Encoding, start_context: str) -> None:
-    """Print `start_context` and the 50 likeliest tokens after it on one line."""
+    """Print `start_context` and 50 more tokens, each the likeliest after those before it, on one line."""
     print(sample_text(model, tokenizer, start_context))
 
 
@@ -79,12 +79,13 @@ def train_model_simple(
     *,
     rng: RandomSource | None = None,
 ) -> tuple[list[float], list[float], list[int]]:
-    """Train for `num_epochs` passes, with a line of losses every `eval_freq` steps and a sample after each epoch.
+    """Train for `num_epochs` epochs. Print a line of losses every `eval_freq` steps, and a sample after each epoch.
 
-    rng   draws the dropout masks where the model's drop_rate is not 0; None: a new one from fresh entropy. Given the
-          generator that also orders the loaders' batches, the run goes through the same draws as the book's in PyTorch.
+    eval_iter   how many batches an evaluation takes, of training and of validation
+    rng         draws the dropout masks if the model's drop_rate is not 0; None: a generator with a fresh seed. If it is
+                also the generator of the loaders, all draws are those of the book's run in PyTorch
 
-    Returns train_losses, val_losses and track_tokens_seen, an entry for each printed line.
+    Returns train_losses and val_losses, in nats a token, and track_tokens_seen, with an entry for each line of losses.
     """
     rng = TorchGenerator() if rng is None else rng
     train_losses: list[float] = []

@@ -13,11 +13,11 @@ from numpygpt.shapes import Array
 def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> float:
     """Scale all gradients, in place, so that their common Euclidean norm is at most max_norm; returns the norm before.
 
-    As torch.nn.utils.clip_grad_norm_ (Pascanu et al. 2013, arXiv:1211.5063, section 3.2): one factor
-    max_norm / (norm + 1e-6) for every tensor, if that is below 1.
+    It does what torch.nn.utils.clip_grad_norm_ does (Pascanu et al. 2013, arXiv:1211.5063, section 3.2): every tensor
+    is multiplied by the same factor max_norm / (norm + 1e-6), if this is below 1.
 
-    Raises InputError, changing nothing, if the norm is not finite, for a max_norm that is not positive, and for
-    gradients that are no floating-point arrays or cannot be scaled in place.
+    Raises InputError, and changes nothing, if the norm is not finite, for a max_norm that is not positive, and for
+    gradients that are not arrays of floating-point numbers or cannot be scaled in place.
     """
     if not max_norm > 0:
         raise InputError(f"max_norm is {max_norm}; expected a positive number")

@@ -15,7 +15,7 @@ class Group(NamedTuple):
     lr_scale       its learning rate, as a multiple of the optimizer's, so that a schedule moves every group
     weight_decay   its weight decay; None: the optimizer's
 
-    That matrices decay, and biases and norms do not:
+    With this group, matrices decay, and biases and norms do not:
 
         AdamW(model, weight_decay=0.1, groups=[Group(lambda name, array: array.ndim < 2, weight_decay=0.0)])
     """
@@ -26,7 +26,7 @@ class Group(NamedTuple):
 
 
 class NamedGroup(NamedTuple):
-    """A group whose parameters are known by name, which is how a checkpoint keeps it."""
+    """A group that has its parameters by name. This is how a checkpoint keeps a group."""
 
     names: tuple[str, ...]
     lr_scale: float
@@ -34,7 +34,10 @@ class NamedGroup(NamedTuple):
 
 
 def assigned(groups: Sequence[Group], parameters: Mapping[str, Array]) -> list[NamedGroup]:
-    """The groups with the names of their parameters. InputError for a group that gets none."""
+    """The groups with the names of their parameters. A parameter goes to the first group that matches it.
+
+    Raises InputError for a group that gets no parameter.
+    """
     left = dict(parameters)
     named = []
     for position, group in enumerate(groups):
@@ -51,7 +54,7 @@ def assigned(groups: Sequence[Group], parameters: Mapping[str, Array]) -> list[N
 
 
 def named_groups(groups: Any, parameters: Mapping[str, Array]) -> list[NamedGroup]:
-    """The groups of a saved state. InputError unless each names parameters that no other group names."""
+    """The groups of a saved state. InputError for anything else, and if two groups name the same parameter."""
     if not isinstance(groups, list):
         raise InputError(f"groups are {groups!r:.80}; expected a list")
     found = []

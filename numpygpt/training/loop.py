@@ -1,6 +1,6 @@
 """The training loop: steps, evaluations, samples, checkpoints, and stopping between two steps.
 
-It knows nothing of arrays. What computes is the run's backend, and what a person sees is the progress.
+It does not touch arrays. The backend of the run computes, and the progress shows a person what happens.
 """
 
 import signal
@@ -20,9 +20,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Every:
-    """After which steps something is done: after step `first` and then every `period` steps; period 0: after none.
+    """After which steps something is done: after step `first`, and then after every `period` steps.
 
-    at_the_end   also after the last step, whichever that is
+    period       0: after no step
+    at_the_end   whether it is also done after the last step
     """
 
     period: int
@@ -39,10 +40,10 @@ class Every:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the loop does after which steps.
+    """After which steps the loop evaluates, samples and saves.
 
-    evaluations, samples, saves   when; a checkpoint is saved at the end of the loop in any case
-    keep_best                     whether the checkpoint with the lowest validation loss is kept beside the last
+    evaluations, samples, saves   the steps; the end of the loop saves a checkpoint in any case
+    keep_best                     whether the checkpoint with the lowest validation loss is kept beside the last one
     """
 
     evaluations: Every
@@ -61,9 +62,10 @@ class Plan:
 
 
 def train(run: TrainingRun, plan: Plan, progress: Progress) -> Path:
-    """Take the run to its last step, or as far as Ctrl-C lets it come, and save it; returns the checkpoint's path.
+    """Take the run to its last step, or stop it at Ctrl-C, and save it; returns the path of the checkpoint.
 
-    Raises InputError, and saves nothing, as soon as a loss, a gradient or a weight is not finite.
+    Raises InputError, and does not save, if a loss is not finite, if a gradient that is clipped is not, and if weights
+    are not finite when they are to be saved.
     """
     with stop_between_steps() as stop, progress.of(run):
         if run.step == 0 and not run.history and plan.evaluations.is_due(run):
@@ -98,14 +100,17 @@ def _timed(call: Callable[[], Result]) -> tuple[Result, float]:
 
 
 class StopRequest:
-    """Whether Ctrl-C, or a polite kill, has asked the run to stop after the step it is in."""
+    """Whether Ctrl-C or SIGTERM has asked the run to stop after the current step."""
 
     requested = False
 
 
 @contextmanager
 def stop_between_steps() -> Iterator[StopRequest]:
-    """Within it, the first Ctrl-C (or SIGTERM) only sets `requested`: no step is cut in half. A second interrupts."""
+    """Within the `with`, the first Ctrl-C (or SIGTERM) only sets `requested`, so that the current step is finished.
+
+    A second one interrupts.
+    """
     request = StopRequest()
 
     def ask(number: int, frame: Any) -> None:

@@ -18,9 +18,9 @@ from numpygpt.training.step import Batch, training_step
 
 
 class NumpyBackend:
-    """A model, its optimizer, its batches and one random generator that all of them draw from.
+    """A `Backend` with a model, its optimizer, its batches, and one random generator that all of them draw from.
 
-    The draws are those of PyTorch's default generator in the book's listings, in the same order. See `Backend`.
+    The draws are those of PyTorch's default generator in the book's listings, in the same order.
     """
 
     model: GPTModel
@@ -94,13 +94,13 @@ class NumpyBackend:
         return {name: getattr(self.options, name) for name in ("attention", "checkpoint_activations")}
 
     def _check_memory(self) -> None:
-        """InputError, before any memory is taken, for a training step that needs more than the machine has."""
+        """Raise InputError, before any memory is taken, if a training step needs more than the machine has."""
         options, tokens = self.options, self.config.context_length
         step = training_bytes(self.config, options.batch_size, tokens, options.dtype, **self._how_to_compute())
         check_memory(step.peak, f"a training step of this model on {options.batch_size} x {tokens} tokens")
 
     def _loader(self, name: str, text: str, *, shuffle: bool) -> DataLoader:
-        """Batches of one part of the text, its windows side by side; a shuffled epoch has full batches only."""
+        """The batches of one part of the text. Its windows do not overlap. A shuffled epoch has only full batches."""
         length = self.config.context_length
         try:
             dataset = GPTDatasetV1(text, self.tokenizer, length, stride=length)
@@ -118,5 +118,5 @@ class NumpyBackend:
 def _position(saved: Mapping[str, Any]) -> Position:
     order_seed = value_of(saved, "order_seed", int, type(None))
     if order_seed is not None:
-        TorchGenerator(order_seed)  # InputError for a number that seeds no generator
+        TorchGenerator(order_seed)  # InputError if it is not a seed
     return {"order_seed": order_seed, "batches_done": value_of(saved, "batches_done", int)}

@@ -1,7 +1,7 @@
 """The options of a training run.
 
-Each option is declared once, as a field of `Options`: its name, type and default, what it may be, the line that the
-command's help prints, and whether a resumed run may change it. The command line and the options that a checkpoint keeps
+Each option is declared once, as a field of `Options`: its name, type and default, the values that it may have, its line
+in the command's help, and whether a resumed run may change it. The command line and the options that a checkpoint keeps
 both come from these declarations.
 """
 
@@ -21,17 +21,17 @@ from numpygpt.training.schedules import constant, warmup_cosine
 
 SCHEDULES = ("cosine", "constant")
 
-#: No count of a training run needs to be larger, and no arithmetic with smaller ones is inexact in float64.
+#: No count of a training run needs to be larger, and float64 is exact for arithmetic with counts up to this one.
 LARGEST_COUNT = 10**12
 
 #: How a model of each of GPT-2's sizes is trained from nothing: options that `numpygpt train --preset` starts from.
 #:
 #: The learning rates are those of GPT-3's models of nearly the same sizes (Brown et al. 2020, arXiv:2005.14165,
-#: table 2.1: Small, Medium, Large and XL), and as there (appendix B) the cosine ends at a tenth of them; GPT-2's paper
-#: (Radford et al. 2019) does not tell its own. GPT-3's batches of half a million tokens and its warm-up over 375
-#: million are out of reach of a few cores. The book's repository trains its 124M model at 5e-4 in batches of 4 x 1024
-#: tokens (ch05/03_bonus_pretraining_on_gutenberg). Ours are of 8 x 1024 tokens, one sequence at a time, which needs the
-#: least memory, and the warm-up takes 100 steps.
+#: table 2.1: Small, Medium, Large and XL), and as there (appendix B) the cosine ends at a tenth of them. GPT-2's paper
+#: (Radford et al. 2019) does not give its learning rates. A few cores cannot compute GPT-3's batches of half a million
+#: tokens, nor its warm-up over 375 million tokens. The book's repository trains its 124M model at 5e-4 in batches of
+#: 4 x 1024 tokens (ch05/03_bonus_pretraining_on_gutenberg). Our batches are 8 x 1024 tokens, computed one sequence at
+#: a time, which needs the least memory, and the warm-up takes 100 steps.
 PRESETS: dict[str, dict[str, Any]] = {
     size: {"lr": lr, "min_lr": lr / 10, "warmup_steps": 100, "batch_size": 1, "accumulate": 8}
     for size, lr in (("gpt2-small", 6e-4), ("gpt2-medium", 3e-4), ("gpt2-large", 2.5e-4), ("gpt2-xl", 2e-4))
@@ -39,13 +39,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class Declaration(NamedTuple):
-    """What is said of an option beside its name, its type and its default.
+    """What is declared of an option in addition to its name, its type and its default.
 
     meaning      what it is, for the command's help
-    smallest     the least number that it may be; None: no limit is checked here
-    choices      the texts that it may be; None: any
+    smallest     the smallest number that it may be; None: no limit is checked here
+    choices      the texts that it may be; None: any text
     changeable   whether a resumed run may change it
-    metavar      what stands for its value in the command's help, where its name would not do
+    metavar      what stands for its value in the command's help; None: its name
     """
 
     meaning: str
@@ -62,9 +62,10 @@ def option(default: Any, meaning: str, **declared: Any) -> Any:
 
 @dataclass(frozen=True)
 class Options:
-    """What a training run does, beside the model's configuration. The defaults are those of the command line.
+    """The options of a training run, without the model's configuration. The defaults are those of the command line.
 
-    Raises InputError, which names the option, for a value of another type than declared or out of range.
+    Raises InputError, which names the option, for a value of another type than the declared one, and for a value that
+    is out of range.
     """
 
     text: tuple[str, ...] = option(
@@ -106,7 +107,7 @@ class Options:
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> "Options":
-        """The options that `to_dict` wrote; what is missing has its default. InputError for what is no option."""
+        """The options that `to_dict` wrote; a missing option has its default. InputError for any other name."""
         unexpected = [name for name in saved if name not in cls.__dataclass_fields__]
         if unexpected:
             raise InputError(f"{shortened(unexpected)} are no options of a training run")
@@ -119,8 +120,8 @@ class Options:
     def settled(self) -> "Options":
         """These options as a run keeps them, so that it can go on from another folder and for more steps.
 
-        The paths of files are absolute, and the length of the schedule is written down: a run that is made longer keeps
-        the learning rates that it has.
+        The paths of files become absolute, and the length of the schedule becomes a number, so that a run that is made
+        longer keeps its learning rates.
         """
         return replace(
             self,
@@ -130,11 +131,11 @@ class Options:
         )
 
     def read_text(self) -> str:
-        """The text to learn from."""
+        """The text to learn from. InputError if it cannot be read."""
         return read_text(self.text) if self.text else python_reference_text()
 
     def learning_rate(self, step: int) -> float:
-        """Of step 0, 1, ...; from the end of the schedule on, a cosine's rate stays at its minimum."""
+        """The learning rate of step 0, 1, ...; from the end of the schedule on, a cosine stays at its minimum."""
         if self.schedule == "constant":
             return constant(step, peak_lr=self.lr)
         return warmup_cosine(
@@ -147,7 +148,7 @@ class Options:
 
 
 def declaration(name: str) -> Declaration:
-    """What is declared of the option of this name."""
+    """The declaration of the option of this name."""
     found: Declaration = Options.__dataclass_fields__[name].metadata["declaration"]
     return found
 
@@ -157,7 +158,10 @@ def _absolute(path: str) -> str:
 
 
 def _checked(name: str, value: Any) -> Any:
-    """The value of the option of that name, as its type. InputError for one of another type or out of range."""
+    """The value of the option of this name, in its declared type.
+
+    Raises InputError for a value of another type, and for one that is out of range.
+    """
     kind, said = Options.__dataclass_fields__[name].type, declaration(name)
     if value is None and type(None) in get_args(kind):
         return None

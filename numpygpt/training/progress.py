@@ -8,17 +8,17 @@ from numpygpt.training.run import Evaluation, TrainingRun
 
 
 class Progress:
-    """Told by the training loop of each thing it does. Another way to show a run is a subclass of this one."""
+    """Shows a run. The training loop calls a method for each thing that it does; a subclass can show it otherwise."""
 
     def __init__(self) -> None:
-        from tqdm import tqdm  # here, so that a package that is missing is missed before the training
+        from tqdm import tqdm  # here, so that a missing package is found before the training
 
         self._new_bar: Any = tqdm
         self._losses: dict[str, str] = {}
 
     @contextmanager
     def of(self, run: TrainingRun) -> Iterator[None]:
-        """Show the run's bar as long as it goes on."""
+        """Within the `with`, show the bar of the run."""
         total = run.options.steps * run.tokens_per_step
         with self._new_bar(
             total=total, initial=run.tokens_seen, unit="token", unit_scale=True, dynamic_ncols=True
@@ -30,12 +30,12 @@ class Progress:
         self._new_bar.write(line)
 
     def stepped(self, run: TrainingRun, loss: float, seconds: float) -> None:
-        """A step was taken: its loss in nats a token, and how long it took."""
+        """A step was taken. It had this loss, in nats a token, and took so many seconds."""
         self._bar.update(run.tokens_per_step)
         self.show(run, loss=loss)
 
     def evaluated(self, run: TrainingRun, evaluation: Evaluation, seconds: float) -> None:
-        """The run was evaluated, which took so long."""
+        """The run was evaluated, which took so many seconds."""
         self.show(run, val=evaluation.val_loss)
         self.write(
             f"step {evaluation.step}: training loss {evaluation.train_loss:.3f}, "
@@ -43,14 +43,14 @@ class Progress:
         )
 
     def sampled(self, run: TrainingRun, text: str, seconds: float) -> None:
-        """The model wrote this text, which took so long."""
+        """The model wrote this text, which took so many seconds."""
         self.write(f"step {run.step}: {text}")
 
     def saving(self, run: TrainingRun) -> None:
         """A checkpoint is about to be written."""
 
     def show(self, run: TrainingRun, **losses: float) -> None:
-        """Show the step, these losses and the others as they were, on the bar."""
+        """Show on the bar the step and these losses by name; the others stay as they were."""
         self._losses |= {name: f"{loss:.3f}" for name, loss in losses.items()}
         self._bar.set_description(f"step {run.step}/{run.options.steps}", refresh=False)
         self._bar.set_postfix(self._losses)

@@ -1,12 +1,12 @@
-"""A training run: where it stands, and what it saves.
+"""A training run: how far it has come, and what it saves.
 
-    DIR/checkpoint.safetensors        the run after its last step, or as it was saved last
+    DIR/checkpoint.safetensors        the run as it was saved last, which is after its last step if it has ended
     DIR/best/checkpoint.safetensors   the run as it was when its validation loss was lowest
     DIR/losses.png                    the loss curves
 
-Everything that the next step depends on is in every checkpoint: the weights, the optimizer, the random generator and
-the position in the text (the backend's sections), the options, the step and the history (the section "run"). So a run
-that was stopped and resumed is the run that never stopped, bit for bit.
+Every checkpoint has everything that the next step depends on: the weights, the optimizer, the random generator and the
+position in the text (the backend's sections), and the options, the step and the history (the section "run"). So a run
+that is stopped and resumed gives the same, bit for bit, as a run that never stopped.
 """
 
 import math
@@ -32,7 +32,7 @@ from numpygpt.training.options import Options
 
 #: The section of a checkpoint that this module writes and reads.
 SECTION = "run"
-#: The folder, in that of the run, of the checkpoint with the lowest validation loss.
+#: The folder of the checkpoint with the lowest validation loss, within the folder of the run.
 BEST = "best"
 TRAIN_SHARE = 0.9
 
@@ -57,12 +57,15 @@ class Evaluation:
 
 
 class TrainingRun:
-    """A run at some step. `start` begins one, `resume` continues one from its checkpoint.
+    """A run at some step. `start` begins one, and `resume` continues one from its checkpoint.
 
-    options       settled (`Options.settled`)
-    backend       what computes, and owns the model, the optimizer, the batches and the random draws
-    step          optimizer steps done
-    tokens_seen   tokens trained on
+    options       the settled options (`Options.settled`)
+    config        the model's configuration
+    directory     the folder of the run
+    backend       what computes; it has the model, the optimizer, the batches and the random draws
+    text_sha256   the SHA-256 of the text, in UTF-8
+    step          how many optimizer steps are done
+    tokens_seen   how many tokens these steps were trained on
     history       the evaluations so far
     saved_step    the step of the checkpoint in the folder; None as long as this run has none there
     """
@@ -83,8 +86,8 @@ class TrainingRun:
     ) -> "TrainingRun":
         """A new run, computed by this kind of backend.
 
-        InputError if the directory already holds a checkpoint, unless it may be overwritten, and if none could be
-        written: better before the training than after it.
+        Raises InputError if the directory already holds a checkpoint that may not be overwritten, and if no checkpoint
+        can be written there. It is better to find this out before the training than after it.
         """
         refuse_another_run(directory, overwrite=overwrite)
         text = options.read_text()
@@ -96,10 +99,10 @@ class TrainingRun:
     def resume(cls, backend: type[Backend], directory: Path, **changes: Any) -> "TrainingRun":
         """The run whose checkpoint is in `directory`, at the step of that checkpoint, computed by this kind of backend.
 
-        changes   options to replace, e.g. `steps` to train for longer
+        changes   options to replace: for example `steps`, to train for longer
 
-        InputError if there is no checkpoint of a run, if the text is not the one that the run learns from, and for
-        fewer steps than it has done.
+        Raises InputError if there is no checkpoint of a run, if the text is not the one that the run learns from, and
+        for fewer steps than it has done.
         """
         saved = read_checkpoint(directory)
         if SECTION not in saved:
@@ -123,7 +126,7 @@ class TrainingRun:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that one optimizer step trains on."""
+        """How many tokens one optimizer step is trained on."""
         return self.options.accumulate * self.options.batch_size * self.config.context_length
 
     @property
@@ -133,14 +136,14 @@ class TrainingRun:
 
     @property
     def best_step(self) -> int | None:
-        """The step with the lowest validation loss, if one was evaluated; the untrained model does not count."""
+        """The step with the lowest validation loss, or None. Step 0, the untrained model, does not count."""
         trained = [entry for entry in self.history if entry.step]
         return min(trained, key=lambda entry: entry.val_loss).step if trained else None
 
     def train_step(self) -> float:
-        """One optimizer step; returns its loss.
+        """Take one optimizer step; returns its loss, in nats a token.
 
-        Raises InputError for a loss or gradients that are not finite; the step is not taken then.
+        Raises InputError, and does not take the step, if the backend finds that something is not finite.
         """
         try:
             loss = self.backend.step(self.options.learning_rate(self.step))
@@ -151,7 +154,10 @@ class TrainingRun:
         return loss
 
     def evaluate(self) -> Evaluation:
-        """The losses now, appended to the history. InputError if one is not finite; then nothing is appended."""
+        """The losses of the model as it is now; they are appended to the history.
+
+        Raises InputError, and appends nothing, if one of them is not finite.
+        """
         train_loss, val_loss = self.backend.evaluate()
         if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
             raise self._diverged(f"the losses are {train_loss} and {val_loss}")
@@ -164,10 +170,10 @@ class TrainingRun:
         return self.backend.sample(self.options.sample_prompt)
 
     def save(self) -> Path:
-        """Write the checkpoint in place of the last one; returns its path.
+        """Write the checkpoint in the place of the last one; returns its path.
 
-        Raises InputError, and leaves the last one as it was, if the model has come to weights that are not finite or
-        whose loss is not: nobody could go on from them.
+        Raises InputError, and leaves the last one as it was, if the weights or their loss are not finite: nobody could
+        go on from such weights.
         """
         evaluated_now = bool(self.history) and self.history[-1].step == self.step
         if not evaluated_now and not math.isfinite(loss := self.backend.probe()):
@@ -177,11 +183,11 @@ class TrainingRun:
         return path
 
     def save_best(self) -> Path:
-        """Write the run as its best so far, beside its last checkpoint; returns its path."""
+        """Write the run as the best so far, beside its last checkpoint; returns the path."""
         return self._write(self.directory / BEST)
 
     def plot(self) -> Path:
-        """Draw the loss curves so far into losses.png beside the checkpoint; returns its path."""
+        """Draw the loss curves so far, in losses.png beside the checkpoint; returns the path."""
         path = self.directory / "losses.png"
         plot_losses(
             [entry.epochs_seen for entry in self.history],
@@ -194,7 +200,7 @@ class TrainingRun:
 
     def _write(self, directory: Path) -> Path:
         if not self._has_written:
-            (self.directory / BEST / FILE_NAME).unlink(missing_ok=True)  # of a run that this one replaces
+            (self.directory / BEST / FILE_NAME).unlink(missing_ok=True)  # it is of a run that this one replaces
         try:
             path = write_checkpoint(directory, {**self.backend.state(), SECTION: self._section()})
         except InputError as error:
@@ -240,7 +246,7 @@ class TrainingRun:
 
 
 def make_writable(directory: Path) -> None:
-    """Make the folder, if it is not there. InputError if files cannot be written to it."""
+    """Make the folder if it is not there. InputError if files cannot be written to it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
@@ -250,7 +256,7 @@ def make_writable(directory: Path) -> None:
 
 
 def refuse_another_run(directory: Path, *, overwrite: bool) -> None:
-    """InputError if the folder holds a checkpoint that may not be overwritten, or cannot be looked into."""
+    """Raise InputError if the folder holds a checkpoint that may not be overwritten, or cannot be searched for one."""
     try:
         is_there = (directory / FILE_NAME).exists()
     except OSError as error:
@@ -273,7 +279,7 @@ def _task(options: Options, config: GPTConfig, text: str) -> Task:
 
 
 def _same_text(options: Options, directory: Path, expected_sha256: str) -> str:
-    """The text of a run that is resumed. InputError if it cannot be read, or is not the one the run learned from."""
+    """The text of a run that is resumed. InputError if it cannot be read, or if the run learned from another text."""
     source = ", ".join(options.text) or "the language reference of this Python"
     try:
         text = options.read_text()

@@ -9,11 +9,11 @@ def constant(step: int, *, peak_lr: float) -> float:
 
 
 def warmup_cosine(step: int, *, peak_lr: float, warmup_steps: int, total_steps: int, min_lr: float = 0.0) -> float:
-    """Learning rate of step 0, 1, ...: linear up to peak_lr over warmup_steps, then a half cosine down to min_lr.
+    """The learning rate of step 0, 1, ...: linear up to peak_lr over warmup_steps, then half a cosine down to min_lr.
 
-    Goyal et al. 2017 (arXiv:1706.02677, section 2.2) for the warm-up; Loshchilov & Hutter 2017 (arXiv:1608.03983,
-    equation 5) for the cosine. The first step has peak_lr / warmup_steps. From total_steps on, or from the end of a
-    warm-up that takes longer, it is min_lr.
+    The warm-up is that of Goyal et al. 2017 (arXiv:1706.02677, section 2.2), and the cosine that of Loshchilov & Hutter
+    2017 (arXiv:1608.03983, equation 5). The first step has the rate peak_lr / warmup_steps. From total_steps on, or
+    from the end of a warm-up that takes longer, the rate is min_lr.
     """
     if step < warmup_steps:
         return peak_lr * (step + 1) / warmup_steps

@@ -1,4 +1,4 @@
-"""One step of training, of one or several micro-batches."""
+"""One step of training, on one or several micro-batches."""
 
 import math
 from collections.abc import Sequence
@@ -19,10 +19,13 @@ Batch = tuple[Array, Array]
 def loss_and_grads_of(
     model: GPTModel, micro_batches: Sequence[Batch], *, rng: RandomSource | None = None
 ) -> tuple[float, dict[str, Array]]:
-    """Loss and gradients of several micro-batches as of one batch of them all, with the activations of one at a time.
+    """The loss, in nats a token, and the gradients {name: gradient} of one batch that is cut into micro-batches.
 
-    Each micro-batch counts by its number of targets, so that a target weighs the same wherever it stands; a plain mean
-    of the micro-batches' means would not do that. With one micro-batch this is `model.loss_and_grads`.
+    Only the activations of one micro-batch are in memory at a time. Each micro-batch is weighted by its number of
+    targets, so that every target has the same weight in the result. A plain mean of the micro-batches' means would not
+    do that. With one micro-batch this is `model.loss_and_grads`.
+
+    rng   draws the dropout masks; None: no dropout
     """
     counts = [int(np.count_nonzero(np.asarray(targets) != cross_entropy.IGNORE_INDEX)) for _, targets in micro_batches]
     total_loss = 0.0
@@ -49,9 +52,13 @@ def training_step(
     rng: RandomSource | None = None,
     max_norm: float | None = None,
 ) -> float:
-    """One step of the optimizer on the micro-batches' common gradient, clipped to max_norm if given; returns the loss.
+    """Take one step of the optimizer on the gradients of the micro-batches together; returns the loss, in nats a token.
 
-    Raises InputError, with the weights unchanged, when the loss is not finite.
+    rng        draws the dropout masks; None: no dropout
+    max_norm   clip the gradients to this norm; None: they are not clipped
+
+    Raises InputError, with the weights unchanged, if the loss is not finite, or if the norm of gradients that are
+    clipped is not finite.
     """
     loss, grads = loss_and_grads_of(model, micro_batches, rng=rng)
     if not math.isfinite(loss):
