@@ -1,4 +1,4 @@
-"""torchgpt: the PyTorch twin of numpygpt. The book's model and functions on tensors, with numpygpt's names.
+"""torchgpt, the PyTorch twin of numpygpt: the book's model and functions on tensors, with numpygpt's names.
 
     import torch
     from torchgpt import GPT_CONFIG_124M, GPTModel
@@ -9,8 +9,7 @@
 `torchgpt.model` is the model, `torchgpt.generation` and `torchgpt.training` are the book's functions, and
 `torchgpt.bridge` turns a numpygpt model into a torchgpt model and back.
 
-Importing torchgpt is quick, because each name is imported from its module when it is first used; only then PyTorch is
-loaded.
+Importing torchgpt is quick: each name is imported from its module when it is used, and PyTorch is loaded only then.
 """
 
 from importlib import import_module

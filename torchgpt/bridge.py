@@ -1,6 +1,6 @@
-"""Between NumPy and PyTorch: a model as its twin, name by name, and NumPy's dropout masks in a PyTorch model.
+"""The bridge between NumPy and PyTorch: the twin of a model, name by name, and given dropout masks in a PyTorch model.
 
-Twins share memory: an optimizer step on either is seen by the other. With `copy=True` they go separate ways.
+Twins share memory, so an optimizer step on one changes the other too. With `copy=True` they do not share it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,9 +25,10 @@ DTYPES = ("float32", "float64")
 
 
 def to_torch(numpy_model: NumpyGPTModel, *, copy: bool = False, attention: str = "math") -> GPTModel:
-    """The PyTorch twin of a NumPy model, on the CPU, in evaluation mode: NumPy's drops nothing unasked.
+    """The PyTorch twin of a NumPy model, on the CPU.
 
-    Without `copy` the parameters are the NumPy arrays' own memory (a read-only array is copied). Nothing is
+    It is in evaluation mode, because a NumPy model too drops nothing unless it is asked to.
+    Without `copy`, the parameters use the memory of the NumPy arrays (a read-only array is copied). Nothing is
     drawn from PyTorch's random generator.
 
     Raises InputError for parameters that are neither float32 nor float64.
@@ -38,18 +39,18 @@ def to_torch(numpy_model: NumpyGPTModel, *, copy: bool = False, attention: str =
         name: torch.from_numpy(array.copy() if copy or not array.flags.writeable else array)
         for name, array in arrays.items()
     }
-    with torch.random.fork_rng(devices=[]):  # the weights it draws are replaced at once
+    with torch.random.fork_rng(devices=[]):  # the weights that it draws are replaced at once
         torch_model = GPTModel(numpy_model.config, attention)
     torch_model.load_state_dict(tensors, assign=True)
     return torch_model.eval()
 
 
 def to_numpy(torch_model: nn.Module, *, copy: bool = False) -> NumpyGPTModel:
-    """The NumPy twin of a `torchgpt.GPTModel`, or of a model made of the book's own classes.
+    """The NumPy twin of a `torchgpt.GPTModel`, or of a model that is made of the book's own classes.
 
-    Without `copy` the parameters are the tensors' own memory; tensors on another device are brought to the
-    CPU, which copies. PyTorch keeps queries', keys' and values' weights apart, so a twin on its memory takes three
-    products where a copied one, which has them in one array, takes one.
+    Without `copy`, the parameters use the memory of the tensors, except that tensors on another device are copied to
+    the CPU. PyTorch keeps the weights of queries, keys and values apart, so a twin that shares them takes three
+    products. A copy has them in one array, and takes one product.
 
     Raises InputError for a model whose parameters have other names (missing and unexpected ones are listed),
     and for parameters that are not all float32 or all float64.
@@ -71,8 +72,8 @@ def dropout_masks(torch_model: GPTModel, masks: DropoutMasks) -> Iterator[GPTMod
     """Within the `with`, the model's dropouts keep what `masks` says, in training and in evaluation mode.
 
     `masks` is a `numpygpt.model.body.DropoutMasks`, as NumPy's forward takes it: `.embedding` (B, T, D), and for
-    each block `.blocks[i].attention` (B, H, T, T), `.after_attention` and `.after_feed_forward` (B, T, D).
-    Booleans, True where an element stays; None keeps all. Each forward uses each mask once.
+    each block `.blocks[i].attention` (B, H, T, T), `.after_attention` and `.after_feed_forward` (B, T, D). A mask
+    holds booleans, which are True for the elements that stay; None keeps all. Each forward uses each mask once.
 
     Raises InputError for a model with attention="sdpa", whose kernel draws its own mask.
     """
@@ -97,7 +98,7 @@ def dropout_masks(torch_model: GPTModel, masks: DropoutMasks) -> Iterator[GPTMod
 
 
 class _GivenDropout(nn.Module):
-    """Dropout by given masks, one a call, in turn: a block's `drop_shortcut` is called at two sites."""
+    """Dropout by given masks, taken in turn, one for each call: a block calls `drop_shortcut` at two sites."""
 
     def __init__(self, keeps: Sequence[Array | Tensor | None], drop_rate: float):
         super().__init__()
@@ -110,7 +111,7 @@ class _GivenDropout(nn.Module):
 
 
 def _check_dtypes(dtypes: Mapping[str, str]) -> None:
-    """Raise InputError unless every parameter has the first one's dtype, float32 or float64."""
+    """Raise InputError unless all parameters have one dtype, float32 or float64."""
     expected = next(iter(dtypes.values()))
     if expected not in DTYPES:
         expected = " or ".join(DTYPES)
@@ -144,7 +145,7 @@ def _check_names(names: list[str], torch_model: nn.Module) -> None:
 
 
 def _config_of(torch_model: Any) -> GPTConfig:
-    """The configuration of a model made of the book's classes or ours, read off its modules."""
+    """The configuration of a model that is made of the book's classes or ours, found from its modules."""
     attention = torch_model.trf_blocks[0].att
     return GPTConfig(
         vocab_size=torch_model.tok_emb.num_embeddings,

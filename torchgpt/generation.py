@@ -1,7 +1,7 @@
-"""The book's decoding functions on tensors (chapters 4 and 5), with the faults of its `generate` put right.
+"""The book's decoding functions on tensors (chapters 4 and 5). Two faults of its `generate` are corrected.
 
-Text is one row of token ids (1, T) on its way in and out; the generating functions take any batch (B, T). A
-model decodes in the mode it is in: call `model.eval()` first to decode without dropout.
+The functions for text give and take one row of token ids (1, T); the generating functions take any batch (B, T).
+A model decodes in the mode that it is in: call `model.eval()` first to decode without dropout.
 """
 
 import math
@@ -17,12 +17,12 @@ from numpygpt.errors import InputError
 
 
 def text_to_token_ids(text: str, tokenizer: Any) -> Integer[Tensor, "1 T"]:
-    """The token ids of `text` as a batch of one, int64. `<|endoftext|>` is the tokenizer's special token."""
+    """The token ids of `text` as a batch of one, int64. `<|endoftext|>` becomes the tokenizer's special token."""
     return torch.from_numpy(numpygpt_tokenizer.text_to_token_ids(text, tokenizer))
 
 
 def token_ids_to_text(token_ids: Integer[Tensor, "..."], tokenizer: Any) -> str:
-    """The text of one sequence of token ids, (1, T) or (T). Raises InputError as its namesake in numpygpt."""
+    """The text of one sequence of token ids, (1, T) or (T). Raises InputError as its namesake in numpygpt does."""
     return numpygpt_tokenizer.token_ids_to_text(token_ids.numpy(force=True), tokenizer)
 
 
@@ -31,7 +31,7 @@ def generate_text_simple(
 ) -> Integer[Tensor, "B _"]:
     """`idx` and then `max_new_tokens` tokens, each the most likely one after the last `context_size` tokens.
 
-    Returns ids (B, T + max_new_tokens). Raises InputError as `generate`.
+    Returns ids (B, T + max_new_tokens). Raises InputError as `generate` does.
     """
     return generate(model, idx, max_new_tokens, context_size)
 
@@ -48,17 +48,17 @@ def generate(
 ) -> Integer[Tensor, "B _"]:
     """`idx` and then up to `max_new_tokens` tokens, each chosen after the last `context_size` tokens.
 
-    temperature   0 takes the most likely token; above 0 samples from softmax(logits / temperature), with
+    temperature   0: take the most likely token; above 0: sample from softmax(logits / temperature), with
                   PyTorch's default generator
-    top_k         choose among the k largest logits only; of equal ones, the lowest ids
-    eos_id        a row stops when it chooses this id; a stopped row is filled with it until every row has
-                  stopped; the step at which the last row stops is not appended, so a single row ends before
+    top_k         choose only among the k largest logits; of equal logits, the lowest ids are taken first
+    eos_id        a row stops when it chooses this id. A stopped row is filled with it until every row has
+                  stopped. The step at which the last row stops is not appended, so a single row ends before
                   its eos
 
-    Unlike the book's listing, it stops each row of a batch at that row's own eos, and keeps exactly k tokens
-    where logits tie.
+    The book's listing differs in two things. It knows no rows that stop at different steps, and if logits tie it may
+    keep more than k tokens.
 
-    Raises InputError for a prompt without tokens and for a number out of range.
+    Raises InputError for a prompt without tokens, and for a number that is out of range.
     """
     if idx.shape[1] == 0:
         raise InputError("the prompt has no tokens; expected at least one to continue from")
@@ -80,7 +80,7 @@ def generate(
 
 
 def _choose(logits: Float[Tensor, "B V"], temperature: float, top_k: int | None) -> Integer[Tensor, "B 1"]:
-    """One token id a row."""
+    """One token id for each row."""
     if top_k is not None:
         logits = logits.masked_fill(~_largest(logits, top_k), -math.inf)
     if temperature == 0:
@@ -89,7 +89,7 @@ def _choose(logits: Float[Tensor, "B V"], temperature: float, top_k: int | None)
 
 
 def _largest(logits: Float[Tensor, "B V"], k: int) -> Bool[Tensor, "B V"]:
-    """True at the k largest logits of each row (at all of them when k > V); of equal ones, the lowest ids."""
+    """True for the k largest logits of each row (all, if k > V). Of equal logits, the lowest ids are taken first."""
     if k < 1:
         raise InputError(f"top_k is {k}; expected at least 1, or None for every token")
     k = min(k, logits.shape[-1])
@@ -101,9 +101,9 @@ def _largest(logits: Float[Tensor, "B V"], k: int) -> Bool[Tensor, "B V"]:
 
 
 def softmax_with_temperature(logits: Float[Tensor, "*rows V"], temperature: float) -> Float[Tensor, "*rows V"]:
-    """softmax(logits / temperature) over the last axis: below 1 sharper, above 1 flatter.
+    """softmax(logits / temperature) over the last axis. A temperature below 1 makes it sharper, one above 1 flatter.
 
-    Raises InputError for a temperature that is not above 0.
+    Raises InputError for a temperature that is not above 0 or not finite.
     """
     if not 0 < temperature < math.inf:
         raise InputError(f"temperature is {temperature}; expected a number above 0")
@@ -111,9 +111,9 @@ def softmax_with_temperature(logits: Float[Tensor, "*rows V"], temperature: floa
 
 
 def print_sampled_tokens(probas: Float[Tensor, "V"], inverse_vocab: Sequence[str] | dict[int, str]) -> None:
-    """Print how often each token comes up in 1000 draws with seed 123, a line a token: `73 x closer`.
+    """Print how often each token comes up in 1000 draws with seed 123, in a line for each token: `73 x closer`.
 
-    Drawn from a generator of its own; the book's listing seeds the default one, which gives the same numbers.
+    A generator of its own draws them. The book's listing seeds the default generator, which gives the same draws.
     """
     generator = torch.Generator(probas.device).manual_seed(123)
     drawn = torch.cat([torch.multinomial(probas, num_samples=1, generator=generator) for _ in range(1000)])

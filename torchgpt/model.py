@@ -1,16 +1,16 @@
 """The GPT of "Build a Large Language Model (From Scratch)", chapter 4, as PyTorch modules: NumPy's twin.
 
-Class and attribute names are the book's, so the state dict has the book's names in the book's order, and the
-modules are created in its order, so that `torch.manual_seed(123); GPTModel(cfg)` holds the book's weights.
-Letters as in `numpygpt.shapes`: B batch, T tokens, D emb_dim, H heads, K head_dim, F = 4 D, V vocab_size.
+The names of classes and attributes are the book's, so the state dict has the book's names in the book's order. The
+modules are created in the book's order, so `torch.manual_seed(123); GPTModel(cfg)` holds the book's weights. The
+letters are those of `numpygpt.shapes`: B batch, T tokens, D emb_dim, H heads, K head_dim, F = 4 D, V vocab_size.
 
-Differences from the book's listings, each for a reason:
+The model differs from the book's listings in these things:
 
-- the causal mask is made for the T tokens at hand, so the state dict holds parameters only; the buffers
+- the causal mask is made for the T tokens of the input, so the state dict holds only parameters; the buffers
   `att.mask` of the book's own `.pth` files are ignored;
 - attention scores are scaled before they are masked, so that `attn_scores` is the same tensor as NumPy's;
-- GELU's constant sqrt(2/pi) is float64 for a float64 input: the book's, always float32, caps its accuracy;
-- `attention="sdpa"` attends in PyTorch's fused kernel, and `tie_weights` shares the embedding with the head;
+- GELU's constant sqrt(2/pi) is float64 for a float64 input; the book's is always float32, which limits the accuracy;
+- `attention="sdpa"` computes attention in PyTorch's fused kernel, and `tie_weights` shares the embedding with the head;
 - `position="sinusoidal"` puts fixed sines and cosines in the place of learned positions;
 - every forward takes a watch, which is told each named activation (`numpygpt.watch`).
 """
@@ -48,10 +48,10 @@ class LayerNorm(nn.Module):
 
 
 class SinusoidalPositions(nn.Module):
-    """Sines and cosines in place of a learned `nn.Embedding` of positions (Vaswani et al. 2017, section 3.5).
+    """Sines and cosines in the place of a learned `nn.Embedding` of positions (Vaswani et al. 2017, section 3.5).
 
-    Feature 2i of position t is sin(t / 10000^(2i / D)), feature 2i + 1 the cosine. No parameter and no buffer: computed
-    in float64 where they are needed, so that a model of any dtype gets them rounded once.
+    Feature 2i of position t is sin(t / 10000^(2i / D)), and feature 2i + 1 is the cosine. They are neither a parameter
+    nor a buffer: each forward computes them in float64, so that a model of any dtype gets them rounded once.
     """
 
     def __init__(self, num_embeddings: int, embedding_dim: int):
@@ -74,7 +74,7 @@ class GELU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear(D, F), GELU, Linear(F, D) at every position by itself."""
+    """Linear(D, F), GELU and Linear(F, D), applied to each position alone."""
 
     def __init__(self, cfg: GPTConfig):
         super().__init__()
@@ -94,9 +94,8 @@ class FeedForward(nn.Module):
 class MultiHeadAttention(nn.Module):
     """Causal self-attention in H heads (Vaswani et al. 2017, section 3.2).
 
-    attention="math" is the book's explicit product; "sdpa" is `F.scaled_dot_product_attention`, whose kernel
-    keeps the (B, H, T, T) tensors to itself, so that a watch is not told attn_scores, attn_weights and
-    dropout.
+    attention="math" computes the products as the book writes them. "sdpa" is `F.scaled_dot_product_attention`. Its
+    kernel does not show the (B, H, T, T) tensors, so a watch is not told attn_scores, attn_weights and dropout.
     """
 
     def __init__(self, cfg: GPTConfig, attention: str = "math"):
@@ -157,7 +156,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention, then feed-forward, each behind a norm and beside a shortcut (Radford et al. 2019)."""
+    """Attention and then feed-forward, each after a norm and with a shortcut around it (Radford et al. 2019)."""
 
     def __init__(self, cfg: GPTConfig, attention: str = "math"):
         super().__init__()
@@ -182,14 +181,14 @@ class TransformerBlock(nn.Module):
 
 
 class GPTModel(nn.Module):
-    """The book's GPT: token ids (B, T), T <= context_length, to logits (B, T, V).
+    """The book's GPT: from token ids (B, T), with T <= context_length, to logits (B, T, V).
 
     cfg        a GPTConfig, or a dict with the book's seven keys (and, optionally, tie_weights and position)
-    attention  "math", the book's explicit product, or "sdpa", PyTorch's fused kernel
+    attention  "math": as the book writes it; "sdpa": PyTorch's fused kernel
 
-    With tie_weights, `tok_emb.weight` is `out_head.weight`, one Parameter, and starts as the head draws it:
-    with an embedding's N(0, 1) the first logits would be far too large. Both are drawn, so a seed leaves the
-    generator in the same state, tied or not.
+    With tie_weights, `tok_emb.weight` and `out_head.weight` are one Parameter. It starts with the values that are drawn
+    for the head: with those of the embedding, N(0, 1), the first logits would be far too large. Both are drawn, so
+    the generator ends in the same state, tied or not.
 
     Raises InputError for an unusable configuration, an unknown kind of attention, and too many tokens.
     """
@@ -237,11 +236,11 @@ class GPTModel(nn.Module):
         return logits
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As `nn.Module.load_state_dict`; the `trf_blocks.{i}.att.mask` of the book's files are ignored.
+        """As `nn.Module.load_state_dict`, but the `trf_blocks.{i}.att.mask` of the book's files are ignored.
 
         A tied model also loads a state dict without `out_head.weight`, and stays tied with `assign=True`.
 
-        Raises InputError when a tied model is given a head that differs from the embedding.
+        Raises InputError if a tied model is given a head that differs from the embedding.
         """
         tensors = {name: tensor for name, tensor in state_dict.items() if not name.endswith(".att.mask")}
         if self.config.tie_weights and "tok_emb.weight" in tensors:

@@ -1,7 +1,7 @@
 """The book's data loader and training functions on tensors (chapters 2 and 5).
 
-They draw from PyTorch's default generator exactly as the book's listings do, so that a seed gives the book's
-batches, masks and losses.
+They draw from PyTorch's default generator exactly as the book's listings do, so a seed gives the book's batches,
+masks and losses.
 """
 
 from itertools import islice
@@ -42,10 +42,10 @@ def create_dataloader_v1(
     *,
     tokenizer: Any = None,
 ) -> DataLoader:
-    """The book's loader: batches (inputs, targets), both (batch_size, max_length) int64, of windows of `txt`.
+    """The book's loader: batches (inputs, targets) of windows of `txt`, both (batch_size, max_length) int64.
 
-    A window starts every `stride` tokens; its targets are the window one token later. `tokenizer` defaults to
-    GPT-2's. Raises InputError as `numpygpt.data.GPTDatasetV1`, which cuts the windows.
+    A window starts every `stride` tokens. Its targets are the window that starts one token later. `tokenizer` is
+    GPT-2's by default. Raises InputError as `numpygpt.data.windows.GPTDatasetV1` does, which cuts the windows.
     """
     windows = GPTDatasetV1(txt, tokenizer or get_tokenizer("gpt2"), max_length, stride)
     return DataLoader(
@@ -71,7 +71,7 @@ def calc_loss_batch(
 def calc_loss_loader(
     data_loader: DataLoader, model: nn.Module, device: torch.device | str, num_batches: int | None = None
 ) -> float:
-    """The mean of `calc_loss_batch` over the first `num_batches` batches, or over all; NaN for no batch."""
+    """The mean of `calc_loss_batch` over the first `num_batches` batches, or over all; NaN if there is no batch."""
     n_batches = len(data_loader) if num_batches is None else min(num_batches, len(data_loader))
     if n_batches == 0:
         return float("nan")
@@ -87,9 +87,9 @@ def evaluate_model(
     device: torch.device | str,
     eval_iter: int,
 ) -> tuple[float, float]:
-    """The training and validation loss over `eval_iter` batches each, without dropout.
+    """The training and the validation loss, each over `eval_iter` batches, in nats a token, without dropout.
 
-    Leaves the model in training mode.
+    The model is in training mode afterwards.
     """
     model.eval()
     with torch.no_grad():
@@ -102,9 +102,9 @@ def evaluate_model(
 def sample_text(
     model: GPTModel, tokenizer: Any, device: torch.device | str, start_context: str, max_new_tokens: int = 50
 ) -> str:
-    """`start_context` and the likeliest tokens after it, on one line.
+    """`start_context` and `max_new_tokens` more tokens, each the likeliest after those before it, on one line.
 
-    Leaves the model in training mode.
+    The model is in training mode afterwards.
     """
     model.eval()
     token_ids = generate_text_simple(
@@ -118,9 +118,9 @@ def sample_text(
 
 
 def generate_and_print_sample(model: GPTModel, tokenizer: Any, device: torch.device | str, start_context: str) -> None:
-    """Print `start_context` and the 50 likeliest tokens after it on one line.
+    """Print `start_context` and 50 more tokens, each the likeliest after those before it, on one line.
 
-    Leaves the model in training mode.
+    The model is in training mode afterwards.
     """
     print(sample_text(model, tokenizer, device, start_context))
 
@@ -132,7 +132,7 @@ def training_step(
     target_batch: Integer[Tensor, "B T"],
     device: torch.device | str,
 ) -> Float[Tensor, ""]:
-    """One step of the optimizer on a batch; returns its loss."""
+    """Take one step of the optimizer on a batch; returns the loss, in nats a token."""
     optimizer.zero_grad()
     loss = calc_loss_batch(input_batch, target_batch, model, device)
     loss.backward()
@@ -152,9 +152,11 @@ def train_model_simple(
     start_context: str,
     tokenizer: Any,
 ) -> tuple[list[float], list[float], list[int]]:
-    """Train for `num_epochs` passes; print the losses every `eval_freq` steps and a sample after each pass.
+    """Train for `num_epochs` epochs. Print a line of losses every `eval_freq` steps, and a sample after each epoch.
 
-    Returns train_losses, val_losses and track_tokens_seen, an entry for each printed line.
+    eval_iter   how many batches an evaluation takes, of training and of validation
+
+    Returns train_losses and val_losses, in nats a token, and track_tokens_seen, with an entry for each line of losses.
     """
     train_losses: list[float] = []
     val_losses: list[float] = []

@@ -1,1 +1,1 @@
-"""How far NumPy's tensors are from PyTorch's, and how far rounding alone may take them."""
+"""Checks of NumPy's tensors against PyTorch's: how far they are apart, and how far rounding alone may move them."""

@@ -1,8 +1,8 @@
-"""The oracle of each operation: what PyTorch computes in its place, whose gradients are autograd's.
+"""The oracle of each operation: a function that computes the same in PyTorch, so that autograd gives its gradients.
 
-An oracle takes the arguments and options of the operation's forward, with tensors for arrays, but for the options
-`WITHOUT_EFFECT`. It returns the output, and {path in Saved: tensor} of what the backward gets saved that is neither an
-argument nor the output. `ORACLES` has them by the operations' names.
+An oracle takes the arguments and options of the operation's forward, with tensors in the place of arrays, except the
+options `WITHOUT_EFFECT`. It returns the output, and {path in Saved: tensor} of what the forward saves for the backward,
+except arguments and the output. `ORACLES` has the oracles by the names of the operations.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
 
-#: Options that say what is computed, and in which order, but change no number.
+#: Options that say what is computed, and in which order, but change no value.
 WITHOUT_EFFECT = {"tile", "wanted", "trained", "wants_x", "recompute"}
 
 Outcome = tuple[Tensor, Mapping[str, Tensor]]
@@ -25,36 +25,36 @@ Outcome = tuple[Tensor, Mapping[str, Tensor]]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Outcome:
-    """PyTorch's own."""
+    """This is PyTorch's own function."""
     return F.linear(x, weight, bias), {}
 
 
 def embedding(ids: Tensor, weight: Tensor) -> Outcome:
-    """PyTorch's own."""
+    """This is PyTorch's own function."""
     return F.embedding(ids, weight), {}
 
 
 def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, *, eps: float = 1e-5) -> Outcome:
-    """Written out, for what is saved."""
+    """The formula is written out, because what is saved is needed too."""
     inv_std = 1 / torch.sqrt(x.var(dim=-1, keepdim=True, unbiased=False) + eps)
     normalized = (x - x.mean(dim=-1, keepdim=True)) * inv_std
     return scale * normalized + shift, {"normalized": normalized, "inv_std": inv_std}
 
 
 def gelu(x: Tensor) -> Outcome:
-    """Written out, for what is saved."""
+    """The formula is written out, because what is saved is needed too."""
     s = 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     return x * s, {"s": s}
 
 
 def softmax(x: Tensor) -> Outcome:
-    """PyTorch's own, but 0 for a row of -inf alone, where PyTorch has NaN."""
+    """This is PyTorch's own function, except that a row of only -inf gives 0, for which PyTorch gives NaN."""
     nothing = x.isneginf().all(dim=-1, keepdim=True)
     return torch.softmax(x.masked_fill(nothing, 0), dim=-1).masked_fill(nothing, 0), {}
 
 
 def dropout(x: Tensor, keep: Tensor | None, *, drop_rate: float) -> Outcome:
-    """With the mask given, for PyTorch's own draws one."""
+    """The mask is given; PyTorch's own function would draw one."""
     return (x if keep is None else x * keep / (1 - drop_rate)), {}
 
 
@@ -67,7 +67,7 @@ def attention(
     keep: Tensor | None = None,
     drop_rate: float = 0.0,
 ) -> Outcome:
-    """Written out, for what is saved."""
+    """The formula is written out, because what is saved is needed too."""
     attn_weights, _ = softmax(_masked_scores(queries, keys, visible))
     dropped_weights, _ = dropout(attn_weights, keep, drop_rate=drop_rate)
     return dropped_weights @ values, {"softmax.y": attn_weights, "dropped_weights": dropped_weights}
@@ -82,15 +82,15 @@ def flash_attention(
     keep: Tensor | None = None,
     drop_rate: float = 0.0,
 ) -> Outcome:
-    """As `attention`, but the softmax divides after the product with the values.
+    """This is `attention`, except that the softmax divides after the product with the values.
 
-    So the gradient's sum over a row is <d_context, context>, whose rounding does not cancel with the other term's.
+    So the gradient subtracts <d_context, context>, and its rounding errors do not cancel with those of the other term.
     """
     attn_scores = _masked_scores(queries, keys, visible)
     highest = attn_scores.detach().amax(dim=-1, keepdim=True)
     exponentials = (attn_scores - highest.masked_fill(highest.isneginf(), 0)).exp()
     total = exponentials.sum(dim=-1, keepdim=True)
-    total = total.masked_fill(total == 0, 1)  # of a query that sees no key
+    total = total.masked_fill(total == 0, 1)  # a query that sees no key has the sum 0
     dropped, _ = dropout(exponentials, keep, drop_rate=drop_rate)
     return dropped @ values / total, {"highest": highest, "total": total.detach()}
 
@@ -106,7 +106,7 @@ def _masked_scores(queries: Tensor, keys: Tensor, visible: str | Tensor) -> Tens
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = IGNORE_INDEX) -> Outcome:
-    """PyTorch's mean over no target is NaN; ours is the sum over no target, 0."""
+    """If no target counts, PyTorch's mean is NaN; ours is the sum, 0."""
     reduction = "mean" if (targets != ignore_index).any() else "sum"
     highest = logits.detach().amax(dim=-1, keepdim=True)
     log_sum = (logits.detach() - highest).exp().sum(dim=-1, keepdim=True).log()
@@ -118,18 +118,18 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = IGNORE
 
 
 def projection(x: Tensor, parameters: Any) -> Outcome:
-    """A node with weight and bias."""
+    """The oracle takes a node with weight and bias."""
     return linear(x, *parameters)
 
 
 def feed_forward(x: Tensor, parameters: Any) -> Outcome:
-    """Two projections around GELU."""
+    """Two projections, with GELU between them."""
     expand, _, contract = parameters.layers
     return linear(gelu(linear(x, *expand)[0])[0], *contract)
 
 
 def multi_head_attention(x: Tensor, parameters: Any, *, n_heads: int, flash: bool = False, **options: Any) -> Outcome:
-    """Whether by flash attention or not; the options are `attention`'s."""
+    """Projections to heads, `attention` or `flash_attention`, and a last projection. `options` are `attention`'s."""
     *projections, out_proj = parameters
     heads = [linear(x, *projection)[0].unflatten(2, (n_heads, -1)).transpose(1, 2) for projection in projections]
     context, _ = (flash_attention if flash else attention)(*heads, **options)
@@ -139,7 +139,7 @@ def multi_head_attention(x: Tensor, parameters: Any, *, n_heads: int, flash: boo
 def transformer_block(
     x: Tensor, parameters: Any, *, n_heads: int, masks: Any = (None, None, None), drop_rate: float = 0.0, **options: Any
 ) -> Outcome:
-    """Two residuals around attention and feed-forward; the other options are `multi_head_attention`'s."""
+    """Attention and feed-forward, with a residual around each. The other options are `multi_head_attention`'s."""
     keep, after_attention, after_feed_forward = masks
     attended, _ = multi_head_attention(
         layer_norm(x, *parameters.norm1)[0],
@@ -163,7 +163,7 @@ def body(
     drop_rate: float = 0.0,
     **options: Any,
 ) -> Outcome:
-    """Embeddings, blocks and the last norm; the other options are `transformer_block`'s."""
+    """Embeddings, blocks and the last norm. The other options are `transformer_block`'s."""
     tokens = inputs if inputs.is_floating_point() else F.embedding(inputs, parameters.tok_emb.weight)
     (table,) = parameters.pos_emb
     if positions is None:
@@ -180,7 +180,7 @@ def body(
 
 
 def next_token(logits: Tensor, targets: Tensor) -> Outcome:
-    """Cross-entropy of all positions taken as rows."""
+    """The cross-entropy with all positions taken as rows."""
     loss, _ = cross_entropy(logits.flatten(0, 1), targets.flatten())
     return loss, {}
 

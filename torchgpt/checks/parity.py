@@ -1,29 +1,30 @@
-"""Parity: how far NumPy's tensors are from PyTorch's, and how far rounding alone may take them.
+"""Parity: how far NumPy's tensors are from PyTorch's, and how far rounding alone may move them.
 
-A step of the whole model, forward and backward, is taken by NumPy and by its PyTorch twin on the same weights, token
-ids and dropout masks, and compared tensor by tensor: every activation, the loss, the gradient of every activation and
-of every parameter. The truth is PyTorch in float64. Allowed are errors FACTOR times as large as those of the sound
-computations that ours is compared with:
+NumPy and its PyTorch twin take the same step of the whole model, forward and backward, on the same weights, token ids
+and dropout masks. The steps are compared tensor by tensor: every activation, the loss, the gradient of every activation
+and of every parameter. The truth is PyTorch in float64. The errors of sound computations are measured, and ours may be
+FACTOR times as large:
 
     float32   FACTOR max(PyTorch's own float32 error, rounding)    of the whole tensor and of each row
     float64   FACTOR rounding                                      of each row
               max(FACTOR rounding, FLOAT64_NORMWISE ‖truth‖)       of the whole tensor
 
-where *rounding* is what random rounding errors do to the tensor or row (`torchgpt.checks.rounding`). So a tensor in
-float64 agrees to FLOAT64_NORMWISE unless no computation could: a gradient that is zero but for rounding, a LayerNorm
-over two numbers, a saturated softmax.
+Here *rounding* is what random rounding errors do to the tensor or row (`torchgpt.checks.rounding`). So a tensor in
+float64 has to agree to FLOAT64_NORMWISE, unless no computation can agree so well: a gradient that is zero except for
+rounding, a LayerNorm over two values, a saturated softmax.
 
-FACTOR rounding is sqrt(FACTOR) times the largest error among PROBES runs that make rounding errors sqrt(FACTOR)
-times as large. Where errors are in proportion to the roundings, this is the same as enlarging either by FACTOR. In a
-saturated softmax they are not: the error of a weight near 0 or 1 is an exponential of the roundings, and only larger
-roundings show what it can be; where two scores tie, a weight may flip and its error is then at its bound, which only a
-margin on the error itself lets through.
+"FACTOR rounding" is sqrt(FACTOR) times the largest error among PROBES runs whose rounding errors are sqrt(FACTOR) times
+as large as those of the format. If errors are proportional to the rounding errors, this is the same as enlarging either
+by FACTOR. In a saturated softmax they are not. The error of a weight near 0 or 1 is an exponential of the rounding
+errors, so only larger rounding errors show how large it can be. If two scores tie, a weight may flip; its error is then
+as large as it can be, and only a factor on the error itself allows it.
 
-How often a sound run is blamed. A row of one number may by chance have a small error in every probe. Let the sum of
-roundings that moves it be normal, with the deviation 2σ in a probe and at most σ/2 in a run (a rounding error is at
-most u, and 0.4 u on average), and let the error grow with that sum, to one side only. The chance that no probe moves it
-as far as the run does is E[Φ(x/4)^PROBES] for a standard normal x: 4e-9 for 64 probes, 2e-6 for 32. The margin on the
-error, errors to both sides, rows of several numbers and PyTorch's own errors beside the probes' make it smaller still.
+How often a sound run is blamed. A row of one value may by chance have a small error in every probe. Let the sum of
+rounding errors that moves it be normal, with the deviation 2σ in a probe and at most σ/2 in a run (a rounding error is
+at most u, and 0.4 u on average), and let the error grow with that sum, to one side only. The probability that no probe
+moves it as far as the run does is E[Φ(x/4)^PROBES] for a standard normal x: 4e-9 for 64 probes, 2e-6 for 32. It is even
+smaller in fact, because of the factor on the error, errors to both sides, rows of several values, and PyTorch's own
+errors, which are allowed too.
 """
 
 import math
@@ -53,24 +54,25 @@ from torchgpt.model import GPTModel as TorchGPTModel
 FACTOR = 4.0
 MARGIN = math.sqrt(FACTOR)
 PROBES = 64
-REPORT_PROBES = 16  # of one step, and of a larger model, whose rows are long
+#: A report has fewer probes: it is of one step, of a larger model, whose rows are long.
+REPORT_PROBES = 16
 
-#: How many numbers the weights of all copies of a model may have together; a larger model's probes take several runs.
+#: How many parameters all copies of a model may have together. The probes of a larger model take several runs.
 NUMBERS_AT_ONCE = 2**22
 
 Tensors = dict[str, Array]
 
-#: Goes through what has to be done, telling a person how far it is: `tqdm`, or `iter` to say nothing.
+#: Goes through a range and shows a person how far it has come: `tqdm`, or `iter` to show nothing.
 Progress = Callable[[range], Iterable[int]]
 
 
 class Reference(NamedTuple):
-    """What a run in float32 or float64 is judged by.
+    """What a run in float32 or float64 is judged by, each by the names of the tensors.
 
     truth      PyTorch's tensors in float64
-    rounding   what rounding does
-    pytorch    PyTorch's own error in float32; None for float64, where it is as unknown as ours
-    allowed    the largest errors that agree
+    rounding   the errors that rounding makes
+    pytorch    PyTorch's own errors in float32; None for float64, in which they are as unknown as ours
+    allowed    the largest errors that count as agreement
     """
 
     truth: Tensors
@@ -89,11 +91,11 @@ def reference(
 ) -> Reference:
     """What a computation in `dtype`, float32 or float64, is judged by.
 
-    in_torch   in_torch(dtype) prepares the computation in PyTorch in that dtype, always on the same numbers; calling
-               what it returns with a number of copies runs it in as many copies side by side, and returns its tensors
-               by name, with the copies along a new first axis
-    probes     how many runs make rounding errors
-    at_once    the largest number of copies
+    in_torch   in_torch(dtype) prepares the computation in PyTorch in that dtype, always on the same values. It returns
+               a function of a number of copies, which runs the computation in so many copies side by side and returns
+               its tensors by name, with the copies along a new first axis
+    probes     how many runs with rounding errors there are
+    at_once    how many of them are computed side by side
     progress   goes through the runs
     """
     run = in_torch(np.float64)
@@ -117,7 +119,7 @@ def rounding_errors(
     at_once: int = PROBES,
     progress: Progress = iter,
 ) -> dict[str, Norms]:
-    """What rounding to `dtype`, one of `rounding.FORMATS`, does to a computation; the rest as `reference`.
+    """What rounding to `dtype`, one of `rounding.FORMATS`, does to a computation. The options are those of `reference`.
 
     run     run(copies) computes in float64, in as many copies
     truth   its tensors without rounding errors
@@ -147,7 +149,10 @@ def _errors(copies: Tensors, truth: Tensors) -> dict[str, Norms]:
 
 
 def _with_underflow(rounding: Norms, smallest_normal: float) -> Norms:
-    """Below the smallest normal number digits are lost, which the probes, relative to each result, do not model."""
+    """The norms, but at least the smallest normal number.
+
+    Smaller numbers lose digits. The probes do not model this, because their errors are relative to each result.
+    """
     return Norms(max(rounding.tensor, smallest_normal), np.maximum(rounding.rows, smallest_normal))
 
 
@@ -165,10 +170,11 @@ def run_in_copies(
     """Every tensor that a computation in PyTorch tells its watch, and the gradients, with the copies as first axis.
 
     function     function(inputs, watch) computes one copy; it returns any of its tensors
-    inputs       what it depends on, by name
-    cotangents   names of watched tensors with their gradients, which are propagated back
-    returns      {name: tensor} as told, and `d_name` for those that have a gradient, then for the inputs, from the last
-                 to the first
+    inputs       the tensors that it depends on, by name
+    cotangents   the gradients of some watched tensors by name, which are propagated back
+    copies       how many copies are computed
+    returns      {name: tensor} in the order of the watch; then `d_name` for each of them that has a gradient, and
+                 then for each input, from the last to the first
     """
     stacked = {name: tensor.detach().expand(copies, *tensor.shape).clone() for name, tensor in inputs.items()}
     watched: dict[str, tuple[Tensor, int]] = {}
@@ -196,7 +202,7 @@ def run_in_copies(
 
 
 def _with_copies(tensor: Tensor, copies: int) -> tuple[Tensor, int]:
-    """The tensor of all copies behind one that vmap shows of a single copy, and the axis of the copies in it."""
+    """The tensor of all copies, for the tensor of one copy that vmap shows, and the axis along which the copies are."""
     if _functorch.is_batchedtensor(tensor):
         return _functorch.get_unwrapped(tensor), _functorch.maybe_get_bdim(tensor)
     return tensor.expand(copies, *tensor.shape), 0
@@ -206,11 +212,11 @@ def _with_copies(tensor: Tensor, copies: int) -> tuple[Tensor, int]:
 
 
 class Batch(NamedTuple):
-    """What a step is taken on.
+    """The data of a step.
 
     inputs, targets   (B, T) token ids
-    dropout_seed      draws the masks, the same for both models; None: no dropout
-    d_logits          (B, T, V) cotangent to propagate back from the logits in place of the loss's gradient
+    dropout_seed      the seed of the masks, which are the same for both models; None: no dropout
+    d_logits          (B, T, V) a cotangent of the logits that is propagated back in the place of the loss's gradient
     """
 
     inputs: Array
@@ -226,10 +232,10 @@ class Batch(NamedTuple):
 
 
 def numpy_step(model: GPTModel, batch: Batch) -> Tensors:
-    """Every tensor of a step by name, copied.
+    """A copy of every tensor of a step, by name.
 
-    In this order: activations as the forward computes them, the loss, the activations' gradients `d_...` as the
-    backward computes them, the parameters' gradients from the last to the first.
+    The order is: activations as the forward computes them, the loss, the activations' gradients `d_...` as the backward
+    computes them, the parameters' gradients from the last to the first.
     """
     tensors: Tensors = {}
 
@@ -252,7 +258,10 @@ def numpy_step(model: GPTModel, batch: Batch) -> Tensors:
 def torch_step(
     model: TorchGPTModel, batch: Batch, masks: DropoutMasks | None, copies: int, *, d_loss: float = 1.0
 ) -> Tensors:
-    """The same tensors of PyTorch's twin, in copies; activations' gradients in the reversed order of the forward."""
+    """The same tensors of the PyTorch twin, in copies; activations' gradients in the reversed order of the forward.
+
+    d_loss   the gradient of the loss, with which the backward begins
+    """
     inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
 
     def forward(weights: dict[str, Tensor], watch: Watch) -> Tensor:
@@ -284,7 +293,7 @@ def step_reference(
 
 
 def copies_at_once(model: GPTModel) -> int:
-    """In how many copies a step of the model may be run side by side."""
+    """How many copies of a step of the model may be run side by side."""
     return max(1, NUMBERS_AT_ONCE // model.num_parameters())
 
 
@@ -294,13 +303,15 @@ def copies_at_once(model: GPTModel) -> int:
 class Row(NamedTuple):
     """One tensor in the report.
 
-    Errors are relative to ‖truth‖; those of a tensor that is zero but for rounding, to what cancels in it.
+    Errors are relative to ‖truth‖. If a tensor is zero except for rounding, they are relative to the terms that cancel.
 
-    error     ours
-    pytorch   PyTorch's own in float32; None in float64
-    budget    the largest that agrees
-    used      the share of the budget that is used up, by the whole tensor or by the row that uses most of its own
-    verdict   "agrees", "zero" (both are, but for rounding), "over budget", or why there is no error to measure
+    error     our error
+    pytorch   PyTorch's own error in float32; None in float64
+    budget    the largest error that counts as agreement
+    used      the share of the budget that is used, by the whole tensor or by a row of its own budget, whichever is
+              largest
+    verdict   "agrees", "zero" (ours and the truth are zero except for rounding), "over budget", or why there is no
+              error to measure
     """
 
     name: str
@@ -322,12 +333,13 @@ def report(
     probes: int = REPORT_PROBES,
     progress: Progress = iter,
 ) -> list[Row]:
-    """Every tensor of one training step on random ids, a row each: in the forward's order, then in the backward's.
+    """A row for every tensor of one training step on random ids, in the forward's order and then in the backward's.
 
-    The weights are those of `GPTModel(cfg, seed)`, but for the norms': a scale of 1 and a shift of 0 would hide a
-    missing one. Dropout is on, where the configuration has it.
+    The weights are those of `GPTModel(cfg, seed)`, except those of the norms, which are changed: a scale of 1 and a
+    shift of 0 would hide that one is missing. There is dropout if the configuration has a drop_rate.
 
-    batch_size, tokens   the size of the step; as long as the context where `tokens` is None
+    batch_size, tokens   the size of the step; if `tokens` is None, sequences are as long as the context
+    probes, progress     as in `reference`
 
     Raises InputError for an unusable configuration, and for a dtype other than float32 and float64.
     """

@@ -1,25 +1,25 @@
 """What rounding does to each tensor of a PyTorch computation: a run in float64 with a shorter dtype's rounding errors.
 
     with RoundingErrors(np.float32, seed=0):
-        loss = model(inputs).sum()      # every operation, of forward and backward, errs at random as float32 would
+        loss = model(inputs).sum()      # every operation, of forward and backward, gets random errors as in float32
         loss.backward()
 
 One operation. In the standard model of floating-point arithmetic (Higham 2002, "Accuracy and Stability of Numerical
-Algorithms", section 2.2) an elementary result y comes out as y (1 + δ) with |δ| <= u, the unit roundoff; below the
-smallest normal number the error is absolute. A sum of n products errs n times, by u times its partial sums: at the
-worst by n u |A||B| (section 3.5), but errors of random sign add up to about sqrt(n) u |A||B| (Higham & Mary 2019, "A
-new approach to probabilistic rounding error analysis", SIAM J. Sci. Comput. 41, section 3). What is one operation to
-PyTorch but several to arithmetic (softmax, variance) makes the errors of its steps. So the rounding errors of an
-operation have a *scale*, u times a formula in its operands: `SCALES`.
+Algorithms", section 2.2), an elementary operation gives y (1 + δ) for the exact y, with |δ| <= u, the unit roundoff;
+below the smallest normal number the error is absolute. A sum of n products is rounded n times, with errors of u times
+its partial sums. At worst they add up to n u |A||B| (section 3.5), but errors of random sign add up to about
+sqrt(n) u |A||B| (Higham & Mary 2019, "A new approach to probabilistic rounding error analysis", SIAM J. Sci. Comput.
+41, section 3). Some operations of PyTorch are several steps of arithmetic (softmax, variance), and each step has its
+errors. So the rounding errors of an operation have a *scale*: u times a formula in its operands (`SCALES`).
 
-The chain. Whether later operations enlarge an error or cancel it is a matter of the whole computation. It is not
-estimated but observed, as in Monte Carlo arithmetic (Parker 1997, UCLA report CSD-970002) and in CESTAC (Vignes 1993,
-Math. Comput. Simul. 35): each result gets a normal random error of its operation's scale, and the distance between the
-run with errors and the run without is what rounding may do to each tensor. That holds where first-order theory fails:
-in a saturated softmax, between two scores that tie at 1e5, in a gradient that is zero but for rounding.
+The chain. Whether later operations enlarge an error or cancel it depends on the whole computation. It is not estimated
+but observed, as in Monte Carlo arithmetic (Parker 1997, UCLA report CSD-970002) and in CESTAC (Vignes 1993, Math.
+Comput. Simul. 35): each result gets a normal random error of its operation's scale, and the distance between the run
+with errors and the run without them is what rounding may do to each tensor. This holds also if first-order theory
+fails: in a saturated softmax, between two scores that tie at 1e5, in a gradient that is zero except for rounding.
 
-The scales are those of the standard formulas, so an implementation that computes by a worse one (a variance that
-cancels, a softmax without its shift) is not excused by rounding errors of its own making.
+The scales are those of the standard formulas. So an implementation with a worse formula (a variance that cancels, a
+softmax without its shift) is not excused for the larger errors of that formula.
 """
 
 import math
@@ -60,49 +60,49 @@ def _norm(norm: Tensor, x: Tensor, *_: Any, **__: Any) -> Tensor:
 
 
 def _variance(variance: Tensor, x: Tensor, dim: Any = None, *, keepdim: bool = False, **_: Any) -> Tensor:
-    """Of Welford's updates: in proportion to ‖x‖ / ‖x - mean(x)‖ (Chan, Golub & LeVeque 1983, Amer. Statist. 37)."""
+    """For Welford's updates: proportional to ‖x‖ / ‖x - mean(x)‖ (Chan, Golub & LeVeque 1983, Amer. Statist. 37)."""
     mean_square = (x * x).mean(dim, keepdim)
     return math.sqrt(x.numel() / variance.numel()) * (variance * mean_square).sqrt()
 
 
 def _softmax(y: Tensor, x: Tensor, dim: int, *_: Any) -> Tensor:
-    """Of exp(x - max) / sum: the exponent's rounding is relative to |x - max|, and so becomes y |x - max|."""
+    """For exp(x - max) / sum: the exponent's rounding error is relative to |x - max|, so that of y is y |x - max|."""
     depth = (x.amax(dim, keepdim=True) - x).masked_fill(y == 0, 0)
     return y * (depth + (y * depth).sum(dim, keepdim=True) + math.sqrt(x.shape[dim]))
 
 
 def _log_softmax(y: Tensor, x: Tensor, dim: int, *_: Any) -> Tensor:
-    """Of (x - max) - log(sum(exp(x - max)))."""
+    """For (x - max) - log(sum(exp(x - max)))."""
     depth = x.amax(dim, keepdim=True) - x
     return y.abs() + depth + (y.exp() * depth).sum(dim, keepdim=True) + math.sqrt(x.shape[dim])
 
 
 def _softmax_backward(d_x: Tensor, d_y: Tensor, y: Tensor, dim: int, *_: Any) -> Tensor:
-    """Of y d_y - y sum(y d_y)."""
+    """For y d_y - y sum(y d_y)."""
     products = (y * d_y).abs()
     return products + y * math.sqrt(y.shape[dim]) * products.sum(dim, keepdim=True)
 
 
 def _log_softmax_backward(d_x: Tensor, d_y: Tensor, y: Tensor, dim: int, *_: Any) -> Tensor:
-    """Of d_y - exp(y) sum(d_y)."""
+    """For d_y - exp(y) sum(d_y)."""
     return d_y.abs() + y.exp() * math.sqrt(y.shape[dim]) * d_y.abs().sum(dim, keepdim=True)
 
 
 def _tanh_backward(d_x: Tensor, d_y: Tensor, y: Tensor) -> Tensor:
-    """Of d_y (1 - y²), where 1 - y² has the rounding errors of 1."""
+    """For d_y (1 - y²); here 1 - y² has the rounding errors of 1."""
     return d_y.abs()
 
 
 def _embedding_backward(d_weight: Tensor, d_y: Tensor, ids: Tensor, *args: Any) -> Tensor:
-    """Of each row's sum over the places of its id."""
+    """For the sum that each row has over the places of its id."""
     places = aten.embedding_dense_backward(torch.ones_like(d_y), ids, *args)
     return places.sqrt() * aten.embedding_dense_backward(d_y.abs(), ids, *args)
 
 
 def _linear_interpolation(y: Tensor, start: Tensor, end: Tensor, weight: float) -> Tensor:
-    """Of start + weight (end - start), or for a larger weight of end - (1 - weight) (end - start).
+    """For start + weight (end - start), or, if weight >= 0.5, for end - (1 - weight) (end - start).
 
-    start may have been overwritten by y, so the second term is written with end - y = (1 - weight) (end - start).
+    y may have overwritten start, so the second term is written with end - y = (1 - weight) (end - start).
     """
     share = weight / (1 - weight) if weight < 0.5 else 1.0
     return y.abs() + share * (end - y).abs()
@@ -116,8 +116,8 @@ def _add_quotient(y: Tensor, x: Tensor, a: Tensor, b: Tensor, *, value: float = 
     return y.abs() + (value * a / b).abs()
 
 
-#: scale(result, *operands) of an operation's rounding errors, in units of u. Elementwise operations that are not here
-#: round their result once: |y|.
+#: {operation: scale}: scale(result, *operands) is the scale of its rounding errors, in units of u. Elementwise
+#: operations that are not here round their result once, so their scale is |y|.
 SCALES: Mapping[Any, Callable[..., Tensor]] = {
     aten.mm: _matrix_product,
     aten.bmm: _matrix_product,
@@ -137,7 +137,7 @@ SCALES: Mapping[Any, Callable[..., Tensor]] = {
     aten.addcdiv_: _add_quotient,
 }
 
-#: Operations that round nothing: they move numbers or make small whole ones.
+#: Operations that round nothing: they move values, or make small whole numbers.
 EXACT = {
     aten._to_copy,
     aten._unsafe_view,
@@ -176,10 +176,10 @@ class Format(NamedTuple):
     """How a floating-point format rounds.
 
     roundoff    u, the largest relative error of a result
-    inside      the same of the steps within an operation: PyTorch computes short formats in float32 and rounds the
-                operation's result once
-    underflow   the largest absolute error of what is too small: the smallest normal number where smaller ones may be
-                flushed to zero
+    inside      the largest relative error of a step within an operation: for short formats, PyTorch computes an
+                operation in float32 and rounds its result once
+    underflow   the largest absolute error of a result that is too small for the format: the smallest normal number, if
+                smaller ones may be flushed to zero
     """
 
     roundoff: float
@@ -190,23 +190,23 @@ class Format(NamedTuple):
 FORMATS: Mapping[str, Format] = {
     "float64": Format(2.0**-53, 2.0**-53, 2.0**-1022),
     "float32": Format(2.0**-24, 2.0**-24, 2.0**-126),
-    "tf32": Format(2.0**-11, 2.0**-11, 2.0**-126),  # only the operands of products, taken here for every operation
+    "tf32": Format(2.0**-11, 2.0**-11, 2.0**-126),  # in fact only operands of products are rounded; here every result
     "bfloat16": Format(2.0**-8, 2.0**-24, 2.0**-126),
-    "float16": Format(2.0**-11, 2.0**-24, 2.0**-25),  # its numbers below the normal ones are in use
+    "float16": Format(2.0**-11, 2.0**-24, 2.0**-25),  # numbers below the normal ones are not flushed
 }
 
 
 def format_of(dtype: Any) -> Format:
-    """The format of that name, or of what NumPy takes for a dtype."""
+    """The format of that name, or of that NumPy dtype."""
     return FORMATS[dtype if dtype in FORMATS else str(np.dtype(dtype))]
 
 
 class RoundingErrors(TorchDispatchMode):
-    """Within the `with`, every operation on float64 tensors makes random rounding errors as `dtype` would.
+    """Within the `with`, every operation on float64 tensors gets random rounding errors as `dtype` would have them.
 
     dtype    one of FORMATS
-    seed     of the errors
-    factor   makes them this many times as large
+    seed     the seed of the errors
+    factor   makes the errors so many times as large
 
     Raises NotImplementedError for an operation whose rounding errors have no formula here.
     """
@@ -214,11 +214,11 @@ class RoundingErrors(TorchDispatchMode):
     def __init__(self, dtype: Any, seed: int, factor: float = 1.0):
         super().__init__()
         self.result, self.inside, self.absolute = (factor * largest for largest in format_of(dtype))
-        self.rng = np.random.default_rng(seed)  # draws normals faster than PyTorch's
+        self.rng = np.random.default_rng(seed)  # faster than PyTorch's generator
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing here is compiled, so PyTorch need not load its compiler (seconds) to keep it away."""
+        """Say that nothing here is compiled. PyTorch then does not load its compiler, which would take seconds."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,1 +1,1 @@
-"""The commands that PyTorch's twin brings to `numpygpt`."""
+"""The commands that torchgpt brings to `numpygpt`."""

@@ -23,10 +23,10 @@ from torchgpt.commands.parity_picture import plot_parity
 if TYPE_CHECKING:
     from torchgpt.checks.parity import Row
 
-#: The line of `numpygpt --help`.
+#: The line in `numpygpt --help`.
 HELP = "check every tensor of a training step against PyTorch"
 
-#: Every part of the model and no two sizes equal, so that a transposed tensor has another shape.
+#: A model with every part, in which no two sizes are equal, so that a transposed tensor has another shape.
 DEFAULT_CONFIG = GPTConfig(
     vocab_size=61, context_length=11, emb_dim=24, n_heads=3, n_layers=4, drop_rate=0.1, qkv_bias=True
 )
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Check every tensor of a training step, forward and backward, against PyTorch; exit status 1 on a wrong one."""
+    """Check every tensor of a training step, forward and backward, against PyTorch; exit status 1 if one is wrong."""
     config = config_of(parsed, DEFAULT_CONFIG)
     tokens = tokens_of(parsed.batch_size, parsed.tokens, config)
     for path in filter(None, (parsed.html, parsed.png)):
@@ -75,14 +75,14 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _cells(row: "Row") -> tuple[str, ...]:
-    """A row of the table. Errors are relative to the tensor's size."""
+    """The cells of a row of the table. Errors are relative to the tensor's size."""
     pytorch = "" if row.pytorch is None else f"{row.pytorch:.1e}"
     verdict = row.verdict if row.passed else row.verdict.upper()
     return row.name, f"{row.error:.1e}", pytorch, f"{row.budget:.1e}", f"{row.used:.0%}", verdict
 
 
 def summary(rows: Sequence["Row"]) -> str:
-    """How many tensors agree, and the one that uses most of its budget or the first that is wrong."""
+    """How many tensors agree, and which one uses most of its budget, or is the first that is wrong."""
     wrong = [row for row in rows if not row.passed]
     if not wrong:
         worst = max(rows, key=lambda row: row.used)

@@ -1,4 +1,4 @@
-"""The tensors of a parity report in their places: maps with a row for each layer and a column for each tensor in it."""
+"""The tensors of a parity report as maps, with a row for each layer and a column for each tensor in a layer."""
 
 import math
 import re
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 class Color(NamedTuple):
-    """What a cell looks like whose tensor uses at most `share` of its budget."""
+    """The colors of a cell whose tensor uses at most `share` of its budget, and more than the share before."""
 
     share: float
     of_cell: str
     of_text: str
 
 
-#: From light to dark, each share about three times the one before.
+#: The colors from light to dark. Each share is about three times the share before.
 COLORS = (
     Color(0.01, "#f0f4fa", "#1a1a1a"),
     Color(0.03, "#cfdff0", "#1a1a1a"),
@@ -26,16 +26,21 @@ COLORS = (
     Color(0.3, "#5a95c9", "#ffffff"),
     Color(1.0, "#20598f", "#ffffff"),
 )
-#: Of a tensor that is wrong.
+#: The colors of a tensor that is wrong.
 WRONG = Color(math.inf, "#c8102e", "#ffffff")
 
 BLOCK = re.compile(r"trf_blocks\.(\d+)\.?")
-#: The layers before and after the blocks 0, 1, ...
+#: The numbers that stand for the layer before the blocks 0, 1, ... and for the layer after them.
 EMBEDDINGS, HEAD = -1.0, math.inf
 
 
 class Cell(NamedTuple):
-    """A tensor: its name, its numbers as text, the index of its color (None: it is wrong), and the text in the cell."""
+    """A tensor in a map.
+
+    numbers   its numbers, as texts, by what they are
+    color     the index of its color; None if it is wrong
+    mark      the text in the cell
+    """
 
     name: str
     numbers: dict[str, str]
@@ -44,12 +49,15 @@ class Cell(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The whole in one line."""
+        """The name and all numbers in one line."""
         return f"{self.name}: " + ", ".join(f"{what} {number}" for what, number in self.numbers.items())
 
 
 class Map(NamedTuple):
-    """Tensors of one kind. `layers` has a name and the cells of each layer; None if the layer has no such tensor."""
+    """The map of the tensors of one kind.
+
+    layers   for each layer its name and its cells, one for each column; None if the layer has no such tensor
+    """
 
     caption: str
     columns: list[str]
@@ -57,7 +65,7 @@ class Map(NamedTuple):
 
 
 def maps(rows: Sequence["Row"]) -> list[Map]:
-    """Activations, their gradients, and gradients of parameters, each in the report's order."""
+    """The maps of activations, of their gradients, and of gradients of parameters, each in the report's order."""
     activations = {row.name for row in rows}
     kinds: dict[str, list[Row]] = {
         "Forward: activations": [],
@@ -98,7 +106,7 @@ def _layer(layer: float) -> str:
 
 
 def cell_of(row: "Row") -> Cell:
-    """The tensor of a row of the report."""
+    """The cell for a row of the report."""
     numbers = {
         "ours": f"{row.error:.1e}",
         "PyTorch": "-" if row.pytorch is None else f"{row.pytorch:.1e}",

@@ -1,4 +1,4 @@
-"""The parity report as a page of its own: a heat map and a table, in HTML without scripts or other files."""
+"""The parity report as an HTML page: a heat map and a table, in one file, without scripts."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 def page(rows: Sequence["Row"], summary: str, facts: Mapping[str, str]) -> str:
     """The page, from the template `parity_page.html`. Every text is escaped.
 
-    rows      the report's
-    summary   a line that says how it ended
+    rows      the rows of the report
+    summary   a line that says how the report ended
     facts     what was computed, and with what
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined

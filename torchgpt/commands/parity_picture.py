@@ -1,4 +1,4 @@
-"""The parity report as a picture: its heat maps, for a place that shows no HTML."""
+"""The parity report as a picture: its heat maps, for use where HTML cannot be shown."""
 
 import os
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ COLUMN_NAMES = 1.3
 
 
 def plot_parity(rows: Sequence["Row"], summary: str, path: str | os.PathLike[str] | None = None) -> Figure:
-    """The maps one below the other: in each cell the share of its budget that a tensor uses, in percent.
+    """The maps, one below the other. A cell shows the share of its budget that a tensor uses, in percent.
 
-    rows      the report's
+    rows      the rows of the report
     summary   the line above the picture
 
-    If a `path` is given, the figure is also written there, as PNG. Raises InputError as `plot_losses` for the path and
-    for matplotlib.
+    If a `path` is given, the figure is also written there, as PNG. Raises InputError as `plot_losses` does for the path
+    and for matplotlib.
     """
     drawn = maps(rows)
     widest = max(len(each.columns) for each in drawn)
