@@ -1,7 +1,8 @@
-"""What each attention head of the tiny GPT of tiny_gpt.py reads, as tables and as a picture with one panel a head.
+"""What each attention head of the tiny GPT of tiny_gpt.py reads, as tables and as a picture with a panel for each head.
 
-A row is the word that reads, a column a word that it reads: itself or an earlier one. A row sums to 1. What lies after
-"the" depends on who slept, and there the second "the" reads "dog". `numpygpt attention` draws any checkpoint's maps.
+A row is the word that reads, and a column is a word that it reads: itself or an earlier one. Each row sums to 1. The
+word after the second "the" depends on who slept, so that "the" reads "dog". `numpygpt attention` draws such maps of any
+checkpoint.
 """
 
 from pathlib import Path

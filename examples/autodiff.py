@@ -29,14 +29,14 @@ def forward(x: float, y: float, w: float, b: float) -> tuple[float, float]:
 
 
 def backward(x: float, y: float, a: float) -> tuple[float, float]:
-    """The loss's derivatives by w and by b."""
+    """The derivatives of the loss with respect to w and b."""
     d_a = -y / a + (1 - y) / (1 - a)  # undoes (3)
     d_z = d_a * a * (1 - a)  # undoes (2)
     return d_z * x, d_z  # undoes (1)
 
 
 def by_torch() -> tuple[float, float, float]:
-    """The same loss, d_w and d_b; the backward is PyTorch's."""
+    """The same loss, d_w and d_b, by PyTorch's backward."""
     import torch
     from torch.nn.functional import binary_cross_entropy
 
@@ -48,7 +48,7 @@ def by_torch() -> tuple[float, float, float]:
 
 
 def main() -> None:
-    """Print loss, d_w and d_b from both."""
+    """Print loss, d_w and d_b, by hand and by PyTorch."""
     loss, a = forward(X, Y, W, B)
     d_w, d_b = backward(X, Y, a)
     print(f"by hand:     loss {loss:.4f}   d_w {d_w:.4f}   d_b {d_b:.4f}")

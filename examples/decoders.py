@@ -1,7 +1,8 @@
-"""Ways to choose the next word: greedy, by beam search, and at random; with the tiny GPT of tiny_gpt.py.
+"""Ways to choose the next word with the tiny GPT of tiny_gpt.py: greedy, by beam search, and at random.
 
 Greedy decoding takes the likeliest word each time, and so can miss the likeliest sentence: after "the", "cat" is
-likelier than "dog", but what follows "cat" is anyone's guess. Beam search keeps the likeliest few beginnings, not one.
+likelier than "dog", but the words after "cat" are hard to predict. Beam search keeps several of the likeliest
+beginnings, not only one.
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ NEW_WORDS, WINDOW = TARGETS.shape[1], CONFIG["context_length"]
 
 
 def probability(token_ids: np.ndarray) -> float:
-    """Of the words after the prompt, by the model: the product of their probabilities, each after those before it."""
+    """The model's probability of the words after the prompt: the product of that of each word after those before it."""
     model, _ = trained()
     inputs, targets = token_ids[np.newaxis, :-1], token_ids[1:]
     each = softmax_with_temperature(model(inputs)[0], 1.0)
@@ -24,7 +25,7 @@ def probability(token_ids: np.ndarray) -> float:
 
 
 def main() -> None:
-    """Print what each decoder writes, and how likely the model finds it."""
+    """Print what each decoder writes, and its probability by the model."""
     model, _ = trained()
     rng = TorchGenerator(123)
     sampling: dict[str, dict[str, Any]] = {

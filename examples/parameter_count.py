@@ -1,6 +1,6 @@
-"""How the "124M" GPT-2 comes to 163,009,536 parameters, step by step, and to 124 million.
+"""Why the "124M" GPT-2 has 163,009,536 parameters as the book builds it, and 124 million with a tied head.
 
-Linear layers have outputs x inputs weights, and outputs biases where they have any.
+A linear layer has outputs x inputs weights, and, if it has biases, as many biases as outputs.
 """
 
 from numpygpt.model.config import GPT_CONFIG_124M, GPTConfig
@@ -11,7 +11,7 @@ F = 4 * D
 
 
 def counts() -> dict[str, int]:
-    """{what: how many numbers}; the lines that begin with "one block" count L times."""
+    """{what: how many parameters}; the lines that begin with "one block" count L times."""
     return {
         f"token embedding, {V} x {D}": V * D,
         f"position embedding, {C} x {D}": C * D,
@@ -26,7 +26,7 @@ def counts() -> dict[str, int]:
 
 
 def count_by_torch() -> int:
-    """What PyTorch counts in a model on its meta device, which has shapes but no numbers."""
+    """How many parameters PyTorch counts in a model on its meta device, where arrays have shapes but no values."""
     import torch
 
     from torchgpt import GPTModel
@@ -36,7 +36,7 @@ def count_by_torch() -> int:
 
 
 def main() -> None:
-    """Print the parts, the total, and what tying the head and the size in memory make of it."""
+    """Print the parts, the total with its size in memory, and the total with a tied head."""
     parts = counts()
     for what, count in parts.items():
         print(f"{what:<60}{count:>12,}")

@@ -1,4 +1,4 @@
-"""A network of 10 inputs, 5 ReLU units and a sigmoid, trained by gradient descent: by hand in NumPy, and by PyTorch.
+"""A network of 10 inputs, 5 ReLU units and a sigmoid is trained by gradient descent, by hand in NumPy and by PyTorch.
 
     x          (N, 10)          inputs
     y          (N, 1)           targets, 0 or 1
@@ -14,7 +14,7 @@
 Derivation, from the last line to the first:
 
     d_z = (a - y) / N                                    from (5) and (4) together, as for one neuron (autodiff.py)
-    d_W2 = d_zᵀ r,  d_b2 = rows of d_z summed            from (3); every row has added to the same W2 and b2
+    d_W2 = d_zᵀ r,  d_b2 = rows of d_z summed            from (3); every row uses the same W2 and b2
     d_r = d_z W2
     d_h = d_r where h > 0, else 0                        from (2)
     d_W1 = d_hᵀ x,  d_b1 = rows of d_h summed            from (1)
@@ -54,7 +54,7 @@ def data_and_parameters() -> tuple[np.ndarray, np.ndarray, Parameters]:
 
 
 def first_half_is_larger(x: Any) -> Any:
-    """What the network shall learn, for each row of an array or a tensor."""
+    """What the network has to learn: for each row of an array or tensor, whether its first half has the larger sum."""
     return (x[:, :5].sum(1) > x[:, 5:].sum(1))[:, None]
 
 
@@ -94,7 +94,7 @@ def train() -> list[float]:
 
 
 def torch_data_and_model() -> tuple[Any, Any, Any]:
-    """The same numbers, drawn by PyTorch."""
+    """The same values, drawn by PyTorch."""
     import torch
     from torch import nn
 
@@ -105,7 +105,7 @@ def torch_data_and_model() -> tuple[Any, Any, Any]:
 
 
 def train_by_torch() -> list[float]:
-    """The same losses; forward and backward are PyTorch's."""
+    """The same losses, by PyTorch's forward and backward."""
     import torch
     from torch.nn.functional import binary_cross_entropy
 
@@ -122,7 +122,7 @@ def train_by_torch() -> list[float]:
 
 
 def main() -> None:
-    """Print both curves side by side."""
+    """Print both loss curves side by side."""
     columns = {"by hand": train()}
     try:
         columns["by PyTorch"] = train_by_torch()

@@ -1,7 +1,7 @@
-"""Sinusoidal positions, the alternative to learned ones: GPTConfig's position="sinusoidal".
+"""Sinusoidal positions, the alternative to learned ones, which GPTConfig has as position="sinusoidal".
 
-Position t gets, for each of D/2 frequencies w, the pair sin(t w), cos(t w): the hands of clocks that turn at different
-speeds. Two positions k apart have the same dot product wherever they are, for
+For each of D/2 frequencies w, position t has the pair sin(t w), cos(t w). The pairs are like the hands of clocks that
+turn at different speeds. The dot product of two positions depends only on their distance k, because
 
     sin(t w) sin((t + k) w) + cos(t w) cos((t + k) w) = cos(k w)
 """
@@ -28,13 +28,13 @@ def by_torch() -> np.ndarray:
 
 
 def print_table(table: np.ndarray) -> None:
-    """A line a position."""
+    """Print a line for each position."""
     for t, row in enumerate(table):
         print(f"{t:>3}" + "".join(f"{number:>9.4f}" for number in row))
 
 
 def main() -> None:
-    """Print the table from both, and the dot products of positions."""
+    """Print the table by numpygpt and by PyTorch, and the dot products of positions."""
     table = sinusoidal_positions.table(POSITIONS, EMB_DIM, np.float64)
     print("numpygpt: a line a position, a column a feature")
     print_table(table)

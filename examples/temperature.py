@@ -1,8 +1,9 @@
-"""Softmax with temperature, and top-k, on a vocabulary of nine words: what comes after "every effort moves you".
+"""Softmax with temperature, and top-k, for the word after "every effort moves you", in a vocabulary of nine words.
 
     p = softmax(logits / temperature)
 
-Below 1 the likeliest word gets likelier still, above 1 the others catch up. Temperature 0 stands for the argmax.
+A temperature below 1 makes the likeliest word even likelier, and one above 1 makes the others likelier. Temperature 0
+stands for the argmax.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ TEMPERATURES = (1.0, 0.1, 5.0)
 
 
 def torch_probabilities() -> dict[float, list[float]]:
-    """{temperature: probabilities} by PyTorch."""
+    """{temperature: probabilities}, by PyTorch."""
     import torch
 
     logits = torch.tensor(LOGITS)
@@ -25,7 +26,7 @@ def torch_probabilities() -> dict[float, list[float]]:
 
 
 def print_probabilities(probabilities: Mapping[float, Sequence[float] | np.ndarray]) -> None:
-    """A line a word, a column a temperature."""
+    """Print a line for each word, with a column for each temperature."""
     print(" " * 8 + "".join(f"{f'T = {temperature:g}':>10}" for temperature in probabilities))
     for word, row in zip(WORDS, zip(*probabilities.values(), strict=True), strict=True):
         print(f"{word:<8}" + "".join(f"{probability:>10.4f}" for probability in row))

@@ -1,11 +1,11 @@
-"""A GPT of one block learns nine sentences of seven words; its perplexity, in NumPy and in PyTorch.
+"""A GPT of one block learns nine sentences of seven words. The example prints its perplexity, in NumPy and in PyTorch.
 
     perplexity = exp(mean cross-entropy)
 
-is the number of equally likely words among which one would be as unsure. A model to which all words are alike has 13,
-the size of the vocabulary; before training it is more, 16.02, for random weights prefer some words to others. The
-sentences set a floor under it: no model can know which of them comes, only how often each does. With p(s) the share of
-sentence s, and N words to foresee in each,
+This is the number of equally likely words among which one would be as unsure. A model for which all words are equally
+likely has a perplexity of 13, the size of the vocabulary. Before training it is larger, 16.02, because random weights
+prefer some words to others. There is a lowest possible perplexity, the floor: no model can know which sentence comes,
+but only how often each comes. If p(s) is the share of sentence s, and N words are predicted in each sentence,
 
     floor = exp(-sum of p(s) log p(s) / N)
 
@@ -70,7 +70,7 @@ def trained() -> tuple[GPTModel, list[float]]:
 
 
 def losses_by_torch() -> list[float]:
-    """The same losses; forward, backward and optimizer are PyTorch's."""
+    """The same losses, by PyTorch's forward, backward and optimizer."""
     import torch
 
     from torchgpt import calc_loss_batch, to_torch
@@ -94,7 +94,7 @@ def floor() -> float:
 
 
 def main() -> None:
-    """Print the perplexity before steps of the training from both, and the floor."""
+    """Print the perplexity before some steps of the training, by numpygpt and by PyTorch, and the floor."""
     columns = {"numpygpt": trained()[1]}
     try:
         columns["by PyTorch"] = losses_by_torch()

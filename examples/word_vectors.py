@@ -1,7 +1,8 @@
 """The word vectors of the tiny GPT of tiny_gpt.py, drawn in two dimensions.
 
-Of the 16 dimensions the picture shows the two in which the vectors differ most (principal component analysis). So short
-a training leaves much of their random start; `numpygpt embeddings` draws the vectors of any checkpoint.
+The vectors have 16 dimensions. The picture shows the two directions in which they differ most (principal component
+analysis). The training is so short that much of their random start is left. `numpygpt embeddings` draws the vectors of
+any checkpoint.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Time numpygpt against its peers, in turn, on the same cores, and show where its own time goes.
+"""Time numpygpt and its peers, in turn, on the same cores, and show where the time of numpygpt goes.
 
     python scripts/benchmark.py step                        # a training step of the 124M model, and PyTorch's
     python scripts/benchmark.py step --peers all --tokens 1024 --batch-size 1
@@ -15,9 +15,9 @@ loop without one).
 
 Every contender is a process of its own with the same number of threads, and waits without computing while the others
 run. They take turns, a round at a time, and the ratio is taken within each round, so that a machine whose speed drifts
-does not favor anybody; the median over the rounds is what counts, and the spread shows how noisy the machine was. Each
-keeps its model meanwhile: a step of the 124M model 3 to 5 GB.
---out DIR writes the figures as JSON and a chart as PNG.
+favors nobody. The median over the rounds is the result, and the spread shows how noisy the machine was. Each contender
+keeps its model while it waits: a step of the 124M model takes 3 to 5 GB.
+--out DIR writes the results as JSON and a chart as PNG.
 """
 
 import argparse
@@ -47,7 +47,7 @@ from numpygpt.model.sizes import training_bytes
 from numpygpt.parallel import number_of_threads, use_own_threads
 from numpygpt.process import keep_freed_memory
 
-#: The sweep's points: of the 124M model but for the last line, each with the sizes that its line does not vary.
+#: The points of the sweep, by the name of the line that they are on. All except the last line are of the 124M model.
 SWEEP = {
     "tokens, batch 1": [Task("step", "gpt2-small", 1, tokens, 2) for tokens in (64, 128, 256, 512, 1024)],
     "batch size, 128 tokens": [Task("step", "gpt2-small", batch_size, 128, 2) for batch_size in (1, 2, 4, 8)],
@@ -166,7 +166,7 @@ TASKS = {"step": step, "decode": decode, "parts": parts, "sweep": sweep}
 
 
 def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Each task has the options that it heeds, and no others."""
+    """The arguments, parsed. Each task has only the options that it uses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     for name in TASKS:

@@ -1,23 +1,24 @@
-"""PyTorch on a GPU in float32, TF32, bfloat16 and float16, tensor by tensor beside NumPy's float64.
+"""Compare PyTorch on a GPU in float32, TF32, bfloat16 and float16, tensor by tensor, with NumPy in float64.
 
     python scripts/gpu_parity.py                            # the model of `make demo`, 2 x 64 tokens
     python scripts/gpu_parity.py --preset gpt2-small --tokens 256 --markdown gpu.md
 
-One training step without dropout, in each number format with the attention written out ("math") and in PyTorch's fused
-kernel ("sdpa", which keeps scores and weights to itself). The weights are such that every format holds them exactly, so
-the errors are those of the computation. The loss is scaled by the power of two next to the number of tokens, so that
-float16's gradients are not too small for it.
+It takes one training step without dropout in each number format, with attention written out ("math") and in PyTorch's
+fused kernel ("sdpa", which does not show scores and weights). Every format holds the weights exactly, so the errors are
+those of the computation. The loss is multiplied by the first power of two that is not below the number of tokens, so
+that its gradients are not too small for float16.
 
-An error is given relative to the tensor's size, and in parentheses in units of the format's roundoff u: a few u,
-growing slowly with depth, are rounding. (Of a tensor that is zero but for rounding, relative to what cancels in it.) No
-tolerance is set by hand: rounding errors of the format are put into a float64 step (`torchgpt.checks.rounding`), and a
-tensor may err 4 times as much as those move it. (As a whole: in single rows the fused kernel's gradients err more than
-those of the formula written out, whose errors cancel.) Where that is more than the tensor's size, the verdict says
-little; such tensors are counted.
+An error is given relative to the tensor's size, and in parentheses in units of the format's roundoff u. A few u, which
+grow slowly with depth, are rounding. If a tensor is zero except for rounding, its error is relative to the terms that
+cancel in it. No tolerance is set by hand: rounding errors of the format are put into a float64 step
+(`torchgpt.checks.rounding`), and the error of a tensor may be 4 times as large as what they do to it. This is judged
+for the whole tensor. In single rows the fused kernel's gradients have larger errors than those of the formula written
+out, whose errors cancel. If the budget is larger than the tensor itself, the verdict says little; such tensors are
+counted.
 
-Without a GPU the CPU's formats are compared, TF32 not among them. A variant that the device cannot compute, or has no
-memory for, is left out and said to be. Exit status: 0 where all tensors are within rounding,
-1 where one is not (or is missing, or not a number), 2 for unusable input.
+Without a GPU, the formats of the CPU are compared, which do not include TF32. A variant that the device cannot compute,
+or has no memory for, is left out, and the report says so. Exit status: 0 if all tensors are within rounding, 1 if one
+is not (or is missing, or NaN), 2 for unusable input.
 """
 
 import argparse
@@ -66,7 +67,7 @@ from torchgpt.checks.rounding import FORMATS
 from torchgpt.model import ATTENTION_KINDS
 
 WRONG = 1
-#: What the fused kernel of attention does not show.
+#: The ends of the names of tensors that the fused kernel of attention does not show.
 INSIDE_ATTENTION = (".att.attn_scores", ".att.attn_weights", ".att.dropout")
 
 
@@ -82,13 +83,13 @@ class Variant(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """TF32 is how products of float32 are computed."""
+        """PyTorch's dtype. For TF32 it is float32, because TF32 is only a way of computing products of float32."""
         dtype: torch.dtype = getattr(torch, "float32" if self.format == "tf32" else self.format)
         return dtype
 
 
 class Truth(NamedTuple):
-    """A step in float64, whose gradients are those of the scaled loss, and what it was taken on."""
+    """A step in float64, its gradients for the scaled loss, and the model and batch that it was taken on."""
 
     model: GPTModel
     batch: Batch
@@ -112,7 +113,7 @@ def numpy_truth(config: GPTConfig, batch_size: int, tokens: int, seed: int) -> T
 
 
 def torch_tensors(truth: Truth, variant: Variant, device: str) -> Tensors:
-    """The same tensors in PyTorch, brought back to float64."""
+    """The same tensors, computed by PyTorch in the variant and converted to float64."""
     twin = to_torch(truth.model, copy=True, attention=variant.attention).to(device, variant.dtype)
     inputs, targets = (torch.from_numpy(ids).to(device) for ids in truth.batch[:2])
     tensors: dict[str, torch.Tensor] = {}
@@ -128,7 +129,7 @@ def torch_tensors(truth: Truth, variant: Variant, device: str) -> Tensors:
 
 @contextmanager
 def precision_of_products(precision: str) -> Iterator[None]:
-    """Products of float32 within the `with`: "highest" for float32, "high" for TF32."""
+    """Within the `with`, products of float32 have this precision: "highest" for float32, "high" for TF32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
@@ -151,7 +152,7 @@ def rounding_of(truth: Truth, format_name: str, probes: int) -> dict[str, Norms]
 
 
 def sizes_of(truth: Truth, rounding: Mapping[str, Norms], format_name: str) -> dict[str, float]:
-    """What the errors are relative to: ‖truth‖, or for a tensor that is zero but for rounding, what cancels in it."""
+    """What errors are relative to: ‖truth‖, or the terms that cancel if a tensor is zero except for rounding."""
     sizes = {}
     for name, tensor in truth.tensors.items():
         size, error = finite_norms(tensor).tensor, rounding[name].tensor
@@ -160,7 +161,7 @@ def sizes_of(truth: Truth, rounding: Mapping[str, Norms], format_name: str) -> d
 
 
 class Row(NamedTuple):
-    """One tensor in one variant: its error and budget, relative, and the share of the budget that is used."""
+    """One tensor in one variant: its relative error and budget, and the share of the budget that is used."""
 
     name: str
     error: float
@@ -197,7 +198,7 @@ class Report(NamedTuple):
 
 
 def compared(truth: Truth, formats: Sequence[str], probes: int, device: str) -> Report:
-    """Every variant that the device computes and has the memory for. The first format is the finest."""
+    """The report on every variant that the device can compute. The first format must be the most accurate."""
     report = Report({}, {})
     sizes: dict[str, float] = {}
     for format_name in formats:
@@ -231,7 +232,7 @@ def cell(row: Row, variant: Variant) -> str:
 
 
 def table(report: Report) -> list[list[str]]:
-    """A head, and a line a tensor with a cell a variant."""
+    """The head of a table, and a line for each tensor with a cell for each variant."""
     by_name = [{row.name: cell(row, variant) for row in rows} for variant, rows in report.variants.items()]
     names = dict.fromkeys(name for rows in report.variants.values() for name in (row.name for row in rows))
     head = ["tensor", *(variant.name for variant in report.variants)]
@@ -239,9 +240,10 @@ def table(report: Report) -> list[list[str]]:
 
 
 def summary(report: Report) -> list[list[str]]:
-    """A head, and a line a variant: how many tensors are within rounding, and the one that uses most of its budget.
+    """The head of a table, and a line for each variant.
 
-    Those that are left out come last, with the reason.
+    The line says how many tensors are within rounding, and which tensor uses most of its budget. Variants that are left
+    out come last, with the reason.
     """
     lines = [["variant", "u", "within rounding", "budget above size", "worst tensor", "its error", "of its budget"]]
     for variant, rows in report.variants.items():
@@ -284,7 +286,7 @@ def facts(parsed: argparse.Namespace, config: GPTConfig, tokens: int, device: st
 
 
 def as_json(report: Report, about: Mapping[str, Any]) -> str:
-    """Errors that cannot be measured are null."""
+    """The report as JSON. An error that cannot be measured is null."""
     variants = {
         variant.name: {
             row.name: {

@@ -1,16 +1,17 @@
-"""Chapters 4 and 5 of "Build a Large Language Model (From Scratch)", figure by figure, beside the book's own.
+"""Run chapters 4 and 5 of "Build a Large Language Model (From Scratch)", and print each figure beside the book's own.
 
-    python scripts/reproduce_book.py                     # in NumPy alone, no PyTorch needed; minutes for ten epochs
+    python scripts/reproduce_book.py                     # in NumPy alone; the ten epochs take some minutes
     python scripts/reproduce_book.py --backend torch     # the same in PyTorch
     python scripts/reproduce_book.py --compare runs/book-numpy runs/book-torch
 
-Ctrl-C keeps what was done, and the same command goes on from there; after a crash, from the end of the last epoch.
-Exit status: 0 where every figure is the book's, 1 where one differs, 2 for unusable input, 130 when interrupted.
---compare takes a run by NumPy and one by PyTorch of the same sitting: 0 where they print the same and NumPy's time,
-memory and masks stay within their bounds.
+After Ctrl-C, the same command goes on from there; after a crash, it goes on from the end of the last epoch. Exit
+status: 0 if every figure is the book's, 1 if one differs or not all could be printed, 2 for unusable input, 130 if
+interrupted. --compare takes a run by NumPy and one by PyTorch of the same sitting. Its status is 0 if they print the
+same, and NumPy's time, memory and masks stay within their bounds.
 
-The verdict on a figure is "same", "close" (but for last digits, which hang on the order of float32 sums) or "DIFFERS".
-The seeds are set where the book sets them: before a model is made, before losses are measured, before text is sampled.
+The verdict on a figure is "same", "close" (except for last digits, which depend on the order of float32 sums) or
+"DIFFERS". The seeds are set where the book sets them: before a model is made, before losses are measured, and before
+text is sampled.
 """
 
 import argparse
@@ -61,7 +62,7 @@ OPTIONS = Options(
     seed=SEED,
 )
 
-#: Two losses that were computed in another order of sums are the same up to this (nats a token).
+#: Two losses, in nats a token, count as the same up to this difference: the order of their sums may differ.
 SAME_LOSS = 1e-5
 
 
@@ -69,7 +70,7 @@ SAME_LOSS = 1e-5
 
 
 def chapter_4(listings: Any, report: Report) -> None:
-    """The model, and its first words."""
+    """Report on the model and its first words."""
     report.heading("Chapter 4: the model")
     listings.manual_seed(SEED)
     model = listings.new_model(CHAPTER_4_CONFIG)
@@ -82,7 +83,7 @@ def chapter_4(listings: Any, report: Report) -> None:
 
 
 def chapter_5_before_training(listings: Any, report: Report, text: str) -> float:
-    """Text, losses and perplexity of the untrained model; returns the seconds that making it took."""
+    """Report on text, losses and perplexity of the untrained model; returns the seconds that making it took."""
     report.heading("Chapter 5: before training")
     began = time.perf_counter()
     listings.manual_seed(SEED)
@@ -109,30 +110,30 @@ def chapter_5_before_training(listings: Any, report: Report, text: str) -> float
 
 
 def six_probabilities(listings: Any, report: Report, model: Any) -> None:
-    """What the model says of two short texts."""
+    """Report on the model's probabilities for two short texts."""
     probabilities = listings.probabilities(model, figures.INPUTS)
     report.figure("likeliest next tokens", str(probabilities.argmax(axis=-1).tolist()), figures.LIKELIEST_TOKENS)
     here = np.take_along_axis(probabilities, np.array(figures.TARGETS)[..., np.newaxis], axis=-1).ravel()
     books = np.array(figures.TARGET_PROBABILITIES.split(), float)
-    last_digit = 10 ** (np.floor(np.log10(books)) - 4)  # hangs on rounding errors: PyTorch's too, by machine
+    last_digit = 10 ** (np.floor(np.log10(books)) - 4)  # it depends on rounding, in PyTorch on the machine too
     same = bool((abs(here - books) <= last_digit).all())
     text = " ".join(f"{p:.4e}" for p in here)
     report.figure("probabilities of the targets", text, figures.TARGET_PROBABILITIES, same)
     loss = listings.batch_loss(model, figures.INPUTS, figures.TARGETS)
     report.figure("cross-entropy of the targets", f"{loss:.4f}", figures.CROSS_ENTROPY)
     perplexity = math.exp(loss)
-    same = abs(loss - math.log(figures.PERPLEXITY)) <= SAME_LOSS  # its digits are more than the loss has in float32
+    same = abs(loss - math.log(figures.PERPLEXITY)) <= SAME_LOSS  # it has more digits than the loss has in float32
     report.figure("perplexity", f"{perplexity:.4f}", f"{figures.PERPLEXITY:.4f}", same)
 
 
 def batches(loader: Any) -> str:
-    """How many, and their shapes."""
+    """How many batches there are, and their shapes."""
     shapes = {tuple(inputs.shape) for inputs, _ in loader}
     return f"{len(loader)} x {', '.join(map(str, shapes))}"
 
 
 def chapter_5_after_training(listings: Any, report: Report, model: Any) -> None:
-    """Text of the trained model."""
+    """Report on the text of the trained model."""
     report.heading("Chapter 5: after training")
     report.figure("trained, greedy 25 tokens", listings.write(model, figures.START, 25), figures.TRAINED_GREEDY_TEXT)
     listings.manual_seed(SEED)
@@ -141,7 +142,7 @@ def chapter_5_after_training(listings: Any, report: Report, model: Any) -> None:
 
 
 def chapter_5_nine_words(listings: Any, report: Report, directory: Path) -> None:
-    """Temperature and top-k over a vocabulary of nine words; draws temperatures.png."""
+    """Report on temperature and top-k over a vocabulary of nine words, and draw temperatures.png."""
     report.heading("Chapter 5: nine words")
     logits = listings.array(figures.WORD_LOGITS)
     by_temperature = {t: listings.package.softmax_with_temperature(logits, t) for t in figures.TEMPERATURES}
@@ -156,7 +157,7 @@ def chapter_5_nine_words(listings: Any, report: Report, directory: Path) -> None
 
 
 def drawn_words(listings: Any, probabilities: Any) -> str:
-    """The words that came up in print_sampled_tokens."""
+    """The words that `print_sampled_tokens` drew, with their counts."""
     with redirect_stdout(StringIO()) as printed:
         listings.package.print_sampled_tokens(probabilities, figures.WORDS)
     counts = (line.split(" x ") for line in printed.getvalue().splitlines())
@@ -169,7 +170,7 @@ def drawn_words(listings: Any, probabilities: Any) -> str:
 def start_or_resume(
     listings: Any, options: Options, config: GPTConfig, directory: Path, record: Record, *, overwrite: bool
 ) -> tuple[TrainingRun, Record]:
-    """The run in the folder where it was left, or a new one. InputError if another run is there."""
+    """The run in the folder, as it was left, or a new one; and its record. InputError if another run is there."""
     if overwrite or not (directory / FILE_NAME).exists():
         return TrainingRun.start(listings.training, options, config, directory, overwrite=overwrite), record
     run = TrainingRun.resume(
@@ -194,9 +195,9 @@ def start_or_resume(
 
 
 def train_as_in_the_book(run: TrainingRun, record: Record, report: Report) -> Path:
-    """The book's training run to its end, or until Ctrl-C, with what it had printed before at the top.
+    """Take the book's training run to its end, or until Ctrl-C; first show again what it had printed before.
 
-    It is saved at the end of each epoch, so that a crash loses no more than one. Returns the checkpoint's path.
+    It is saved at the end of each epoch, so that a crash loses one epoch at most. Returns the checkpoint's path.
     """
     tqdm.write("\nChapter 5: training")
     epoch = run.backend.batches_in_an_epoch()
@@ -210,7 +211,7 @@ def train_as_in_the_book(run: TrainingRun, record: Record, report: Report) -> Pa
 
 
 def chapter_5_training(listings: Any, report: Report, run: TrainingRun, record: Record) -> None:
-    """The training, and what the trained model says; writes the checkpoint, the record and the loss curves."""
+    """Train, and report on the trained model; writes the checkpoint, the record and the loss curves."""
     written = [train_as_in_the_book(run, record, report)]
     backend: Any = run.backend  # both have a model
     if run.step:
@@ -229,7 +230,7 @@ def chapter_5_training(listings: Any, report: Report, run: TrainingRun, record: 
 
 
 def run_book(parsed: argparse.Namespace) -> int:
-    """All of it, in the book's order."""
+    """Do everything in the book's order; returns the exit status."""
     text_file = find_verdict(parsed.text)
     tokenizer = get_tokenizer("gpt2", parsed.vocab)
     listings, report = new_listings(parsed.backend, tokenizer), Report()
@@ -255,8 +256,8 @@ def run_book(parsed: argparse.Namespace) -> int:
 
 
 def new_listings(name: str, tokenizer: Encoding) -> Any:
-    """The book's listings in the package asked for; the other is not imported."""
-    import_module(f"{name}gpt")  # says what to install, if it must
+    """The book's listings in numpygpt or torchgpt; the other package is not imported."""
+    import_module(f"{name}gpt")  # if PyTorch is missing, the error says how to install it
     return import_module(f"book.{name}_listings").Listings(tokenizer)
 
 

@@ -1,4 +1,4 @@
-"""The benchmark's figures as pictures."""
+"""The benchmark's results as charts."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def size_of(report: dict[str, Any]) -> str:
 
 
 def draw_comparison(report: dict[str, Any], path: Path) -> Path:
-    """A bar a contender: the median, with a line from the fastest round to the slowest."""
+    """Draw a bar for each contender: the median, with a line from the fastest round to the slowest."""
     results = report["results"]
     figure = Figure(figsize=(7, 0.6 * len(results) + 1.4), layout="constrained")
     axes = figure.subplots()
@@ -33,7 +33,7 @@ def draw_comparison(report: dict[str, Any], path: Path) -> Path:
 
 
 def draw_parts(report: dict[str, Any], path: Path) -> Path:
-    """A bar a part of the step, and the floor."""
+    """Draw a bar for each part of the step; the label names the floor."""
     seconds = {part: value for part, value in report["seconds"].items() if part != "step"}
     figure = Figure(figsize=(7, 0.35 * len(seconds) + 1.4), layout="constrained")
     axes = figure.subplots()
@@ -45,7 +45,7 @@ def draw_parts(report: dict[str, Any], path: Path) -> Path:
 
 
 def draw_sweep(report: dict[str, Any], path: Path) -> Path:
-    """Seconds against FLOPs on logarithmic axes, a line a sweep, PyTorch's dashed."""
+    """Draw seconds against FLOPs on logarithmic axes, with a line for each sweep; PyTorch's lines are dashed."""
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     for number, line in enumerate(dict.fromkeys(point["line"] for point in report["points"])):

@@ -27,7 +27,12 @@ DECODED_TOKENS = PROMPT_TOKENS + NEW_TOKENS
 
 @dataclass(frozen=True)
 class Task:
-    """A training step on batch_size x tokens ids; or a decoding of as many, the first PROMPT_TOKENS of them given."""
+    """What is timed: a training step on batch_size x tokens ids, or decoding.
+
+    kind      "step", or "decode": sequences of `tokens` ids, of which the first PROMPT_TOKENS are given
+    preset    the name of the model
+    threads   how many threads each contender has
+    """
 
     kind: str
     preset: str
@@ -37,7 +42,7 @@ class Task:
 
     @property
     def config(self) -> GPTConfig:
-        """Without dropout; a step's context is as long as its sequences, a decoder's at least as long."""
+        """The model without dropout. Its context is as long as the sequences, or, for decoding, at least as long."""
         config = PRESETS[self.preset]
         context_length = max(config.context_length, self.tokens) if self.kind == "decode" else self.tokens
         return replace(config, drop_rate=0.0, context_length=context_length)
@@ -51,7 +56,7 @@ def faster_attention(tokens: int) -> str:
 
 
 def numpy_step(config: GPTConfig, ids: Array, **options: Any) -> Run:
-    """With the faster attention for the length, unless the options say which."""
+    """Our training step. Attention is the faster one for the length, unless the options name it."""
     model = GPTModel(config, **{"attention": faster_attention(config.context_length), **options})
     optimizer = AdamW(model, lr=1e-4)
 
@@ -90,7 +95,7 @@ def numpy_decode(config: GPTConfig, prompt: Array) -> Run:
 
 
 def book_decode(config: GPTConfig, prompt: Array) -> Run:
-    """The book's loop, which computes the whole text anew for each token."""
+    """Decoding by the book's loop, which computes the whole text again for each token."""
     import torch
 
     import torchgpt
@@ -100,7 +105,7 @@ def book_decode(config: GPTConfig, prompt: Array) -> Run:
 
 
 def huggingface_decode(config: GPTConfig, prompt: Array) -> Run:
-    """With its cache."""
+    """Decoding by Hugging Face's `generate`, with its cache."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -136,7 +141,7 @@ CONTENDERS: dict[str, dict[str, Callable[..., Run]]] = {
 
 
 def check_installed(names: Iterable[str]) -> None:
-    """Raise InputError, with the install line, for a contender whose package is missing."""
+    """Raise InputError, which says how to install it, if the package of a contender is missing."""
     for name in names:
         packages = [] if name.startswith(OURS) else ["torch", *["transformers"] * (name == "huggingface")]
         missing = " ".join(package for package in packages if find_spec(package) is None)
@@ -145,7 +150,7 @@ def check_installed(names: Iterable[str]) -> None:
 
 
 def prepared(name: str, task: Task) -> Run:
-    """A contender at its task, on random token ids."""
+    """The run of a contender on the task, with random token ids."""
     columns = PROMPT_TOKENS if task.kind == "decode" else task.tokens + 1
     ids = np.random.default_rng(0).integers(0, task.config.vocab_size, (task.batch_size, columns))
     return CONTENDERS[task.kind][name](task.config, ids)

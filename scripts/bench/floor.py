@@ -1,4 +1,4 @@
-"""Where a training step's time goes, and the floor that this machine's own rates set for it."""
+"""Where the time of a training step goes, and the floor: the least time that the rates of this machine allow."""
 
 import importlib
 import platform
@@ -18,7 +18,8 @@ from numpygpt import AdamW, GPTConfig, GPTModel
 from numpygpt.model.sizes import num_parameters
 from numpygpt.parallel import over_rows, product
 
-#: The modules whose forward and backward each part is. What a part calls of another part counts as the other's.
+#: The parts of a step: each is the forward and the backward of these modules. If a part calls another part, the time of
+#: that call counts only for the other part.
 PARTS = {
     "products": ("ops.linear",),
     "attention": ("ops.attention", "ops.flash_attention"),
@@ -35,9 +36,9 @@ PARTS = {
 
 @contextmanager
 def timed_parts() -> Iterator[dict[str, float]]:
-    """Seconds spent in the forwards and backwards of each part, within the block.
+    """Within the `with`, the seconds that are spent in the forwards and backwards of each part.
 
-    Flash attention's softmax, which is interwoven with its products, counts as attention.
+    The softmax of flash attention is mixed with its products, so it counts as attention.
     """
     seconds: dict[str, float] = defaultdict(float)
     originals: list[tuple[Any, str, Callable[..., Any]]] = []
@@ -68,7 +69,7 @@ def timed_parts() -> Iterator[dict[str, float]]:
 
 
 def profile(task: Task, rounds: int, attention: str) -> dict[str, float]:
-    """Median seconds of each part of a step, and of the whole."""
+    """The median seconds of each part of a step, and of the whole step."""
     config = task.config
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (task.batch_size, task.tokens + 1))
     model = GPTModel(config, attention=attention)
@@ -89,9 +90,9 @@ def profile(task: Task, rounds: int, attention: str) -> dict[str, float]:
 
 
 def training_flops(config: GPTConfig, batch_size: int, tokens: int) -> float:
-    """Of the matrix products of a step; the backward has two for each of the forward's.
+    """The floating-point operations of a step's matrix products. The backward has two products for each of the forward.
 
-    Attention's are counted once for each pair of a query and a key that it may read.
+    In attention, only the pairs of a query and a key that it may read are counted.
     """
     D, rows = config.emb_dim, batch_size * tokens
     weights = config.n_layers * 12 * D * D + config.vocab_size * D
@@ -99,30 +100,30 @@ def training_flops(config: GPTConfig, batch_size: int, tokens: int) -> float:
 
 
 def optimizer_bytes(config: GPTConfig) -> float:
-    """AdamW reads the gradient and reads and writes the parameter and both moments, in float32."""
+    """The bytes that AdamW moves in float32: it reads the gradient, and reads and writes parameter and both moments."""
     return 7 * 4 * num_parameters(config)
 
 
 def decoding_bytes(config: GPTConfig) -> float:
-    """Of the weights that one more token streams: all but the tables of embeddings."""
+    """The bytes of the weights that are read for one more token: all weights except the tables of embeddings."""
     tables = config.context_length * (config.position == "learned") + config.vocab_size * (not config.tie_weights)
     return 4 * (num_parameters(config) - tables * config.emb_dim)
 
 
 def product_rate(size: int = 2048) -> float:
-    """Operations a second of a product of two square float32 matrices."""
+    """How many operations a second a product of two square float32 matrices does."""
     a, b = np.random.default_rng(1).standard_normal((2, size, size), dtype=np.float32)
     return 2 * size**3 / _fastest(lambda: product(a, b))
 
 
 def copy_rate(size: int = 2**29) -> float:
-    """Bytes read and written a second, by one thread a core."""
+    """How many bytes a second are read and written by a copy, with one thread on each core."""
     source, target = np.ones((2, 1024, size // 4096), np.float32)
     return 2 * size / _fastest(lambda: over_rows(lambda s, t: np.copyto(t, s), source, target))
 
 
 def read_rate(size: int = 2**29) -> float:
-    """Bytes read a second by a product of a matrix, much larger than any cache, and a vector."""
+    """How many bytes a second are read by a product of a vector and a matrix that is much larger than any cache."""
     matrix, vector = np.ones((size // 4096, 1024), np.float32), np.ones(1024, np.float32)
     return size / _fastest(lambda: matrix @ vector)
 
@@ -156,7 +157,7 @@ def _versions(*names: str) -> dict[str, str]:
 
 
 def _processor() -> str:
-    """Its own name where Linux tells it."""
+    """The name of the processor, as Linux gives it, or else as Python does."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""Contenders taking turns: each is a process of its own, and waits without computing while the others run."""
+"""Contenders that take turns. Each is a process of its own, and waits without computing while the others run."""
 
 import json
 import os
@@ -18,12 +18,12 @@ from bench.contenders import OURS, Task, prepared
 from numpygpt.parallel import use_own_threads
 from numpygpt.process import keep_freed_memory
 
-#: The variables by which OpenMP, OpenBLAS and MKL are told how many threads to use.
+#: The variables that tell OpenMP, OpenBLAS and MKL how many threads to use.
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def work(name: str, task: Task) -> None:
-    """A contender's process: for each line on standard input a timed run, for each run a line of JSON."""
+    """What the process of a contender does: for each line on standard input a timed run, and a line of JSON on it."""
     if name.startswith(OURS):
         keep_freed_memory()
         if task.kind == "step":
@@ -42,7 +42,7 @@ def work(name: str, task: Task) -> None:
 
 
 class Worker:
-    """The other end of `work`."""
+    """The process of a contender, as the process that starts it sees it; it runs `work`."""
 
     def __init__(self, name: str, task: Task) -> None:
         self.name = name
@@ -60,7 +60,7 @@ class Worker:
     def run(self, *, counted: bool) -> None:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        with suppress(BrokenPipeError):  # it has ended: then there is no line to read
+        with suppress(BrokenPipeError):  # the process has ended, so there is no line to read
             self.process.stdin.write("\n")
             self.process.stdin.flush()
         line = self.process.stdout.readline()
@@ -76,9 +76,11 @@ class Worker:
 
 
 def race(task: Task, names: list[str], rounds: int, warm_up: int) -> dict[str, Any]:
-    """{contender: its seconds, round by round; numpygpt's over them; the peak of its memory in MiB}.
+    """Let the contenders take turns; returns what was measured, by contender.
 
-    The ratios are taken within each round, so that a machine whose speed drifts does not favor anybody.
+    seconds    the time of each round
+    ratios     numpygpt's time over the contender's, round by round, so that a machine whose speed drifts favors nobody
+    peak_mib   the peak of the contender's memory, in MiB
     """
     workers = [Worker(name, task) for name in names]
     try:

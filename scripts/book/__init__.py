@@ -1,1 +1,1 @@
-"""The parts of reproduce_book.py: the book's figures, the report beside them, the record of a run, the two backends."""
+"""The parts of reproduce_book.py: the book's figures, the report on them, the record of a run, and the two backends."""

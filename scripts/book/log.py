@@ -1,4 +1,4 @@
-"""The book's training log: what the training loop shows of the book's run, and what is recorded of it."""
+"""The training log of the book's run: what the training loop shows of it, and what it records."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +13,9 @@ from numpygpt.training.run import Evaluation, TrainingRun
 
 
 class BookLog(Progress):
-    """Each line of the log, beside the book's own; losses, samples and times go to the record.
+    """Shows each line of the log beside the book's own line, and adds losses, samples and times to the record.
 
-    Times count steps, evaluations and samples, and no saving.
+    The times are those of steps, evaluations and samples; saving does not count.
     """
 
     def __init__(self, record: Record, report: Report) -> None:
@@ -24,7 +24,7 @@ class BookLog(Progress):
 
     @contextmanager
     def of(self, run: TrainingRun) -> Iterator[None]:
-        """As in `Progress`, with what an earlier part of the run had shown at the top."""
+        """As in `Progress`, but first show again what an earlier part of the run had shown."""
         epoch = run.backend.batches_in_an_epoch()
         for step in range(1, run.step + 1):
             for evaluation in run.history:
@@ -52,7 +52,7 @@ class BookLog(Progress):
         self.record.training_seconds += seconds
 
     def saving(self, run: TrainingRun) -> None:
-        """Write the record: it comes before the checkpoint, because a run is resumed at its checkpoint's step."""
+        """Write the record. It is written before the checkpoint, so that it has every step up to the checkpoint."""
         self.record.peak_memory_bytes = max(self.record.peak_memory_bytes, peak_memory_bytes())
         self.record.evaluations = [asdict(evaluation) for evaluation in run.history]
         self.record.save(run.directory)

@@ -1,4 +1,4 @@
-"""What a training run leaves for comparison, in DIR/losses.json: losses, samples, figures, time and memory."""
+"""The record of a training run, for comparison, in DIR/losses.json: losses, samples, figures, time and memory."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from numpygpt.files import replacing
 FILE_NAME = "losses.json"
 LOSSES = ("train_loss", "val_loss")
 
-#: The goals of NumPy's run: time and peak memory as a multiple of PyTorch's, masks as a share of a training step.
+#: The goals of NumPy's run: time and peak memory as multiples of PyTorch's, and masks as a share of a training step.
 MOST_TIME = 1.3
 MOST_MEMORY = 1.0
 MOST_TIME_FOR_MASKS = 0.15
@@ -42,7 +42,7 @@ class Record:
 
     @classmethod
     def load(cls, directory: Path) -> "Record":
-        """Of an earlier run in that folder. InputError where there is none, or one without a step."""
+        """The record of an earlier run in that folder. InputError if there is none, or if it has no training step."""
         try:
             record = cls(**json.loads((directory / FILE_NAME).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
@@ -54,7 +54,7 @@ class Record:
         return record
 
     def save(self, directory: Path) -> Path:
-        """Write it in place of an earlier one; returns its path."""
+        """Write the record in the place of an earlier one; returns its path."""
         path = directory / FILE_NAME
         directory.mkdir(parents=True, exist_ok=True)
         with replacing(path) as unfinished:
@@ -63,13 +63,13 @@ class Record:
 
 
 def peak_memory_bytes() -> int:
-    """The most that this process has held in memory so far."""
+    """The most bytes that this process has had in memory so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def print_costs(record: Record) -> None:
-    """Time and memory of a run."""
+    """Print the time and the memory of a run."""
     step = statistics.median(record.step_seconds)
     masks = f", of which the dropout masks are {record.mask_seconds / step:.0%}" if record.mask_seconds else ""
     tqdm.write(
@@ -80,7 +80,7 @@ def print_costs(record: Record) -> None:
 
 
 def compare(runs: Sequence[Record]) -> int:
-    """Print how far NumPy's run and PyTorch's lie apart, and whether the goals are reached; returns the exit status."""
+    """Print how far NumPy's run and PyTorch's differ, and whether the goals are reached; returns the exit status."""
     ours, theirs = sorted(runs, key=lambda run: run.backend)
     if (ours.backend, theirs.backend) != ("numpy", "torch"):
         raise InputError(f"the runs are by {ours.backend} and {theirs.backend}; expected one by numpy and one by torch")
@@ -96,7 +96,7 @@ def compare(runs: Sequence[Record]) -> int:
 
 
 def print_differences(ours: Record, theirs: Record) -> None:
-    """The largest difference of each kind of loss, and the figures that are not the same."""
+    """Print the largest difference of each kind of loss, and the figures that are not the same."""
     for what, our_losses, their_losses in (
         ("losses of the steps", ours.step_losses, theirs.step_losses),
         *((f"evaluations' {loss}", evaluated(ours, loss), evaluated(theirs, loss)) for loss in LOSSES),
@@ -115,12 +115,12 @@ def evaluated(run: Record, loss: str) -> list[float]:
 
 
 def printed(run: Record) -> tuple[list[str], list[str], dict[str, str]]:
-    """What a run prints, to the digits that it prints."""
+    """What a run prints: losses with the digits that are printed, samples, and figures."""
     return [f"{value:.3f}" for loss in LOSSES for value in evaluated(run, loss)], run.samples, run.figures
 
 
 def goals(ours: Record, theirs: Record) -> list[tuple[str, float, float]]:
-    """What they are: a list of (what, its value, the largest that will do)."""
+    """The goals, as a list of (what, its value, the largest value that reaches the goal)."""
     found = [
         ("time of the training, numpy / torch", ours.training_seconds / theirs.training_seconds, MOST_TIME),
         ("peak memory, numpy / torch", ours.peak_memory_bytes / theirs.peak_memory_bytes, MOST_MEMORY),
@@ -132,7 +132,7 @@ def goals(ours: Record, theirs: Record) -> list[tuple[str, float, float]]:
 
 
 def print_goal(what: str, value: float, most: float) -> bool:
-    """Returns whether it is reached."""
+    """Print a goal; returns whether it is reached."""
     reached = value <= most
     tqdm.write(f"{what}: {value:.2f}, wanted at most {most:g}: {'reached' if reached else 'MISSED'}")
     return reached

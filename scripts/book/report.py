@@ -1,4 +1,4 @@
-"""Figures printed beside the book's, each with a verdict."""
+"""A report that prints figures beside the book's, each with a verdict."""
 
 from tqdm import tqdm
 
@@ -6,13 +6,19 @@ DIFFERENT = 1
 
 
 class Report:
-    """Prints figures beside the book's, with a verdict, and counts.
+    """Prints figures beside the book's, each with a verdict, and counts them.
 
-    same      in every character
-    close     but for last digits, which hang on the order in which a machine sums float32 numbers
+    The verdicts are:
+
+    same      the figures agree in every character
+    close     they agree except for last digits, which depend on the order in which a machine sums float32 values
     DIFFERS   neither
 
-    exact   {what: the figure here}, of those that have to be the book's in every character
+    The attributes are:
+
+    compared    how many figures were compared
+    exact       {what: the figure here} for those that have to be the book's in every character
+    different   the figures that differ
     """
 
     def __init__(self) -> None:
@@ -25,7 +31,7 @@ class Report:
         tqdm.write(f"\n{text}\n{'verdict':<9}{'figure':<46}{'here':<27}the book")
 
     def figure(self, what: str, here: str, books: str, same: bool | None = None) -> None:
-        """A figure here and in the book; the verdict is that of their texts, unless `same` says how it is judged."""
+        """Print a figure here and in the book. `same` says whether they agree; None: if their texts are equal."""
         if same is None:
             same, self.exact[what] = here == books, here
         verdict = self._verdict(what, same)
@@ -37,7 +43,7 @@ class Report:
             tqdm.write(f"{verdict:<9}{what}\n{'here':>17}  {here}\n{'the book':>17}  {books}")
 
     def line(self, here: str, books: str | None) -> None:
-        """A line of the training log; the book's is shown where it differs."""
+        """Print a line of the training log, and the book's line if it differs."""
         if books is None:
             tqdm.write(f"{here}  [beyond the book]")
         elif self._verdict(here, here == books) == "same":
@@ -46,7 +52,7 @@ class Report:
             tqdm.write(f"{here}  [DIFFERS]\n{books}  [the book]")
 
     def conclude(self) -> int:
-        """Sum up; returns the exit status."""
+        """Print how many figures differ, and which; returns the exit status."""
         tqdm.write(f"\n{self.compared} figures compared with the book: {len(self.different) or 'none'} differ")
         for what in self.different:
             tqdm.write(f"  {what}")

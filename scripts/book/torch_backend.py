@@ -1,7 +1,7 @@
 """The backend of the training loop that computes in PyTorch on the CPU, as the book's listings do.
 
-It draws what NumPy's backend draws and writes the same sections, so a run that one of the two has begun, the other can
-continue.
+It draws what NumPy's backend draws, and writes the same sections. So each of the two can continue a run that the other
+has begun.
 """
 
 import math
@@ -23,9 +23,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class TorchBackend:
-    """The twin of `numpygpt.training.numpy_backend.NumpyBackend` on PyTorch's default generator. See `Backend` there.
+    """A `Backend`: the twin of `numpygpt.training.numpy_backend.NumpyBackend`, on PyTorch's default generator.
 
-    It takes the steps of the book, which know no accumulation and no clipping.
+    It takes the steps of the book, which have neither accumulation nor clipping.
     """
 
     def __init__(self, task: Task) -> None:
@@ -122,7 +122,7 @@ class TorchBackend:
             raise InputError(" ".join(str(error).split())) from error
 
     def _optimizer_section(self) -> Section:
-        """In the form of NumPy's `AdamW.section`. PyTorch makes the moments in the first step; before it they are 0."""
+        """What NumPy's `AdamW.section` gives. PyTorch makes the moments in the first step; before it they are 0."""
         (group,) = self.optimizer.param_groups
         states = {name: self.optimizer.state.get(parameter, {}) for name, parameter in self.model.named_parameters()}
         values = {
@@ -158,14 +158,14 @@ class TorchBackend:
     def _next_batch(self) -> list[Tensor]:
         if self._batches_done == len(self.train_loader):
             self._begin_epoch()
-        if self._order_seed is None:  # what the loader is about to draw, as the seed of the epoch's order
+        if self._order_seed is None:  # the number that the loader is about to draw, as the seed of the epoch's order
             with torch.random.fork_rng(devices=[]):
                 self._order_seed = int(torch.empty((), dtype=torch.int64).random_())
         self._batches_done += 1
         return next(self._batches)
 
     def _load_position(self, saved: SavedSections) -> None:
-        """A DataLoader starts at the front: the rest of an epoch is a loader of its own over the windows left."""
+        """Go on within an epoch. A DataLoader can only begin an epoch, so a new one has the windows that are left."""
         position = value_of(saved.values("data"), "position", dict)
         self._begin_epoch()
         self._order_seed = value_of(position, "order_seed", int, type(None))

@@ -1,4 +1,4 @@
-"""The book's listings in PyTorch: what `reproduce_book.py --backend torch` runs, to compare NumPy's run with."""
+"""The book's listings in PyTorch, which `reproduce_book.py --backend torch` runs for comparison with NumPy's run."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torchgpt.model import GPTModel
 
 
 class Listings:
-    """The twin of `book.numpy_listings.Listings`; methods and attributes as described there."""
+    """The twin of `book.numpy_listings.Listings`, which describes the methods and attributes."""
 
     package = torchgpt
     training = TorchBackend
@@ -30,38 +30,38 @@ class Listings:
         return GPTModel(config).eval()
 
     def num_parameters(self, model: GPTModel) -> int:
-        """How many numbers are trained."""
+        """How many values are trained."""
         return sum(parameter.numel() for parameter in model.parameters())
 
     def array(self, numbers: list) -> Tensor:
-        """Integers as int64, others as float32."""
+        """The numbers as a tensor: lists of integers as int64, others as float32."""
         return torch.tensor(numbers)
 
     @torch.no_grad()
     def probabilities(self, model: GPTModel, inputs: list[list[int]]) -> np.ndarray:
-        """Of each next token (B, T, V)."""
+        """The probabilities of each next token (B, T, V)."""
         return torchgpt.softmax_with_temperature(model.eval()(self.array(inputs)), 1).numpy()
 
     @torch.no_grad()
     def batch_loss(self, model: GPTModel, inputs: list[list[int]], targets: list[list[int]]) -> float:
-        """The cross-entropy in nats a token."""
+        """The mean cross-entropy of a batch, in nats a token."""
         return torchgpt.calc_loss_batch(self.array(inputs), self.array(targets), model.eval(), DEVICE).item()
 
     def loader(self, text: str, batch_size: int, length: int, *, training: bool) -> DataLoader:
-        """The book's loader of a part of the text."""
+        """The book's loader for a part of the text."""
         return torchgpt.create_dataloader_v1(
             text, batch_size, length, length, training, training, tokenizer=self.tokenizer
         )
 
     @torch.no_grad()
     def loader_loss(self, loader: DataLoader, model: GPTModel) -> float:
-        """The loss over all its batches."""
+        """The mean loss of the loader's batches, in nats a token."""
         return torchgpt.calc_loss_loader(loader, model.eval(), DEVICE)
 
     def write(
         self, model: GPTModel, prompt: str, max_new_tokens: int, temperature: float = 0.0, top_k: int | None = None
     ) -> str:
-        """The prompt and what the model says next."""
+        """The prompt and the text that the model generates after it."""
         token_ids = torchgpt.generate(
             model.eval(),
             torchgpt.text_to_token_ids(prompt, self.tokenizer),
@@ -73,11 +73,11 @@ class Listings:
         return torchgpt.token_ids_to_text(token_ids, self.tokenizer)
 
     def top_k_probabilities(self, logits: list[float], k: int) -> np.ndarray:
-        """The softmax of the k largest logits; 0 for the rest."""
+        """The softmax over the k largest logits, and 0 for the others."""
         all_logits = self.array(logits)
         smallest_kept = torch.topk(all_logits, k).values[-1]
         return torch.softmax(all_logits.masked_fill(all_logits < smallest_kept, -torch.inf), dim=-1).numpy()
 
     def mask_seconds(self, model: GPTModel, batch_size: int, length: int) -> float | None:
-        """Not told: PyTorch draws its masks amid the forward."""
+        """None: PyTorch draws its masks within the forward, so the time is not known."""
         return None
