@@ -1,6 +1,7 @@
-"""Checkpoints that somebody made: files put together byte by byte, with seals that fit whatever they say.
+"""Checkpoints that somebody made: files put together byte by byte, whose seals fit whatever they claim.
 
-It follows docs/checkpoint-format.md with json, struct and hashlib alone, and shares nothing with the code under test.
+This module follows docs/checkpoint-format.md with only json, struct and hashlib, and shares nothing with the code under
+test.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "
 
 
 def taken_apart(path):
-    """The header of ours (without its seal) and {key: [dtype, shape, bytes]} of a checkpoint."""
+    """Our header of a checkpoint (without its seal), and its tensors as {key: [dtype, shape, bytes]}."""
     contents = path.read_bytes()
     (length,) = struct.unpack("<Q", contents[:8])
     tensors = json.loads(contents[8 : 8 + length])
@@ -49,7 +50,7 @@ def with_hashes(header, tensors):
 
 
 def safetensors_of(tensors, metadata):
-    """The bytes of a safetensors file of {key: [dtype, shape, bytes]} and {name: text}."""
+    """The bytes of a safetensors file with tensors {key: [dtype, shape, bytes]} and metadata {name: text}."""
     entries, data = {"__metadata__": metadata}, b""
     for key, (dtype, shape, contents) in tensors.items():
         entries[key] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(contents)]}

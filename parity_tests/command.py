@@ -1,4 +1,4 @@
-"""The command line at sizes that take a second: `run` is what a person types, in this process."""
+"""The command line at sizes that take a second. `run` runs in this process what a person would type."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from numpygpt.commands.main import main
 
 TEXT = "The cat sat on the mat, and the dog lay by the door of the old house in the rain. " * 6
 SIZES = ("--context-length", 6, "--emb-dim", 8, "--n-heads", 2, "--n-layers", 1, "--batch-size", 3, "--eval-batches", 1)
-#: Without samples: they take longer than the training.
+#: These options turn samples off, because samples take longer than the training.
 TRAINING = (*SIZES, "--steps", 3, "--warmup-steps", 1, "--sample-every", 0)
 
 
@@ -20,7 +20,7 @@ def run(*arguments):
 
 
 def python(*arguments, **options):
-    """A new Python, without the checks that the test run installs."""
+    """Run a new Python, which lacks the checks that the test run installs."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=300, **options
     )

@@ -1,6 +1,6 @@
-"""The whole suite: annotations of shapes are checked at each call, and when a named tuple is made.
+"""The setup of the whole suite: annotations of shapes are checked at each call, and when a named tuple is made.
 
-hypothesis is deterministic unless told otherwise.
+hypothesis is deterministic unless it is told otherwise.
 """
 
 from jaxtyping import install_import_hook
@@ -13,8 +13,8 @@ from parity_tests.fields import check_fields  # noqa: E402
 
 check_fields()
 
-# "suite" is what `make test` and CI run: deterministic. "quick" is for the inner loop; "long" searches at random, for a
-# person.
+# "suite" is what `make test` and CI run; it is deterministic. "quick" is for the inner loop. "long" searches at random,
+# when a person wants it.
 settings.register_profile("suite", derandomize=True, deadline=None, max_examples=25, database=None)
 settings.register_profile("quick", settings.get_profile("suite"), max_examples=5)
 settings.register_profile(

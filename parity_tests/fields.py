@@ -1,10 +1,10 @@
-"""The fields of named tuples are checked, too.
+"""A check of the fields of named tuples.
 
 jaxtyping's import hook checks the annotations of functions and dataclasses, but not those of a NamedTuple's fields.
 `check_fields` checks these when a tuple is made by its constructor: what an operation saves, its gradients, the nodes
-of parameters. `_make` and `_replace` stay unchecked: they make nodes whose leaves are no arrays of the declared shape,
-such as gradients of which some are None. So do arrays whose elements have no bytes: they stand for a shape alone, where
-a checkpoint is compared with a model that is not made.
+of parameters. `_make` and `_replace` stay unchecked, because they make nodes whose leaves are not arrays of the
+declared shape, such as gradients of which some are None. Arrays whose elements have no bytes stay unchecked too: such
+an array only stands for a shape, when a checkpoint is compared with a model that is not made.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from typing import Any
 from beartype import beartype
 from jaxtyping import jaxtyped
 
-#: The rooms whose named tuples hold arrays; of the model, its body and its face.
+#: The rooms and modules whose named tuples hold arrays.
 CHECKED = ("numpygpt.ops", "numpygpt.layers", "numpygpt.objectives", "numpygpt.model.body", "numpygpt.model.gpt")
 
 
 def check_fields() -> None:
-    """From now on, a named tuple of these modules can be made of what its fields declare only."""
+    """From now on, a named tuple of these modules can only be made of what its fields declare."""
     for name in CHECKED:
         module = import_module(name)
         if hasattr(module, "__path__"):

@@ -1,7 +1,7 @@
-"""What must hold for the whole model, each as a function that raises AssertionError where it does not.
+"""The properties that must hold for the whole model. Each is a function that raises AssertionError if it does not hold.
 
-The planted bugs are run against these, on one fixed small model with distinct sizes, so that a miss is a fault of the
-checks and not of a draw. The rest of the suite draws the same things at random.
+The planted bugs are run against these, on one fixed small model with distinct sizes. So if a bug is missed, the checks
+are at fault, and not a random draw. The rest of the suite draws the same things at random.
 """
 
 import math
@@ -45,7 +45,7 @@ TARGETS = np.array([[1, 3, 10, 0, 3, 8], [7, 2, -100, 9, 1, 4]])
 
 @cache
 def weights(config: GPTConfig) -> dict[str, Array]:
-    """Asymmetric random weights of ordinary size; scale and shift are neither 1 nor 0."""
+    """Random weights of ordinary size, without symmetries; scale and shift are neither 1 nor 0."""
     rng = np.random.default_rng(1)
     return {
         name: rng.standard_normal(array.shape) / 2
@@ -63,7 +63,7 @@ def masks(config: GPTConfig) -> Any:
 
 
 def training_step(model: GPTModel, **options: Any) -> dict[str, Array]:
-    """What `watch_training_step` tells."""
+    """The tensors that `watch_training_step` tells, by name."""
     seen: dict[str, Array] = {}
 
     def watch(name: str, array: Array) -> None:
@@ -74,9 +74,9 @@ def training_step(model: GPTModel, **options: Any) -> dict[str, Array]:
 
 
 def watch_training_step(model: GPTModel, watch: Watch, **options: Any) -> None:
-    """Activations, loss, their gradients as the backward yields them, then the parameters' gradients, last to first.
+    """Tell activations, loss, their gradients as the backward yields them, and parameters' gradients, last to first.
 
-    With dropout, and with any options of the model's forward.
+    The step has dropout, and any options of the model's forward.
     """
     logits, saved = model.forward(INPUTS, watch=watch, **{"masks": masks(model.config), **options})
     loss, scored = next_token.forward(logits, TARGETS)
@@ -88,7 +88,7 @@ def watch_training_step(model: GPTModel, watch: Watch, **options: Any) -> None:
 
 @cache
 def reference(config: GPTConfig) -> dict[str, Array]:
-    """The same from PyTorch in float64. Made before a bug is planted."""
+    """The same from PyTorch in float64. It is computed before a bug is planted."""
     model = to_torch(model_of(config), copy=True)
     model.train()
     seen: dict[str, torch.Tensor] = {}
@@ -110,7 +110,10 @@ def reference(config: GPTConfig) -> dict[str, Array]:
 
 
 def differs(ours: Array, expected: Array) -> bool:
-    """Another shape or dtype, NaN or infinity at other places, or more than FLOAT64_NORMWISE apart where finite."""
+    """Whether shape or dtype differ, NaN or infinity is elsewhere, or finite values are too far apart.
+
+    They are too far apart if the error is more than FLOAT64_NORMWISE.
+    """
     ours, expected = np.asarray(ours), np.asarray(expected)
     if ours.shape != expected.shape or ours.dtype != expected.dtype:
         return True
@@ -150,7 +153,7 @@ def gradients() -> None:
 
 
 def complex_step() -> None:
-    """The derivative along random directions of all parameters at once: one complex forward a direction.
+    """Check the derivative along random directions of all parameters at once, with one complex forward for each.
 
     The tied model takes three products for queries, keys and values, and computes its blocks again in the backward.
     """
@@ -176,7 +179,7 @@ def complex_step() -> None:
 
 
 def _agrees_with_complex_step(forward: Any, arrays: dict[str, Array], rng: np.random.Generator) -> None:
-    """`forward` gives an output, and the function that takes the output's gradient to the arrays'."""
+    """Check a `forward`, which returns an output and a function from its gradient to the gradients of the arrays."""
     output, backward = forward(arrays)
     d_output = rng.standard_normal(output.shape)
     gradients = backward(d_output)
@@ -189,8 +192,8 @@ def _agrees_with_complex_step(forward: Any, arrays: dict[str, Array], rng: np.ra
         assert error <= gradcheck.THRESHOLD, error
 
 
-#: A few leaves with frozen ones above and between them. Queries' and values' weights without the keys' take three
-#: products.
+#: A few leaves, with frozen ones above and between them. The weights of queries and values without those of the keys
+#: need three products.
 SOME = Only(
     {"pos_emb.weight", "trf_blocks.0.att.W_query.weight", "trf_blocks.0.att.W_value.weight", "final_norm.scale"}
 )
@@ -219,7 +222,7 @@ def recomputation() -> None:
 
 
 def flash_call() -> tuple[dict[str, Array], dict[str, Any]]:
-    """Arguments and options of attention in tiles of 2: the queries are the last of the keys' positions; dropout."""
+    """Arguments and options of attention in tiles of 2, with dropout. The queries are at the keys' last positions."""
     rng = np.random.default_rng(17)
     lengths = {"queries": T - 2, "keys": T, "values": T}
     arguments = {name: 2 * rng.standard_normal((B, 3, length, 4)) for name, length in lengths.items()}
@@ -227,7 +230,7 @@ def flash_call() -> tuple[dict[str, Array], dict[str, Any]]:
 
 
 def some_keys() -> Array:
-    """Which of T keys the last T - 2 queries see: some, all, or none."""
+    """Which of T keys the last T - 2 queries see: some queries see some keys, others all or none."""
     visible = np.random.default_rng(19).random((B, 1, T - 2, T)) < 0.5
     visible[0, 0, 1], visible[1, 0, 2], visible[1, 0, :2, :2] = False, True, False
     return visible
@@ -262,12 +265,12 @@ def masked() -> None:
                 agree(ours, theirs.numpy(), "gradient")
 
 
-#: Which document each token of INPUTS belongs to; -1 for padding, which sees nothing and is seen by nobody.
+#: The document to which each token of INPUTS belongs; -1 is padding, which sees no token and is not seen.
 DOCUMENTS = np.array([[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, -1]])
 
 
 def packed() -> dict[str, Any]:
-    """Options of a forward without dropout: a token sees its own document only, and positions count from its start."""
+    """Options of a forward without dropout in which a token sees only its document, whose start has the position 0."""
     same = (DOCUMENTS[:, :, np.newaxis] == DOCUMENTS[:, np.newaxis]) & (DOCUMENTS[:, np.newaxis] >= 0)
     positions = np.array([[0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 0, 0]])
     return {"positions": positions, "visible": np.tril(same)[:, np.newaxis], "masks": None}
@@ -313,7 +316,7 @@ def padding() -> None:
 
 
 def causality() -> None:
-    for size in (1, 300):  # with weights 300 times as large, scores are near 1e5 and beyond
+    for size in (1, 300):  # with weights 300 times as large, scores reach 1e5 and more
         model = model_of()
         for block in model.parameters.trf_blocks:
             block.att.W_query.weight[...] *= size
@@ -356,7 +359,7 @@ def cache_equals_full() -> None:
 
 
 def continuations(model: GPTModel) -> tuple[Array, Array]:
-    """Logits after a past that was gone on from before in another way, and after one with its rows in another order."""
+    """Logits after a past that was already continued in another way, and after a past whose rows were reordered."""
     _, past = model.decode(INPUTS[:, :2])
     _, present = model.decode(INPUTS[:, 2:3], past)
     model.decode(INPUTS[:, 5:6], past)
@@ -365,7 +368,7 @@ def continuations(model: GPTModel) -> tuple[Array, Array]:
 
 
 def _greedy(model: GPTModel, idx: Array, new_tokens: int) -> Array:
-    """Without a cache."""
+    """Greedy decoding without a cache."""
     for _ in range(new_tokens):
         logits = model.forward(idx[:, -model.config.context_length :])[0]
         idx = np.concatenate([idx, logits[:, -1].argmax(-1)[:, np.newaxis]], axis=1)
@@ -397,7 +400,7 @@ def optimizer() -> None:
         agree(gradient, tensor.grad.numpy(), f"clipped {name}")
 
 
-#: They have half the learning rate, and do not decay.
+#: This group has half the learning rate, and does not decay.
 NORMS_AND_BIASES = Group(lambda name, array: array.ndim < 2, lr_scale=0.5, weight_decay=0.0)
 
 
@@ -533,7 +536,7 @@ def data() -> None:
 
 
 def closed_form() -> None:
-    """Adam's first step is -lr g / (|g| + eps); decay alone is a factor; clipping is one factor for all."""
+    """Adam's first step is -lr g / (|g| + eps); decay alone is a factor; clipping multiplies all by one factor."""
     lr, weight_decay, eps = 1e-2, 0.3, 1e-8
     gradient = np.array([1e-9, -1e-8, 3e-8, 1.0, -5.0, 0.0])
     start = np.array([1.0, -2.0, 3.0, -4.0, 5.0, -6.0])
@@ -554,7 +557,7 @@ def closed_form() -> None:
 
 
 def invariance() -> None:
-    """Whole numbers, a power of two of them, a shift that is a power of two: mean and deviations are exact."""
+    """The values are whole numbers, their count and the shift are powers of two, so mean and deviations are exact."""
     x = np.random.default_rng(12).integers(-50, 50, (3, 64)).astype(np.float64)
     scale, shift = np.random.default_rng(13).standard_normal((2, 64))
     expected, _ = layer_norm.forward(x, scale, shift)
@@ -584,7 +587,7 @@ def decoding() -> None:
 
 
 def sharp_model() -> GPTModel:
-    """Attention weights far from uniform, so that decoding depends on them."""
+    """A model whose attention weights are far from uniform, so that decoding depends on them."""
     model = model_of()
     for block in model.parameters.trf_blocks:
         block.att.W_query.weight[...] *= 10

@@ -15,7 +15,7 @@ from numpygpt.model.initialization import allocate
 from numpygpt.tree import named
 from parity_tests.tolerances import FLOAT64_NORMWISE
 
-#: A whole model is slow under the suite's checks of types and shapes.
+#: Fewer examples, because a whole model is slow under the suite's checks of types and shapes.
 FEWER = settings(max_examples=max(1, settings().max_examples // 5))
 
 
@@ -36,7 +36,7 @@ def configs(draw, **fixed):
 
 
 def model_of(config, seed, dtype=np.float64):
-    """A model whose every parameter is random, scales and shifts too."""
+    """A model whose parameters are all random, including scales and shifts."""
     rng = np.random.default_rng(seed)
     arrays = dict(named(allocate(config, dtype)))
     if config.tie_weights:
@@ -59,7 +59,7 @@ def assert_agrees(ours, expected):
 
 
 def assert_same_gradients(ours, expected):
-    """To gradcheck's threshold: some are zero, except for rounding."""
+    """The gradients agree to gradcheck's threshold. Some are zero, except for rounding."""
     wrong = [verdict for verdict in gradcheck.judge("", ours, expected) if verdict.passed is False]
     assert not wrong
     assert list(ours) == list(expected)
@@ -70,7 +70,7 @@ def copies(arrays):
 
 
 def assert_equal(ours, expected):
-    """The same names in the same order, and the same numbers."""
+    """Both have the same names in the same order, and the same values."""
     assert list(ours) == list(expected)
     for name in expected:
         assert np.array_equal(ours[name], expected[name]), name
@@ -88,7 +88,7 @@ def arrays_in(tree):
 
 
 class Followed(np.ndarray):
-    """An array that notes every universal function computed with it, and with what is computed from it.
+    """An array that notes every universal function that is computed with it, or with anything computed from it.
 
     calls   (function, operands, result) of each, among them np.matmul
     """
@@ -108,7 +108,7 @@ def _plain(operand):
 
 
 def followed(tree):
-    """The tree with every array followed; what was noted before is forgotten."""
+    """The tree with every array followed. What was noted before is forgotten."""
     Followed.calls.clear()
     return _followed(tree)
 

@@ -1,4 +1,4 @@
-"""What hypothesis draws: sizes and scales, which it shrinks, and the seed of the random numbers in the arrays."""
+"""What hypothesis draws: sizes and scales, which it shrinks, and the seed of the random values in the arrays."""
 
 import random
 import re
@@ -21,7 +21,7 @@ scales = st.sampled_from([1e0, 1e-3, 1e-2, 1e-1, 1e1, 1e2, 1e3])
 
 
 class Hypothesis:
-    """Has hypothesis choose (`numpygpt.checks.source.Chooser`)."""
+    """A `numpygpt.checks.source.Chooser` that lets hypothesis choose."""
 
     def __init__(self, draw):
         self.draw = draw
@@ -35,10 +35,10 @@ class Hypothesis:
 
 @contextmanager
 def source(draw, ordinary):
-    """A source of calls within the `with`.
+    """Within the `with`, a source of calls.
 
-    hypothesis wants nobody to use the module `random` while it draws, but the checks of annotations do, to look at
-    some item of a container.
+    While hypothesis draws, nobody may use the module `random`. But the checks of annotations use it, to look at some
+    item of a container.
     """
     state = random.getstate()
     try:
@@ -49,16 +49,16 @@ def source(draw, ordinary):
 
 @st.composite
 def calls(draw, record, *, ordinary=False):
-    """Of an operation, as its record draws them."""
+    """Calls of an operation, as its record draws them."""
     with source(draw, ordinary) as drawn:
         return record.draw(drawn)
 
 
 class Step(NamedTuple):
-    """A training step on a random model; `make` makes its arrays, outside of hypothesis' drawing.
+    """A training step on a random model. `make` makes its arrays, after hypothesis has drawn.
 
-    scales   of the parameters, by their names without the block's number; None for weights as they are initialized,
-             with norms that shift and scale
+    scales   the scales of the parameters, by their names without the number of the block; None: the weights are as they
+             are initialized, except that the norms shift and scale
     """
 
     config: GPTConfig
@@ -87,7 +87,7 @@ KINDS = sorted({_kind(name) for name, _ in named(allocate(GPTConfig(1, 1, 1, 1, 
 
 @st.composite
 def steps(draw, *, ordinary=False):
-    """With the initial weights or with weights of any scale; from the loss or from a random cotangent of the logits."""
+    """Steps with initial weights or weights of any scale, from the loss or from a random cotangent of the logits."""
     with source(draw, ordinary) as drawn:
         config = drawn.config()
         shape = drawn.size(3), drawn.size(config.context_length)

@@ -1,4 +1,4 @@
-"""AdamW's groups, what it refuses before anything is changed, and what it shares and copies."""
+"""AdamW: its groups, what it refuses before anything is changed, and what it shares and copies."""
 
 import copy
 import json
@@ -49,7 +49,7 @@ def arrays_of(rng, dtype=np.float64):
 
 
 def state_of(optimizer):
-    """All that an optimizer has, copied."""
+    """A copy of all that an optimizer has."""
     return copy.deepcopy((optimizer.state_dict(), optimizer.parameters))
 
 
@@ -74,7 +74,7 @@ def assert_equal(ours, theirs):
 
 @given(seed=seeds, split=st.sampled_from(["decay", "scale", "both", "three"]))
 def test_groups_are_pytorchs_parameter_groups(seed, split):
-    """Five steps of a schedule in float64: each group's rate is a multiple of the optimizer's."""
+    """They take five steps of a schedule in float64. Each group's rate is a multiple of the optimizer's."""
     rng = np.random.default_rng(seed)
     weights, rates = arrays_of(rng), [0.1, 0.03, 0.3, 0.0, 0.02]
     gradients = [arrays_of(rng) for _ in rates]

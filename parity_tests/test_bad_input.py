@@ -1,4 +1,4 @@
-"""Bad input: exit status 2, one line on stderr that names the thing, and nothing written, overwritten or lost."""
+"""Bad input gets exit status 2 and one line on stderr that names the thing; nothing is written, overwritten or lost."""
 
 import re
 import shutil
@@ -28,7 +28,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def a_run(tmp_path_factory):
-    """A finished run on a text.txt beside it."""
+    """A finished run on a text.txt that is beside it."""
     folder = tmp_path_factory.mktemp("run")
     text = write_text(folder)
     assert run("train", "--text", text, *TRAINING, "--steps", 1, "--out", folder / "run") == 0
@@ -43,12 +43,12 @@ def trained(a_run, folder):
 
 
 def save(directory, model, tokenizer="bytes"):
-    """A model without a training run."""
+    """Save a model without a training run."""
     write_checkpoint(directory, {"model": model_section(model, tokenizer)})
 
 
 def refused(capsys, folder, *arguments):
-    """The line that the command prints, after making sure that it is the only one and that no file is touched."""
+    """The line that the command prints. It must be the only one, and no file may be touched."""
     before = files(folder)
     capsys.readouterr()
     status = run(*arguments)
@@ -179,7 +179,7 @@ def test_a_real_process_exits_with_2_and_prints_no_traceback(folder):
     ],
 )
 def test_texts(capsys, folder, contents, message):
-    """One window is 7 tokens: an input of 6, and the next."""
+    """One window has 7 tokens: an input of 6, and the next token."""
     if contents is not None:
         (folder / "other.txt").write_bytes(contents)
     arguments = ("--text", "other.txt", *TRAINING, "--batch-size", 1, "--out", "run")
@@ -233,7 +233,7 @@ def test_a_flipped_bit_names_its_tensor(capsys, trained):
 
 
 def test_weights_of_other_names_and_shapes_are_all_listed(capsys, folder):
-    """A sound file, whose weights are not those of its configuration."""
+    """The file is sound, but its weights are not those of its configuration."""
 
     class Other(GPTModel):
         def named_parameters(self):
@@ -265,7 +265,7 @@ def test_a_prompt_past_the_models_vocabulary(capsys, folder):
 
 
 def test_info_of_a_run_takes_no_model(capsys, trained):
-    """Its sizes are those of the run; how a step is computed may be asked for."""
+    """The sizes are those of the run. Options may say how a step is computed."""
     assert "there is no checkpoint nowhere" in refused(capsys, trained, "info", "--checkpoint", "nowhere")
     options = ("--preset", "gpt2-small", "--emb-dim", 64, "--no-qkv-bias")
     line = refused(capsys, trained, "info", "--checkpoint", "run", *options)
@@ -353,7 +353,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_its_last_checkpoint(c
     ],
 )
 def test_a_missing_package_is_named_with_the_line_that_installs_it(capsys, trained, monkeypatch, package, command):
-    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, package, None)  # now it seems not to be installed
     line = refused(capsys, trained, *command)
     assert package in line
     assert line.endswith(f"pip install {package}\n")

@@ -26,7 +26,7 @@ def model_of(seed):
 
 
 class Erratic(GPTModel):
-    """Its logits are random numbers that differ from text to text, and its cache is the text."""
+    """A model whose logits are random and differ from text to text. Its cache is the text."""
 
     def __init__(self, seed):
         super().__init__(CONFIG, dtype=np.float64)
@@ -43,14 +43,14 @@ class Erratic(GPTModel):
 
 
 class LogProbs:
-    """The log-probability of each next token after the last tokens of a text, by PyTorch and looked up once."""
+    """The log-probability of each next token after the last tokens of a text, by PyTorch. Each is computed once."""
 
     def __init__(self, logits_after, context_size):
         self.logits_after, self.context_size, self.seen = logits_after, context_size, {}
 
     @classmethod
     def of_twin(cls, model):
-        """From the logits of the model's PyTorch twin."""
+        """The log-probabilities from the logits of the model's PyTorch twin."""
         twin = to_torch(model)
         return cls(lambda text: twin(torch.tensor([text]))[0, -1].detach(), CONTEXT)
 
@@ -67,7 +67,7 @@ def score(log_probs, prompt, continuation, length_penalty):
 
 
 def continuations(eos_id, longest):
-    """Every one that ends with its first eos, or has no eos and is as long as allowed."""
+    """Every continuation that ends with its first eos, or has no eos and is as long as allowed."""
     for length in range(1, longest + 1):
         for tokens in product(range(V), repeat=length):
             if eos_id not in tokens[:-1] and (length == longest or tokens[-1] == eos_id):
@@ -79,7 +79,7 @@ def best_of_all(log_probs, prompt, eos_id, length_penalty, longest=NEW):
 
 
 def beam_of_lists(log_probs, prompt, eos_id, length_penalty, num_beams, longest=NEW):
-    """The definition: lists, no cache, no batch."""
+    """The definition of beam search, with lists, and without cache and batch."""
     beam, complete = [[]], []
     for _ in range(longest):
         extensions = [[*tokens, token] for tokens in beam for token in range(V)]
@@ -91,7 +91,7 @@ def beam_of_lists(log_probs, prompt, eos_id, length_penalty, num_beams, longest=
 
 
 def filled(prompts, continuations, eos_id):
-    """As `generate` returns them: without their own eos, filled with eos to equal lengths."""
+    """The continuations as `generate` returns them: without their own eos, and filled with eos to equal lengths."""
     texts = [
         [*prompt, *(tokens[:-1] if tokens[-1] == eos_id else tokens)]
         for prompt, tokens in zip(prompts.tolist(), continuations, strict=True)
@@ -108,7 +108,7 @@ def filled(prompts, continuations, eos_id):
     context_size=st.integers(2, CONTEXT),
 )
 def test_a_beam_is_the_best_extensions_of_the_beam_before(seed, num_beams, eos_id, length_penalty, context_size):
-    """Batches, the cache, and windows that slide, against the definition with none of them."""
+    """With batches, the cache and windows that slide, against the definition, which has none of them."""
     model = Erratic(seed)
     log_probs = LogProbs(model.logits_after, context_size)
     ids = beam_search(model, PROMPTS, NEW, context_size, num_beams, eos_id, length_penalty)

@@ -24,7 +24,7 @@ CONFIG = GPTConfig(vocab_size=13, context_length=6, emb_dim=8, n_heads=2, n_laye
 
 @pytest.fixture
 def scripts(monkeypatch):
-    """scripts/ can be imported from, and is forgotten afterwards."""
+    """Modules of scripts/ can be imported, and are forgotten afterwards."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
     yield
     for name in [name for name in sys.modules if name.partition(".")[0] in ("bench", "benchmark")]:
@@ -38,7 +38,7 @@ def floor(scripts):
 
 @pytest.fixture
 def benchmark(scripts, monkeypatch):
-    """The script, in a process that has one thread already."""
+    """The script, in a process that already has one thread."""
     script = import_module("benchmark")
     for name in script.THREADS:
         monkeypatch.setenv(name, "1")
@@ -61,7 +61,7 @@ def test_a_comparison_has_ratios_by_round_a_table_and_a_chart(tmp_path):
 
 
 def test_decoding_says_tokens_a_second_and_the_share_of_the_memorys_rate(tmp_path, floor):
-    """Of the demo's model too, whose context is shorter than what is decoded."""
+    """This holds for the demo's model too, whose context is shorter than the decoded text."""
     done = python(BENCHMARK, "decode", *SMALL, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "decode-demo.json").read_text())
@@ -117,7 +117,7 @@ def test_parts_are_written_beside_the_floor(tmp_path):
 
 
 def profile(floor, attention="math"):
-    """Of one counted step, so that the parts are those of the same step."""
+    """The profile of one counted step, so that all parts are of the same step."""
     return floor.profile(import_module("bench.contenders").Task("step", "demo", 1, 8, 1), 1, attention)
 
 
@@ -221,13 +221,13 @@ def test_a_contender_that_has_ended_is_named(scripts, benchmark):
 
 
 def test_the_operations_of_a_step_are_those_of_its_products(floor):
-    """Each product of the forward by the shapes of its factors; the backward has two of the same size for each."""
+    """The forward's products are counted by the shapes of their factors; the backward has two of that size for each."""
     B, T, D = 2, CONFIG.context_length, CONFIG.emb_dim
     forward = 0
     for name, array in GPTModel(CONFIG).named_parameters().items():
         if array.ndim == 2 and "emb" not in name:
             forward += 2 * B * T * array.size
-    pairs = T * (T + 1) // 2  # of a query and a key not later than it
+    pairs = T * (T + 1) // 2  # pairs of a query and a key that is not later
     forward += CONFIG.n_layers * B * 2 * (2 * pairs * D)
     assert floor.training_flops(CONFIG, B, T) == 3 * forward
 

@@ -32,7 +32,7 @@ RUN = {"step": 7, "seed": 123, "losses": [2.5, 1 / 3, float("nan")], "name": 'é
 
 @cache
 def trained(config=CONFIG, dtype=np.float32, steps=1):
-    """A model, its optimizer and their generator after a few steps on random ids; shared, so only to be read."""
+    """A model, its optimizer and their generator after a few steps on random ids. Tests share and only read them."""
     rng = TorchGenerator(5)
     model = GPTModel(config, seed=rng, dtype=dtype)
     optimizer = AdamW(model, lr=0.01, betas=(0.8, 0.9), eps=1e-7, weight_decay=0.3)
@@ -230,7 +230,7 @@ def uninterrupted():
 
 @pytest.mark.parametrize("stop", [0, 2, 5, 7])
 def test_a_resumed_run_is_bit_identical(tmp_path, uninterrupted, stop):
-    """Stops before the first step, within an epoch (five shuffled batches), between two; dropout is on."""
+    """It stops before the first step, within an epoch (of five shuffled batches), or between two. There is dropout."""
     first_model, first_optimizer, first_loader, first_rng = new_run()
     before, batches = train(first_model, first_optimizer, first_loader, first_rng, iter(first_loader), stop)
     write_checkpoint(
@@ -263,7 +263,7 @@ def test_a_resumed_run_is_bit_identical(tmp_path, uninterrupted, stop):
 
 @pytest.fixture(scope="module")
 def whole_file(tmp_path_factory):
-    """The bytes of a small checkpoint, and what reading all of it gives."""
+    """The bytes of a small checkpoint, and everything that is read from it."""
     config = GPTConfig.of({**CONFIG.to_dict(), "n_layers": 1, "qkv_bias": False})
     path = saved(tmp_path_factory.mktemp("whole"), config=config)
     return path.read_bytes(), read_everything(path)
@@ -282,7 +282,7 @@ def read_everything(path):
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory):
-    """A path for damaged copies, one after the other."""
+    """A path at which damaged copies are written, one after the other."""
     return tmp_path_factory.mktemp("damaged") / FILE_NAME
 
 
@@ -298,7 +298,7 @@ def test_a_truncated_or_extended_file_is_refused(whole_file, damaged, data):
 
 @given(data=st.data())
 def test_every_flipped_bit_is_found(whole_file, damaged, data):
-    """Anywhere in the file: an InputError, or (in safetensors' own JSON, which has no checksum) the same state."""
+    """A flipped bit gives an InputError, or the same state (in safetensors' own JSON, which has no checksum)."""
     contents, everything = whole_file
     header_length = 8 + int.from_bytes(contents[:8], "little")
     in_header, in_tensors = st.integers(0, header_length - 1), st.integers(header_length, len(contents) - 1)

@@ -40,7 +40,7 @@ def the_documents_reader():
 
 
 def trained():
-    """A model and its optimizer after a step, with parameters in groups."""
+    """A model and its optimizer after a step; the optimizer has groups."""
     model = GPTModel(CONFIG)
     optimizer = AdamW(model, lr=0.01, groups=[Group(lambda name, array: array.ndim < 2, 0.5, weight_decay=0.0)])
     ids = np.arange(10).reshape(2, 5)

@@ -1,4 +1,4 @@
-"""The command: train, generate and info from end to end at tiny sizes, and the memory that info speaks of."""
+"""The commands train, generate and info from end to end at tiny sizes, and the memory that info predicts."""
 
 import re
 from dataclasses import fields, replace
@@ -23,7 +23,7 @@ BYTES = get_tokenizer("bytes")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The folder of a finished run and what training it printed, on a clock of its own."""
+    """The folder of a finished run, and what the training printed, with a clock of its own."""
     folder = tmp_path_factory.mktemp("trained")
     text = write_text(folder)
     done = python(
@@ -95,7 +95,7 @@ def test_the_text_may_be_several_files_and_every_option_reaches_the_run(tmp_path
 
 
 def test_the_defaults_learn_from_the_language_reference(monkeypatch, tmp_path, capsys):
-    """The first step of the default run in all but its size; the folder is named by date and time."""
+    """This takes the first step of the default run, except for its size. The folder is named by date and time."""
     monkeypatch.setattr("numpygpt.training.run.TrainingRun.plot", lambda training: "no picture")
     monkeypatch.chdir(tmp_path)
     assert run("train", *TRAINING, "--steps", 1) == 0
@@ -140,7 +140,7 @@ def test_several_samples_are_numbered_and_go_on_drawing(trained, capsys):
 
 
 def test_a_character_of_several_bytes_is_printed_when_it_is_whole(tmp_path, capsys):
-    """A model that says é over and over: two tokens a character, and at the end half of one."""
+    """The model says é again and again. It takes two tokens for each, and ends with half of one."""
     config = GPTConfig(256, context_length=4, emb_dim=4, n_heads=1, n_layers=1, drop_rate=0.0, qkv_bias=False)
     model = GPTModel(config)
     for array in model.named_parameters().values():
@@ -244,7 +244,7 @@ def bases_in(tree):
 @pytest.mark.parametrize(("batch_size", "tokens", "dtype"), [(3, 5, np.float32), (2, 4, np.float64)])
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_the_activations_are_the_bytes_that_a_forward_keeps(config, batch_size, tokens, dtype, attention):
-    """Each owner of memory once, the parameters and the token ids aside, which are there without the forward."""
+    """Each owner of memory counts once. Parameters and token ids do not count, which exist without the forward."""
     model = GPTModel(config, dtype=dtype, attention=attention)
     masks = model.draw_dropout_masks(np.random.default_rng(0), batch_size, tokens)
     _, saved = model.forward(np.zeros((batch_size, tokens), int), masks=masks)
@@ -282,7 +282,7 @@ print(tracemalloc.get_traced_memory()[1])
 def test_the_peak_is_that_of_a_training_step_but_for_the_temporaries_of_a_block(
     attention, checkpoint_activations, drop_rate
 ):
-    """Measured: every byte that NumPy asks for while the loss and the gradients are computed."""
+    """The peak is measured: it has every byte that NumPy asks for while the loss and the gradients are computed."""
     done = python("-c", PEAK, drop_rate, attention, checkpoint_activations)
     assert done.returncode == 0, done.stderr
     config = GPTConfig(2000, 128, 96, 4, n_layers=6, drop_rate=drop_rate, qkv_bias=True)

@@ -1,4 +1,4 @@
-"""The command around its commands: numbers too large, output that fails, text that cannot be shown, and the help."""
+"""What all commands share: numbers that are too large, output that fails, text that cannot be shown, and the help."""
 
 import argparse
 import errno
@@ -22,7 +22,7 @@ INFO = ("-m", "numpygpt", "info", "--emb-dim", "8", "--n-heads", "2")
 
 
 def one_line(capsys):
-    """The line on stderr, after making sure that it is the only one of all that was printed."""
+    """The line on stderr. It must be the only line that was printed."""
     printed = capsys.readouterr()
     assert printed.out == ""
     assert re.fullmatch(r"numpygpt( \w+)?: error: .*\n", printed.err), printed.err

@@ -1,4 +1,4 @@
-"""The comparator is tested before it is trusted: it passes what is right, and fails every fault in every place."""
+"""The comparator is tested before it is trusted: it passes what is right, and finds every fault in every place."""
 
 from itertools import pairwise
 
@@ -14,7 +14,7 @@ from parity_tests.strategies import seeds
 from parity_tests.tolerances import FLOAT64_NORMWISE
 from torchgpt.checks.parity import Batch, numpy_step, step_reference
 
-#: No reference is zero here: no key bias, two tokens at least, targets that count.
+#: With these no reference is zero: there is no bias of the keys, there are at least two tokens, and targets count.
 CONFIG = GPTConfig(
     vocab_size=5, context_length=4, emb_dim=6, n_heads=2, n_layers=1, drop_rate=0.0, qkv_bias=False, tie_weights=False
 )
@@ -49,7 +49,7 @@ def other_dtype(array):
     return array.astype({4: np.float64, 8: np.float32}[array.itemsize])
 
 
-#: fault(array, any index, the same tensor of the previous run); None takes the tensor away.
+#: fault(array, any index, the same tensor of the previous run) spoils an array; if it is None, the tensor is missing.
 FAULTS = {
     "NaN": lambda array, index, _: with_element(array, index, np.nan),
     "plus infinity": lambda array, index, _: with_element(array, index, np.inf),

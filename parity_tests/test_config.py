@@ -1,4 +1,4 @@
-"""GPTConfig: what it accepts, what it refuses and in which words."""
+"""GPTConfig: what it accepts, what it refuses, and in which words."""
 
 import inspect
 import json

@@ -1,4 +1,4 @@
-"""A model can be copied and pickled; and what a docstring calls copied, shared or its own is just that."""
+"""A model can be copied and pickled, and if a docstring says that something is copied or shared, it is."""
 
 import copy
 import pickle
@@ -38,18 +38,18 @@ each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFI
 
 
 def memory_of(model):
-    """Every array that the model computes with, the table of sinusoids too."""
+    """Every array that the model computes with, including the table of sinusoids."""
     table = model.parameters.pos_emb
     return [*model.state_dict().values(), *([table.table] if isinstance(table, p.Sinusoids) else [])]
 
 
 def share(ours, theirs):
-    """Whether any array of the one has memory in common with any of the other."""
+    """Whether any array of one shares memory with any array of the other."""
     return any(np.shares_memory(one, other) for one in ours for other in theirs)
 
 
 def all_shared(ours, theirs):
-    """Whether each array has memory in common with the one of the same name."""
+    """Whether each array shares memory with the one of the same name."""
     assert ours.keys() == theirs.keys()
     return all(np.shares_memory(ours[name], theirs[name]) for name in ours)
 
@@ -58,7 +58,7 @@ def all_shared(ours, theirs):
 
 
 def assert_is_made_of_the_same(other, model):
-    """With queries', keys' and values' weights still in one array, and tied weights still one."""
+    """The weights of queries, keys and values are still in one array, and tied weights are still one array."""
     assert other.config == model.config
     assert other.dtype == model.dtype
     assert (other.attention, other.checkpoint_activations) == (model.attention, model.checkpoint_activations)
@@ -73,7 +73,7 @@ def assert_is_made_of_the_same(other, model):
 
 
 def assert_computes_the_same(other, model):
-    """Bit for bit."""
+    """Both compute the same, bit for bit."""
     assert_is_made_of_the_same(other, model)
     assert np.array_equal(other(INPUTS), model(INPUTS))
     loss, grads = other.loss_and_grads(INPUTS, TARGETS, rng=TorchGenerator(1))

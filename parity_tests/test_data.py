@@ -90,7 +90,7 @@ class TorchDataset(torch.utils.data.Dataset):
     batches_taken=st.lists(st.integers(1, 100), min_size=1, max_size=4),
 )
 def test_batches_and_draws_are_those_of_torch(seed, windows, batch_size, shuffle, drop_last, batches_taken):
-    """Several epochs, some of them left early, and the generators where they were after each."""
+    """There are several epochs, some of which end early. After each, both generators are in the same state."""
     dataset = GPTDatasetV1((TEXT * 2)[: windows + 3], BYTES, max_length=3, stride=1)
     if drop_last and windows < batch_size:
         with pytest.raises(InputError, match=f"{windows} windows make no batch of {batch_size}"):
@@ -109,7 +109,7 @@ def test_batches_and_draws_are_those_of_torch(seed, windows, batch_size, shuffle
 
 
 def test_draws_happen_when_torch_makes_them():
-    """Two epochs interleaved: the first seed is drawn by iter(), the order's by the first next()."""
+    """Two epochs are interleaved: iter() draws the first seed, and the first next() draws the seed of the order."""
     dataset = GPTDatasetV1(TEXT, BYTES, max_length=4, stride=2)
     loader = DataLoader(dataset, 5, shuffle=True, rng=TorchGenerator(7))
     torch.manual_seed(7)
@@ -151,7 +151,7 @@ def test_gpt2_is_the_default_tokenizer(monkeypatch):
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_an_epoch_resumes_after_any_batch(shuffle):
-    """The rest of the batches is the same, and so is everything that the generator gives later."""
+    """The remaining batches are the same, and so is everything that the generator draws later."""
     dataset = GPTDatasetV1(TEXT, BYTES, max_length=6, stride=3)
     rng = TorchGenerator(11)
     loader = DataLoader(dataset, 4, shuffle=shuffle, rng=rng)

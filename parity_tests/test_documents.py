@@ -1,4 +1,4 @@
-"""What the documents say can be done: their links lead somewhere, their commands are commands, their code runs."""
+"""What the documents say is true: their links lead somewhere, their commands are commands, their code runs."""
 
 import pkgutil
 import re
@@ -23,7 +23,7 @@ def blocks(language):
 
 
 def lines_of_shell(program):
-    """(document, line) for every line that a reader may type and that begins with the program."""
+    """(document, line) for every line that a reader may type and that begins with the name of the program."""
     return [
         (name, line.partition(" #")[0].strip())
         for name, code in blocks("sh")
@@ -61,7 +61,7 @@ def test_every_target_of_make_is_one():
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in blocks("python")}))
 def test_the_code_of_a_document_runs(name):
-    """In a process of its own, without the checks of annotations."""
+    """It runs in a process of its own, without the checks of annotations."""
     done = python("-c", "".join(code for other, code in blocks("python") if other == name))
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -74,7 +74,7 @@ def test_pictures_are_small():
 
 @pytest.mark.parametrize("name", sorted(set(TEXTS) - {"docs/performance-log.md", "docs/mutation.md"}))
 def test_every_path_and_module_in_code_quotes_is_there(name):
-    """Except in the two documents that tell of what there was."""
+    """The two documents that tell of the past are exceptions."""
     for quoted in re.findall(r"`((?:numpygpt|torchgpt|parity_tests|scripts|docs)[/.][\w/.]*\w)[`(/]", TEXTS[name]):
         if "/" in quoted:
             assert (ROOT / quoted).exists(), quoted

@@ -1,4 +1,4 @@
-"""The examples print these figures: by hand and by PyTorch, and by hand alone where PyTorch is missing."""
+"""The examples print these figures, by hand and by PyTorch, or only by hand if PyTorch is missing."""
 
 import runpy
 import sys
@@ -165,7 +165,7 @@ numpygpt: a line a position, a column a feature
   5   3.1600   2.2666   1.9649   2.5637   3.5353   4.0000
 """
 
-#: {example: (what it prints, [(a part of it, what stands there without PyTorch)])}
+#: {example: (what it prints, [(a part of it, what is printed there without PyTorch)])}
 OUTPUTS = {
     "autodiff": (AUTODIFF, [("loss 0.0852   d_w -0.0898   d_b -0.0817\n", "skipped, PyTorch is not installed\n")]),
     "relu_network": (RELU_NETWORK, []),
@@ -184,7 +184,7 @@ OUTPUTS = {
 
 @pytest.fixture(autouse=True)
 def beside_the_others_in_an_empty_folder(tmp_path, monkeypatch):
-    """Where examples import from each other, and where they write their pictures."""
+    """Each example can import the others, and writes its pictures into an empty folder."""
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.chdir(tmp_path)
 

@@ -1,4 +1,4 @@
-"""In the test run a named tuple holds what its fields declare, or it is not made."""
+"""In the test run, a named tuple that does not hold what its fields declare cannot be made."""
 
 from importlib import import_module
 from pkgutil import iter_modules

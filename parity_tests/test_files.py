@@ -41,7 +41,7 @@ with replacing(folder / 'file') as path:
 
 @contextmanager
 def process(program, folder):
-    """A Python process that runs the program. It is killed at the end, if it still lives."""
+    """A Python process that runs the program. At the end it is killed if it still lives."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", PRELUDE + program, folder], env=environment, **pipes) as running:
@@ -124,7 +124,7 @@ while not (folder / 'stop').exists():
 
 
 def test_never_do_two_processes_hold_the_lock(tmp_path):
-    """Also while one of them removes the file, and another has just opened it."""
+    """This holds also while one of them removes the file and another has just opened it."""
     with process(CONTEND, tmp_path) as first, process(CONTEND, tmp_path) as second:
         for running in (first, second):
             assert running.stdout.readline() == "held\n"
@@ -137,7 +137,7 @@ def test_never_do_two_processes_hold_the_lock(tmp_path):
 
 
 def test_the_file_is_removed_before_the_lock_ends(tmp_path, monkeypatch):
-    """Afterwards it could be another process's, and a third would lock the next file of that name."""
+    """Later it could be another process's, and a third process would lock the next file of that name."""
     unlink, removed = Path.unlink, []
 
     def refused_until_then(path, **options):
@@ -233,14 +233,14 @@ def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_of_one_that_
 
 
 def test_a_work_folder_that_is_taken_for_an_abandoned_one_is_replaced_by_another(tmp_path, monkeypatch):
-    """Between making its folder and locking it, a writer has nothing to show that it lives."""
+    """Between making its folder and locking it, nothing shows that the writer of the folder lives."""
     attempts = []
     flock = fcntl.flock
 
     def removed_before_the_first_lock(descriptor, operation):
         if not attempts:
             attempts.append(names_in(tmp_path))
-            write_text(tmp_path / "other", "theirs")  # its own first lock comes after this one was refused
+            write_text(tmp_path / "other", "theirs")  # its first lock comes after ours was refused
             raise BlockingIOError
         flock(descriptor, operation)
 

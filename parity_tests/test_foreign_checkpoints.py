@@ -1,4 +1,4 @@
-"""A checkpoint that somebody made, whatever it claims, is an InputError in little time and memory, or a load."""
+"""A checkpoint that somebody made loads or is an InputError, in little time and memory, whatever it claims."""
 
 import copy
 import inspect
@@ -31,7 +31,7 @@ from parity_tests.checkpoint_files import safetensors_of, sealed, taken_apart, w
 
 CONFIG = GPTConfig(vocab_size=11, context_length=5, emb_dim=6, n_heads=2, n_layers=1, drop_rate=0.2, qkv_bias=False)
 LOADER = DataLoader(GPTDatasetV1("a text of some length", get_tokenizer("bytes"), 4, 4), 2, rng=1)
-#: No file here has more bytes than this, and no refusal takes more memory than some copies of it.
+#: No file here has more bytes than this, and no refusal takes more memory than a few copies of such a file.
 LARGEST_FILE = 40_000
 
 
@@ -55,7 +55,7 @@ def sound(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def unchecked(monkeypatch):
-    """The suite's check of types would refuse some configurations before GPTConfig does."""
+    """Turn off the suite's check of types, which would refuse some configurations before GPTConfig does."""
     monkeypatch.setattr(GPTConfig, "__init__", inspect.unwrap(GPTConfig.__init__))
 
 
@@ -65,7 +65,7 @@ def path(tmp_path):
 
 
 def everything_of(path):
-    """All that a resumed run reads, as bytes and texts."""
+    """Everything that a resumed run reads, as bytes and texts."""
     checkpoint = read_checkpoint(path)
     model = model_of(checkpoint)
     optimizer = AdamW(model)
@@ -103,7 +103,7 @@ MISSING = object()
 DEEP = json.loads("[" * 500 + "]" * 500)
 KINDS = {"missing": MISSING, "null": None, "5": 5, "x": "x", "[]": [], "{}": {}, "true": True, "deep": DEEP}
 TOK_EMB = "model/arrays/tok_emb.weight"
-#: Each place of a header, and which of KINDS it accepts.
+#: Each place in a header, and the KINDS that it accepts.
 PLACES = {
     "": (),
     "model": (),
@@ -148,7 +148,7 @@ PLACES = {
 
 
 def changed(header, place, value):
-    """Put the value at a place of the header's sections, or delete what is there."""
+    """The header with the value at a place in its sections, or without what is there."""
     node, key = header, "sections"
     for deeper in filter(None, place.split("/")):
         node, key = node[key], int(deeper) if deeper.isdigit() else deeper
@@ -227,7 +227,7 @@ def test_absurd_sizes_take_no_memory(sound, path, sizes):
 
 
 def test_a_sinusoidal_table_beyond_the_machines_memory_is_refused(sound, path):
-    """It is the one part of a model that the file's own size says nothing about."""
+    """The table is the only part of a model that is not in the file, whose size says nothing about it."""
     header, tensors = taken_apart(sound)
     header["sections"]["model"]["values"]["config"] |= {"position": "sinusoidal", "context_length": 2**31 - 1}
     tensors = {key: tensor for key, tensor in tensors.items() if "pos_emb" not in key}
@@ -264,7 +264,7 @@ def assert_takes_little_memory(path, message=""):
     ],
 )
 def test_a_relabeled_dtype_is_refused(sound, path, key, dtype):
-    """Also with a seal that was not made anew, which it does not take: then the hash of the array does not fit."""
+    """The seal may be the old one, which then does not fit, or a new one; then the array's hash does not fit."""
     header, tensors = taken_apart(sound)
     tensors[key][0] = dtype
     write(path, header, tensors)
@@ -449,7 +449,7 @@ def test_a_link_to_a_checkpoint_is_a_checkpoint(sound, path):
 
 
 def subtrees(node, place=()):
-    """The ways to everything in a JSON value."""
+    """The path to every part of a JSON value."""
     yield place
     entries = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, child in entries:
@@ -467,7 +467,7 @@ LEAVES = st.sampled_from([None, True, -1, 0, 1, 2**31, 10**12, 0.5, math.nan, ""
 
 @given(data=st.data())
 def test_a_header_with_anything_in_another_place_is_refused_or_loads(sound, tmp_path_factory, data):
-    """A part of the header replaced by another part or by a leaf, or gone; the seal fits."""
+    """A part of the header is replaced by another part or by a leaf, or is missing; the seal fits."""
     header, tensors = taken_apart(sound)
     for _ in range(data.draw(st.integers(1, 3))):
         places = list(subtrees(header))[1:]
@@ -484,7 +484,7 @@ def test_a_header_with_anything_in_another_place_is_refused_or_loads(sound, tmp_
 
 @given(data=st.data())
 def test_bytes_that_are_cut_out_repeated_or_changed_are_found(sound, tmp_path_factory, data):
-    """Anywhere in the file: refused, or the same load (only safetensors' own header is not under a hash)."""
+    """The file is refused, or the same is loaded, because only safetensors' own header is under no hash."""
     contents = sound.read_bytes()
     start, length = data.draw(st.integers(0, len(contents))), data.draw(st.integers(0, 40))
     elsewhere = data.draw(st.integers(0, len(contents)))

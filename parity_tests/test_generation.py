@@ -36,7 +36,7 @@ rows_of_logits = st.integers(0, 2**32 - 1).map(
 
 
 def without_cache(idx, new_tokens, context_size, model=MODEL):
-    """The book's loop: the whole window anew for each token."""
+    """The book's loop, which computes the whole window again for each token."""
     for _ in range(new_tokens):
         logits = model(idx[:, -context_size:])[:, -1]
         idx = np.concatenate([idx, logits.argmax(axis=-1, keepdims=True)], axis=1)
@@ -49,7 +49,7 @@ def without_cache(idx, new_tokens, context_size, model=MODEL):
 @pytest.mark.parametrize("context_size", [6, 4, 1])
 @pytest.mark.parametrize("prompt_length", [1, 4, 6, 9])
 def test_greedy_decoding_takes_the_likeliest_token_and_slides_past_the_context(context_size, prompt_length):
-    """For a batch, with the cache, across the point where the window begins to slide; also from longer prompts."""
+    """This is a batch with the cache, past the point at which the window begins to slide; prompts may be longer too."""
     prompts = np.random.default_rng(0).integers(0, 11, (3, prompt_length))
     before = prompts.copy()
     ids = generate_text_simple(MODEL, prompts, 7, context_size)
@@ -86,7 +86,7 @@ def test_prompts_may_be_lists_and_no_new_tokens_leave_them_as_they_are():
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint64])
 def test_prompts_may_be_integers_of_any_dtype(dtype):
-    """Also where the vocabulary is larger than the dtype holds: the ids that are chosen need not fit in it."""
+    """This holds even if the vocabulary is larger than the dtype can hold: chosen ids need not fit in it."""
     model = GPTModel(GPTConfig(300, 6, 6, 2, n_layers=1, drop_rate=0.0, qkv_bias=False), seed=3, dtype=np.float64)
     prompts = np.array([[3, 127], [7, 0], [5, 1]])
     expected = generate(model, prompts, 5, 6)
@@ -216,7 +216,7 @@ def test_sampling_with_top_p_stays_within_the_nucleus_and_reaches_each():
 
 
 def until_eos(ids, prompt_length, eos_id):
-    """What generate returns where nothing stops, cut row by row at its first new eos and filled with eos."""
+    """What generate returns if nothing stops, with each row cut at its first new eos and filled with eos."""
     texts = []
     for row in ids.tolist():
         new = row[prompt_length:]

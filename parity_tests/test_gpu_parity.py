@@ -25,7 +25,7 @@ INSIDE = [name for name in NAMES if name.endswith((".attn_scores", ".attn_weight
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The current folder, with CONFIG in a file; and no GPU."""
+    """The current folder, with CONFIG in a file, on a machine that seems to have no GPU."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_dict()))
@@ -37,7 +37,7 @@ def run(*arguments):
 
 
 def spoil(monkeypatch, change):
-    """The tensors of PyTorch in bfloat16 are changed."""
+    """Change the tensors of PyTorch in bfloat16."""
     right = script.torch_tensors
 
     def torch_tensors(truth, variant, device):
@@ -128,7 +128,7 @@ def refuse(monkeypatch, formats, error):
 
 @pytest.mark.parametrize("error", [NOT_IMPLEMENTED, OUT_OF_MEMORY], ids=["not implemented", "out of memory"])
 def test_a_variant_that_the_device_does_not_compute_is_left_out(folder, capsys, monkeypatch, error):
-    """And the others are reported."""
+    """The others are reported."""
     refuse(monkeypatch, ["bfloat16"], error)
     assert run("--json", "out.json", "--markdown", "out.md") == 0
     lines = capsys.readouterr().out.splitlines()

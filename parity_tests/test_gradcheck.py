@@ -1,4 +1,4 @@
-"""The gradient check itself: it passes what is right, finds what is wrong, and refuses a verdict on nothing."""
+"""The gradient check itself passes what is right, finds what is wrong, and gives no verdict if nothing was checked."""
 
 import re
 from types import SimpleNamespace
@@ -43,7 +43,7 @@ SHIPPED = [(name, record) for name, record in OPERATIONS.items() if not isinstan
 
 
 def rows(output):
-    """The cells of the command's table, a row a gradient."""
+    """The cells of the command's table, which has a row for each gradient."""
     has_an_error = re.compile(r"\s(\d\.\de[+-]\d\d|inf)\s")
     return [re.split(r"\s{2,}", line) for line in output.splitlines() if has_an_error.search(line)]
 
@@ -52,7 +52,7 @@ def rows(output):
 
 
 def test_every_gradient_of_the_project_is_right():
-    """The command as a person runs it: every operation, every layer and the small model, untied and tied."""
+    """The command runs as a person runs it, on every operation, every layer, and the small model, untied and tied."""
     done = python("-m", "numpygpt", "gradcheck")
     assert done.stderr == ""
     assert done.returncode == 0
@@ -115,7 +115,7 @@ sys.exit(cli.main(["gradcheck"]))
 
 
 def test_a_wrong_backward_inside_a_model_is_found():
-    """A gradient that misses the residual's path is wrong below the block, and right in it and above."""
+    """A gradient that lacks the path of the residual is wrong below the block, and right within it and above."""
     done = python("-c", WITHOUT_THE_RESIDUAL)
     assert done.stderr == ""
     assert done.returncode == 1
@@ -152,7 +152,7 @@ def test_a_gradient_that_nobody_asked_for_fails():
 
 
 def test_the_threshold_sees_the_smallest_real_mistakes_and_passes_what_is_right():
-    """Six-digit constants in a backward showed at 1.5e-9 at the least; right code agrees to a few 1e-14."""
+    """Constants of six digits in a backward gave an error of at least 1.5e-9; right code agrees to a few 1e-14."""
     assert THRESHOLD == 1e-11
 
 
@@ -179,7 +179,7 @@ def test_missing_misshaped_and_nan_gradients_fail():
 
 
 def test_a_zero_reference_gives_no_verdict():
-    """Any multiple of nothing is right, so nothing was checked; but something where nothing should be is wrong."""
+    """Any multiple of zero is right, so nothing was checked. But a gradient that should be zero and is not is wrong."""
     zero = np.zeros((2, 3))
     rounding = ROUNDING / 2 * np.linalg.norm(Y) * X / np.linalg.norm(X)
     for reference in (zero, rounding):

@@ -25,7 +25,7 @@ B, T = 3, 7
 
 
 def huggingface_model(seed):
-    """Asymmetric random weights; norms that scale and shift."""
+    """A model with random weights without symmetries; its norms scale and shift."""
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=CONFIG.vocab_size,
@@ -44,7 +44,7 @@ def huggingface_model(seed):
     return model
 
 
-#: Ours, Hugging Face's; the first a part of a block, the second of `transformer.h.{i}`.
+#: (our name of a part of a block, Hugging Face's name of the same part of `transformer.h.{i}`).
 BLOCK_NAMES = {
     "att.out_proj": "attn.c_proj",
     "ff.layers.0": "mlp.c_fc",
@@ -54,7 +54,7 @@ NORM_NAMES = {"norm1": "ln_1", "norm2": "ln_2"}
 
 
 def in_our_names(tensors):
-    """Hugging Face's weights, or gradients, by our names: its Conv1D keeps weights in x out, q|k|v side by side."""
+    """Hugging Face's weights or gradients by our names. Its Conv1D has weights (inputs, outputs), q, k and v in one."""
     arrays = {name.removeprefix("transformer."): tensor.detach().numpy() for name, tensor in tensors.items()}
     ours = {
         "tok_emb.weight": arrays["wte.weight"],
@@ -77,7 +77,7 @@ def in_our_names(tensors):
 
 
 def with_qkv_together(gradients):
-    """Queries', keys' and values' gradients as one: the keys' bias alone has a gradient of zero, but for rounding."""
+    """The gradients of queries, keys and values as one: that of the keys' bias alone is zero, except for rounding."""
     together = dict(gradients)
     for i in range(CONFIG.n_layers):
         for kind in ("weight", "bias"):

@@ -1,7 +1,7 @@
-"""What holds for the mathematics whatever the numbers: causality, caching, batches, sums that are zero, purity, dtypes.
+"""What holds for the mathematics at all values: causality, caching, batches, sums that are zero, purity, dtypes.
 
-What is bit-exact is tested bit for bit. The rest is float64 within FLOAT64_NORMWISE, or gradients within gradcheck's
-threshold; where the exact value is zero, relative to the terms that cancel.
+What is exact is tested bit for bit. The rest agrees in float64 to FLOAT64_NORMWISE, or, for gradients, to gradcheck's
+threshold. If the exact value is zero, the error is relative to the terms that cancel.
 """
 
 import math
@@ -44,7 +44,7 @@ from parity_tests.tolerances import FLOAT64_NORMWISE
 
 
 def cases(seed=0):
-    """gradcheck's list: every operation and layer."""
+    """The cases of gradcheck, which has every operation and layer."""
     return gradcheck.cases(np.random.default_rng(seed))
 
 
@@ -52,7 +52,7 @@ each_case = pytest.mark.parametrize("case", list(cases()), ids=lambda case: case
 
 
 def run(case):
-    """Output, saved and gradients of a case, with a random cotangent."""
+    """The output of a case, what it saves, and its gradients for a random cotangent."""
     output, saved = case.operation.forward(*case.arguments.values(), **case.options)
     d_output = np.random.default_rng(1).standard_normal(output.shape).astype(output.dtype)
     return output, saved, d_output, case.operation.backward(d_output[()], saved)
@@ -65,7 +65,7 @@ def run(case):
 @FEWER
 @given(configs(), seeds, st.data())
 def test_logits_do_not_depend_on_later_tokens(config, seed, data):
-    """Also where scores reach ±1e5, so that nothing but -inf keeps the future out."""
+    """This holds also if scores reach ±1e5, at which only -inf keeps the future out."""
     model = model_of(config, seed, data.draw(st.sampled_from([np.float32, np.float64])))
     T = config.context_length
     last = data.draw(st.integers(0, T - 2))
@@ -133,7 +133,7 @@ def test_the_loss_of_a_token_has_no_gradient_at_later_ones(config, seed, data):
 @FEWER
 @given(configs(drop_rate=0.0), seeds, st.lists(st.integers(1, 3), min_size=2, max_size=4))
 def test_cached_decoding_equals_the_full_forward(config, seed, chunks):
-    """In chunks of any lengths; and a past can be gone on from twice."""
+    """The chunks have any lengths, and a past can be continued twice."""
     config = replace(config, context_length=sum(chunks))
     model, in_idx = model_of(config, seed), ids_of(config, seed)
     full = model(in_idx)
@@ -207,7 +207,7 @@ def test_a_watch_is_told_recomputed_activations_once():
 
 @pytest.mark.parametrize("checkpoint_activations", [False, True])
 def test_watched_or_not_and_freed_on_the_way_or_not_the_gradients_are_the_same_bits(checkpoint_activations):
-    """Unwatched, the logits' gradient takes the logits' place, and a block's record is dropped when it is used."""
+    """If nobody watches, the logits' gradient takes their place, and what a block saved is dropped once it is used."""
     config = GPTConfig(11, 5, 6, 2, n_layers=2, drop_rate=0.3, qkv_bias=True)
     model, in_idx = model_of(config, 0), ids_of(config, 0)
     model.checkpoint_activations = checkpoint_activations
@@ -232,7 +232,7 @@ def test_flash_attention_reads_no_later_token(config, seed):
 @FEWER
 @given(configs(), seeds)
 def test_flash_attention_gives_the_books_loss_and_gradients(config, seed):
-    """But for rounding: its gradient's row sums do not cancel to 0 exactly where a query reads one key alone."""
+    """They agree except for rounding: if a query reads only one key, the row sums of its gradient are not exactly 0."""
     model, in_idx = model_of(config, seed), ids_of(config, seed)
     expected_loss, expected = model.loss_and_grads(in_idx, in_idx, rng=TorchGenerator(seed))
     model.attention = "flash"
@@ -243,7 +243,7 @@ def test_flash_attention_gives_the_books_loss_and_gradients(config, seed):
 
 @pytest.mark.parametrize("checkpoint_activations", [False, True])
 def test_flash_attention_in_several_tiles_gives_the_models_loss_and_gradients(checkpoint_activations):
-    """More tokens than a tile, on the model's own strided heads, with dropout; and causal."""
+    """There are more tokens than in a tile, strided heads as the model has them, and dropout. It is causal too."""
     config = GPTConfig(11, flash_attention.TILE + 44, 6, 2, n_layers=2, drop_rate=0.3, qkv_bias=False)
     model, in_idx = model_of(config, 0), ids_of(config, 0)
     expected_loss, expected = model.loss_and_grads(in_idx, in_idx, rng=TorchGenerator(0))
@@ -258,7 +258,7 @@ def test_flash_attention_in_several_tiles_gives_the_models_loss_and_gradients(ch
 
 
 def most_memory(function, *arguments, **options):
-    """What the function returns, and the most bytes that it held meanwhile."""
+    """What the function returns, and the most bytes that it held while it ran."""
     tracemalloc.start()
     try:
         return function(*arguments, **options), tracemalloc.get_traced_memory()[1]
@@ -280,7 +280,7 @@ def test_twice_the_tokens_take_flash_attention_twice_the_memory_and_attention_fo
 @FEWER
 @given(configs(drop_rate=0.0), seeds)
 def test_a_batch_is_its_sequences(config, seed):
-    """Each row's logits are those it has alone, and the loss's gradient is the mean of the rows' gradients."""
+    """Each row has the logits that it has alone, and the loss's gradient is the mean of the rows' gradients."""
     model, in_idx, targets = model_of(config, seed), ids_of(config, seed, 3), ids_of(config, seed + 1, 3)
     logits = model(in_idx)
     loss, grads = model.loss_and_grads(in_idx, targets)
@@ -300,7 +300,7 @@ def test_a_batch_is_its_sequences(config, seed):
 @given(seeds, st.integers(1, 6), st.integers(1, 20), st.floats(-3, 3))
 @example(seed=0, rows=3, vocab=2, exponent=3.0)
 def test_rows_of_the_softmax_losss_gradient_sum_to_zero(seed, rows, vocab, exponent):
-    """Relative to 1 / n: each row is (p - onehot) / n, the difference of two rows that each sum to 1 / n."""
+    """The sum is judged relative to 1 / n: a row is (p - onehot) / n, the difference of two rows that sum to 1 / n."""
     rng = np.random.default_rng(seed)
     logits = rng.standard_normal((rows, vocab)) * 10**exponent
     targets = rng.integers(0, vocab, rows)
@@ -315,7 +315,7 @@ def test_rows_of_the_softmax_losss_gradient_sum_to_zero(seed, rows, vocab, expon
 @pytest.mark.long_run
 @given(seeds, st.integers(1, 40), st.floats(-2, 2), st.floats(-2, 2), st.sampled_from([1e-12, 1e-5, 0.5]))
 def test_layer_norms_d_x_is_orthogonal_to_1_and_but_for_eps_to_the_normalized_x(seed, width, scale, shift, eps):
-    """<d_x, 1> = 0 and <d_x, z> = eps r³ <d_z, z>, which vanishes with eps; relative to the terms that cancel."""
+    """<d_x, 1> = 0, and <d_x, z> = eps r³ <d_z, z>, which goes to 0 with eps; errors are relative to what cancels."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((3, width)) * 10**scale + 10**shift
     g, b, d_y = rng.standard_normal(width), rng.standard_normal(width), rng.standard_normal((3, width))
@@ -344,7 +344,7 @@ def test_unused_ids_and_positions_have_no_gradient(config, seed, data):
 @FEWER
 @given(configs(qkv_bias=True), seeds)
 def test_the_keys_bias_has_no_gradient(config, seed):
-    """It adds the same to all of a query's scores. Relative to the gradients of the keys, whose sum it is."""
+    """It adds the same to all scores of a query. The error is relative to the keys' gradients, whose sum it is."""
     model, in_idx = model_of(config, seed), ids_of(config, seed)
     seen = {}
     _, grads = model.loss_and_grads(in_idx, ids_of(config, seed + 1), watch=seen.__setitem__)
@@ -360,7 +360,7 @@ def test_the_keys_bias_has_no_gradient(config, seed):
 @FEWER
 @given(configs(drop_rate=0.0), seeds, st.data())
 def test_micro_batches_are_the_full_batch(config, seed, data):
-    """Cut anywhere, and with any number of targets ignored in each, all of one's included."""
+    """The batch is cut anywhere, and any number of targets is ignored in each, perhaps all of one."""
     B = 5
     model, in_idx, targets = model_of(config, seed), ids_of(config, seed, B), ids_of(config, seed + 1, B)
     cuts = sorted(data.draw(st.sets(st.integers(1, B - 1))))
@@ -395,7 +395,7 @@ def test_the_tied_gradient_is_the_sum_of_both_paths(config, seed):
 
 @each_case
 def test_an_operation_changes_nothing_and_remembers_nothing(case):
-    """All it is given is made read-only; a second forward and a second backward give the same, bit for bit."""
+    """Everything that it is given is read-only. A second forward and a second backward give the same, bit for bit."""
     given_arrays = [array for name in case.arguments for _, array in named(case.arguments[name], name)]
     for array in (*given_arrays, *arrays_in(tuple(case.options.values()))):
         array.setflags(write=False)
@@ -436,7 +436,7 @@ def test_a_model_changes_nothing_and_remembers_nothing(config, seed):
 @FEWER
 @given(configs(drop_rate=0.3), seeds)
 def test_there_is_no_dropout_without_a_generator(config, seed):
-    """Before a training step, after it, and as if the rate were 0."""
+    """This is so before a training step and after it, and it gives what a rate of 0 gives."""
     model, in_idx, targets = model_of(config, seed), ids_of(config, seed), ids_of(config, seed + 1)
     without = GPTModel.from_state_dict(replace(config, drop_rate=0.0), model.named_parameters())
     expected_loss, expected = without.loss_and_grads(in_idx, targets)
@@ -498,7 +498,7 @@ def test_a_training_step_keeps_the_dtype(dtype, tie_weights):
 
 @each_case
 def test_nothing_inside_an_operation_is_wider_than_float32(case):
-    """Of all that is computed from its arguments and from what it saved, and of the arrays that meet them there."""
+    """Nothing that is computed from its arguments or from what it saved is wider, and no array that it meets is."""
     values = in_dtype(tuple(case.arguments.values()), np.float32)
     output, saved = case.operation.forward(*followed(values), **case.options)
     forward = list(Followed.calls)
@@ -515,7 +515,7 @@ def test_nothing_inside_an_operation_is_wider_than_float32(case):
 
 @each_case
 def test_an_operation_gives_the_same_on_any_number_of_threads(case, monkeypatch):
-    """The same bits; and in many blocks what it gives in one, but for the order of sums."""
+    """It gives the same bits, and in many blocks the same as in one, except for the order of sums."""
     output, _, _, gradients = run(case)
     in_one_block = [*arrays_in(output), *arrays_in(gradients)]
     monkeypatch.setattr(parallel, "BLOCK_BYTES", 48)

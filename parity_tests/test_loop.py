@@ -1,4 +1,4 @@
-"""The training loop over a backend that computes nothing: what is done after which steps, and what is kept."""
+"""The training loop with a backend that computes nothing: what is done after which steps, and what is kept."""
 
 import math
 import re
@@ -20,7 +20,7 @@ CONFIG = GPTConfig(vocab_size=256, context_length=6, emb_dim=8, n_heads=2, n_lay
 
 
 class Counting:
-    """A backend whose weights are the number of its steps; what its losses are is told to it."""
+    """A backend whose weights are the number of its steps, and whose losses are given."""
 
     val_losses = [5.0] * 100
 
@@ -58,7 +58,7 @@ class Counting:
 
 
 class Told(Progress):
-    """Writes down what the loop tells."""
+    """A progress that writes down what the loop tells it."""
 
     def __init__(self):
         super().__init__()
@@ -216,7 +216,7 @@ def test_the_way_back_is_to_what_was_saved(tmp_path, monkeypatch, eval_every, wa
 
 
 def test_a_model_whose_loss_is_not_finite_is_not_saved_over_the_last(tmp_path, monkeypatch):
-    """Its weights may be finite all the same, and merely too large: nobody could go on from them."""
+    """Its weights may be finite but too large, so that nobody could go on from them."""
     told(started(tmp_path, steps=1, lr=0.5))
     before = files(tmp_path)
     monkeypatch.setattr(Counting, "val_losses", [math.inf] * 100)
@@ -233,7 +233,7 @@ def test_a_model_whose_loss_is_not_finite_is_not_saved_over_the_last(tmp_path, m
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_weights_that_are_not_finite_are_not_saved_over_the_last(tmp_path, value):
-    """Even those that no loss depends on, like the vector of a token that never comes up."""
+    """This holds even for weights that no loss depends on, such as the vector of a token that never occurs."""
     run = started(tmp_path)
     run.train_step()
     run.save()

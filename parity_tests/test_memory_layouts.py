@@ -1,4 +1,4 @@
-"""Arrays give the same however they lie in memory: cotangents, in every backward, and weights that look stacked."""
+"""Arrays give the same in every memory layout: cotangents, in every backward, and weights that look stacked."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def every_second(x):
 
 
 def backwards(x):
-    """Every axis with a negative stride."""
+    """The array with a negative stride along every axis."""
     everywhere = (slice(None, None, -1),) * x.ndim
     return x[everywhere].copy()[everywhere]
 
@@ -34,14 +34,14 @@ def first_axis_fastest(x):
 
 
 def between_others(x):
-    """A part of a larger array that is not its beginning, on any address."""
+    """The array as a part of a larger one, not at its beginning, at any address."""
     memory = np.zeros(x.nbytes + 1, np.uint8)[1:].view(x.dtype) if x.size else x
     memory[...] = x.reshape(-1)
     return memory.reshape(x.shape)
 
 
 def one_row_for_all(x):
-    """Broadcast along the first axis, with a stride of 0; its numbers are others than x's."""
+    """One row, broadcast along the first axis with a stride of 0. Its values are not those of x."""
     return np.broadcast_to(x[:1], x.shape)
 
 
@@ -59,7 +59,7 @@ each_layout = pytest.mark.parametrize(
 
 
 def assert_same_from_any_layout(backward, d_y, layout):
-    """The gradients of the cotangent in this layout are those of a plain copy; and it is not changed."""
+    """The cotangent in this layout gives the gradients of a plain copy, and is not changed."""
     laid_out = layout(d_y)
     contiguous = np.array(laid_out, order="C")
     assert np.array_equal(laid_out, contiguous)
@@ -81,7 +81,7 @@ def differentiated():
 
 @each_layout
 def test_a_cotangent_of_an_operation_or_layer_may_have_any_layout(layout, differentiated, monkeypatch):
-    """In several blocks, of which each that is written must be a view."""
+    """It is computed in several blocks, and each block that is written to must be a view."""
     monkeypatch.setattr(parallel, "BLOCK_BYTES", 200)
     names = {name.rpartition(".")[2] for name in differentiated}
     assert {"linear", "layer_norm", "gelu", "softmax", "dropout", "flash_attention", "transformer_block"} <= names
@@ -95,7 +95,7 @@ def test_a_cotangent_of_an_operation_or_layer_may_have_any_layout(layout, differ
 
 @each_layout
 def test_a_cotangent_of_the_whole_model_may_have_any_layout(layout):
-    """From the logits, where the head begins, and from the hidden states, where another head would end."""
+    """It may be of the logits, which the head gives, or of the hidden states, which the body gives."""
     model = model_of(CONFIG, 0)
     masks = model.draw_dropout_masks(TorchGenerator(1), 2, 5)
     _, saved = model.forward(INPUTS, masks=masks)
@@ -143,13 +143,13 @@ def every_third_row():
 
 
 def backwards_rows():
-    """Adjacent, and as far apart as stacked ones, but each from its last row to its first."""
+    """Weights as far apart as stacked ones, but each from its last row to its first."""
     memory = np.random.default_rng(0).standard_normal((3 * D, D))
     return memory[:D][::-1], memory[D : 2 * D][::-1], memory[2 * D :][::-1]
 
 
 def transposed():
-    """Stacked and square: the shape does not tell that rows are columns."""
+    """Stacked square weights whose rows are columns, which the shape does not show."""
     memory = np.random.default_rng(0).standard_normal((3 * D, D))
     return memory[:D].T, memory[D : 2 * D].T, memory[2 * D :].T
 
@@ -175,7 +175,7 @@ def stacked_after_all():
 
 
 def bias_views(kind):
-    """Biases that look stacked beside weights that do not, and the other way round."""
+    """Biases that look stacked with weights that do not, and the other way round."""
     memory = np.random.default_rng(1).standard_normal(3 * D)
     return {
         "none": (None, None, None),
@@ -205,7 +205,7 @@ each_look = pytest.mark.parametrize(
 @each_look
 @pytest.mark.parametrize("biases", ["none", "stacked", "in another order"])
 def test_weights_that_look_stacked_are_taken_as_they_are(weights, biases):
-    """Against arrays of their own with the same numbers: output, and every gradient."""
+    """Output and every gradient are those of separate arrays with the same values."""
     rng = np.random.default_rng(2)
     out_proj = p.Linear(rng.standard_normal((D, D)), rng.standard_normal(D))
     parts = [p.Linear(*part) for part in zip(weights(), bias_views(biases), strict=True)]
@@ -223,7 +223,7 @@ def test_weights_that_look_stacked_are_taken_as_they_are(weights, biases):
 
 @pytest.mark.parametrize("weights", [in_another_order, every_third_row, transposed], ids=lambda look: look.__name__)
 def test_a_model_whose_weights_look_stacked_trains_as_one_whose_weights_do_not(weights):
-    """Also through the optimizer, which changes the views in place."""
+    """This includes the optimizer, which changes the views in place."""
     model = model_of(CONFIG, 0)
     att = model.parameters.trf_blocks[1].att
     parts = [p.Linear(*part) for part in zip(weights(), bias_views("in another order"), strict=True)]

@@ -30,7 +30,7 @@ configs = st.builds(
 
 
 def expected_shapes(config):
-    """The table of names and shapes, in its order."""
+    """The names and shapes of the parameters, in their order."""
     V, C, D = config.vocab_size, config.context_length, config.emb_dim
     shapes = {"tok_emb.weight": (V, D), "pos_emb.weight": (C, D)}
     for i in range(config.n_layers):
@@ -82,7 +82,7 @@ def test_names_shapes_and_order(config):
 
 
 def test_the_124m_model_has_163_009_536_parameters():
-    """Counted on arrays that are never touched, so that no memory is taken."""
+    """They are counted on arrays that are never touched, so that no memory is taken."""
     config = GPTConfig.of(GPT_CONFIG_124M)
     arrays = dict(named(allocate(config, np.float32)))
     assert shapes(arrays) == list(expected_shapes(config).items())
@@ -269,7 +269,7 @@ def last_parameter_read_only(model, mapping):
     ],
 )
 def test_everything_is_checked_before_anything_is_copied(config, spoil, message):
-    """The fault is in the last array: those before it would be new by then."""
+    """The fault is in the last array, before which all others could have been copied."""
     model = GPTModel(config)
     before, bits = copies(model.state_dict()), model(IDS)
     mapping = copies(GPTModel(config, seed=1).state_dict())
@@ -283,7 +283,7 @@ def test_everything_is_checked_before_anything_is_copied(config, spoil, message)
 
 
 def test_tied_weights_are_checked_before_anything_is_copied():
-    """The head is the last array here as well, and may be wrong by one number or by its shape."""
+    """Here too the head is the last array. One of its values is wrong, or its shape."""
     model = GPTModel(TIED)
     before = copies(model.state_dict())
     for change in (lambda head: head + np.eye(11, 6), lambda head: head[:10]):
@@ -333,7 +333,7 @@ INTEGERS = [np.int8, np.uint8, np.uint16, np.uint64, ">i4"]
 
 @pytest.mark.parametrize("dtype", INTEGERS, ids=lambda dtype: np.dtype(dtype).str)
 def test_token_ids_and_targets_may_be_integers_of_any_dtype(dtype):
-    """Up to the largest that the dtype holds, 255 and 127 among them, in vocabularies that are larger or just fit."""
+    """They go up to the largest that the dtype holds, such as 255 and 127. The vocabulary is larger, or just fits."""
     largest = min(np.iinfo(dtype).max, 299)
     ids = np.array([[0, largest, 1, largest - 1], [largest, 0, 7, 2]])
     targets = ids[:, ::-1].copy()
@@ -389,7 +389,7 @@ def test_steps_of_the_optimizer_train_every_parameter_in_place():
 
 
 def test_importing_takes_under_half_a_second_and_nothing_heavy():
-    """Of processor time, because other processes share the machine; the best of three, because the disk may be cold."""
+    """It is processor time, because others share the machine, and the best of three, because the disk may be cold."""
     code = """if True:
         import sys, time
         start = time.process_time()

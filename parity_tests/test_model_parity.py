@@ -1,4 +1,4 @@
-"""The whole model, tensor by tensor: activations, loss, gradients of activations and of parameters are PyTorch's."""
+"""The whole model, tensor by tensor: activations, loss, and all gradients are PyTorch's."""
 
 import numpy as np
 import pytest
@@ -22,11 +22,11 @@ BOTH = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
 def compared(model, batch):
-    """The step's tensors beside what they are judged by; a draw is left out where scores that differ tie by chance.
+    """The comparisons of a step's tensors. A draw is left out if scores that differ become equal by rounding.
 
-    Three scales of 1e3 make scores of 1e10, and float32 has no two numbers there that differ by less than 1024: whether
-    a query reads one key or several is decided by rounding, and by rounding to a grid, which the random errors of the
-    model of rounding do not have. A long random search met it.
+    With three scales of 1e3 scores reach 1e10, where numbers in float32 are 1024 apart. Rounding to this grid
+    then decides whether a query reads one key or several. The random errors of the model of rounding are not on a grid.
+    A long random search met such a case.
     """
     judged_by = step_reference(model, batch)
     scores = [tensor for name, tensor in judged_by.truth.items() if name.startswith("trf") and "attn_scores" in name]
@@ -43,7 +43,7 @@ def wrong(comparisons):
 @BOTH
 @given(step=steps())
 def test_every_tensor_of_a_step_is_pytorchs(dtype, step):
-    """Sizes from 1 (a vocabulary from 2), weights of 1e-3 to 1e3, repeated and ignored ids, dropout, tied or not."""
+    """Sizes begin at 1 (2 for the vocabulary), scales are 1e-3 to 1e3, ids may repeat or not count, weights be tied."""
     assert not wrong(compared(*step.make(dtype)))
 
 
@@ -65,7 +65,7 @@ def test_a_batch_without_targets_has_loss_0_and_no_gradient(dtype):
 
 @BOTH
 def test_nothing_of_an_earlier_step_is_left(dtype):
-    """Whatever an earlier step handed out is overwritten with NaN; the next one gives the same bits as ever."""
+    """Everything that an earlier step returned is overwritten with NaN. The next step still gives the same bits."""
     model = GPTModel(CONFIG, dtype=dtype)
     inputs, targets = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 2, 4))
     batch = Batch(inputs, targets, dropout_seed=1)

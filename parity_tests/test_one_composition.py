@@ -1,7 +1,7 @@
 """The model is composed once: calling, training, inference and decoding are options of one body, head and objective.
 
-So they agree, bit for bit where they multiply the same matrices; decoding can be watched; inference saves nothing; and
-the parts serve other heads and other losses without a second model.
+So they agree, bit for bit if they multiply the same matrices. Decoding can be watched, inference saves nothing, and the
+parts also work with other heads and other losses, without a second model.
 """
 
 import json
@@ -77,7 +77,7 @@ def test_decoding_in_chunks_of_any_size_gives_the_same_logits(config, seed, atte
 @pytest.mark.parametrize("attention", ["math", "flash"])
 @pytest.mark.parametrize("chunks", [[5], [3, 2], [1, 4], [1, 1, 1, 1, 1]], ids=str)
 def test_a_watch_is_told_every_tensor_of_decoding(attention, chunks):
-    """Under the names of forward and in its order, each token's row once; scores are those of a cache's length."""
+    """The names and the order are forward's, and each token's row is told once. Scores have the length of the cache."""
     model = model_of(CONFIG, 0)
     model.attention = attention
     expected, told = {}, {}
@@ -102,7 +102,7 @@ def test_a_watch_is_told_every_tensor_of_decoding(attention, chunks):
             continue
         elif name == "pos_emb":
             assert np.array_equal(np.concatenate(told[name]), expected[name])
-        elif name != "logits":  # decoding computes those of the last token alone
+        elif name != "logits":  # decoding computes only those of the last token
             assert_agrees(np.concatenate(told[name], axis=1), expected[name])
     assert_agrees(logits, expected["logits"][:, -1])
 
@@ -123,7 +123,7 @@ def test_inference_saves_no_block_and_no_factor_of_a_product(attention, checkpoi
 
 
 def test_the_memory_of_inference_is_one_blocks_however_many_there_are():
-    """In a new Python, because the suite's checks of types take memory too."""
+    """This runs in a new Python, because the suite's checks of types take memory too."""
     code = """if True:
         import json, sys, tracemalloc
         import numpy as np
@@ -191,7 +191,7 @@ def test_the_model_is_its_body_its_head_and_its_objective():
 
 
 def test_a_class_head_reads_the_last_token():
-    """Chapter 6 of the book: two classes, from the last token's hidden state."""
+    """As in chapter 6 of the book, there are two classes, and the head reads the hidden state of the last token."""
     model, classes = model_of(CONFIG, 0), np.array([1, 0])
     rng = np.random.default_rng(1)
     head = p.Linear(rng.standard_normal((2, 12)), rng.standard_normal(2))
@@ -231,7 +231,7 @@ def test_a_value_head_gives_a_number_a_token():
 
 
 def test_log_probabilities_of_tokens_and_a_loss_with_weights():
-    """Log softmax of the target's logit; its gradient is onehot - softmax. A weight a token, some of them negative."""
+    """They are log softmax at the target, with the gradient onehot - softmax. A token's weight may be negative."""
     model, token_weights = model_of(CONFIG, 0), np.random.default_rng(1).standard_normal((2, 5))
     hidden, saved = hidden_of(model)
     logits, projected = projection.forward(hidden, model.parameters.out_head)
@@ -287,7 +287,7 @@ def test_where_nothing_is_trained_the_gradient_of_embeddings_is_that_of_full_tra
 @FEWER
 @given(configs(), seeds, st.data())
 def test_positions_may_differ_from_row_to_row(config, seed, data):
-    """Each row gives what it gives alone; 0, 1, ... are the default; the table's gradient is at the positions used."""
+    """Each row gives what it gives alone. The default is 0, 1, ...; only positions that are used have a gradient."""
     T = data.draw(st.integers(1, config.context_length))
     model, in_idx = model_of(config, seed), ids_of(config, seed, 3, T)
     positions = np.random.default_rng(seed).integers(0, config.context_length, (3, T))
@@ -305,7 +305,7 @@ def test_positions_may_differ_from_row_to_row(config, seed, data):
 @FEWER
 @given(small_models.configs(), seeds)
 def test_moved_positions_are_a_moved_table(config, seed):
-    """Positions in another order, the same in all rows, are those of a model whose table has that order."""
+    """Positions in another order, the same in all rows, give what a model gives whose table has that order."""
     model, in_idx = model_of(config, seed), ids_of(config, seed)
     order = np.random.default_rng(seed).permutation(config.context_length)
     weights = dict(model.named_parameters())

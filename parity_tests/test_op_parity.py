@@ -1,4 +1,4 @@
-"""Every operation and layer, by its record: complex step, PyTorch in both dtypes, layouts, purity, dtypes."""
+"""Every operation and layer, by its record: complex step, PyTorch in float64 and float32, layouts, purity, dtypes."""
 
 import operator
 from itertools import combinations
@@ -30,18 +30,18 @@ SPECIAL_CALLS = [
 ]
 each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
-#: A call of these takes milliseconds, so fewer draws have to do.
+#: A call of these takes milliseconds, so there are fewer draws.
 LARGE = {"transformer_block", "recomputed_block", "body"}
 FEWER = settings(max_examples=max(1, settings().max_examples // 3))
 
 
 def inputs_of(call):
-    """The floating-point arrays among the arguments, by name: what a derivative can be taken by."""
+    """The floating-point arrays among the arguments, by name. Derivatives can be taken with respect to these."""
     return {path: array for path, array in named(dict(call.arguments)) if np.issubdtype(array.dtype, np.inexact)}
 
 
 def with_input(call, path, array):
-    """The call with another array for one of its inputs."""
+    """The call with another array in the place of one of its inputs."""
     arguments = mapped_by_name(lambda name, own: array if name == path else own, dict(call.arguments))
     return call._replace(arguments=arguments)
 
@@ -51,7 +51,7 @@ def cast(call, dtype):
 
 
 def cotangent(output):
-    """Random, the same for each shape; never ones, which a softmax's or a norm's gradient sums to zero."""
+    """A random cotangent, always the same for a shape. With ones, the gradient of a softmax or a norm would be zero."""
     return np.asarray(np.random.default_rng(1).standard_normal(np.shape(output)), output.dtype)
 
 
@@ -64,7 +64,7 @@ def same(array):
 
 
 def in_numpy(record, call, saved_too=(), cotangent_layout=same):
-    """The output, what was saved under these paths, and the gradients, by name."""
+    """The output, what is saved under these paths, and the gradients, by name."""
     output, saved = record.module.forward(*call.arguments.values(), **call.options)
     d_output = cotangent(output)
     gradients = record.module.backward(cotangent_layout(d_output) if d_output.ndim else d_output[()], saved)
@@ -83,7 +83,7 @@ def in_torch(record, call):
     options = {name: value for name, value in call.options.items() if name not in WITHOUT_EFFECT}
 
     def forward(tensors, watch):
-        """`tensors` has a tensor for each of the inputs; the other arrays are converted here."""
+        """Call the oracle. `tensors` has a tensor for each of the inputs; the other arrays are converted here."""
         arguments = mapped_by_name(lambda path, array: tensors.get(path, as_tensor(array)), dict(call.arguments))
         tensor_options = {
             name: mapped(as_tensor, value) if isinstance(value, np.ndarray | tuple) else value
@@ -109,7 +109,7 @@ def in_torch(record, call):
 
 
 def judged(record, call, dtype):
-    """By what a call is judged, and which of the tensors it saves are."""
+    """What a call is judged by, and which of the tensors that it saves are judged."""
     judged_by = reference(in_torch(record, call), dtype)
     return judged_by, [name.removeprefix("saved.") for name in judged_by.truth if name.startswith("saved.")]
 
@@ -126,9 +126,9 @@ def assert_parity(record, call, dtype):
 @settings(max_examples=5)
 @given(data=st.data())
 def test_gradients_are_complex_steps(record, data):
-    """Along random directions of each argument; `test_gradcheck` goes through their elements one by one.
+    """The derivative is taken along random directions of each argument; `test_gradcheck` takes element by element.
 
-    In each, the terms of <gradient, direction> have one sign, so that nothing cancels.
+    For each direction, all terms of <gradient, direction> have the same sign, so that nothing cancels.
     """
     call = data.draw(calls(record, ordinary=True))
     output, saved = record.module.forward(*call.arguments.values(), **call.options)
@@ -187,7 +187,7 @@ LAYOUTS = {
 
 
 def assert_parity_in_any_layout(record, call):
-    """Of the arguments, and of the gradient of the output, alone and with them."""
+    """The layout is that of the arguments, of the gradient of the output, or of both."""
     judged_by, saved_too = judged(record, call, np.float64)
     for what, layout in LAYOUTS.items():
         for ours in (
@@ -199,7 +199,7 @@ def assert_parity_in_any_layout(record, call):
 
 
 @each_record
-@settings(max_examples=3, phases=[Phase.generate])  # a smaller call that fails would say no more than the layout's name
+@settings(max_examples=3, phases=[Phase.generate])  # no shrinking: the name of the layout says enough
 @given(data=st.data())
 def test_any_memory_layout_will_do(record, data):
     assert_parity_in_any_layout(record, data.draw(calls(record)))

@@ -19,13 +19,13 @@ BOTH = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 STEPS = 50
 LOOKED_AT = (1, 2, 25, 50)
 
-#: PyTorch's step itself, a tensor at a time: its rounding errors are modeled operation by operation.
+#: These make PyTorch step one tensor at a time, so that its rounding errors can be modeled for each operation.
 PLAIN = {"foreach": False, "fused": False}
 
 
 @st.composite
 def trainings(draw, dtype):
-    """Options, the weights of two parameters, and their gradients at every step: around eps, ordinary, or huge."""
+    """Options, the weights of two parameters, and their gradients at every step, near eps, ordinary or huge."""
     rng = np.random.default_rng(draw(seeds))
     eps = draw(st.sampled_from([1e-8, 1e-3]))
     options = {
@@ -39,7 +39,7 @@ def trainings(draw, dtype):
     weights = {name: (draw(scales) * rng.standard_normal(shape)).astype(dtype) for name, shape in shapes.items()}
     gradients = {name: (size * rng.standard_normal((STEPS, *shape))).astype(dtype) for name, shape in shapes.items()}
     if draw(st.booleans()):
-        gradients["weight"][:, 0] = 0  # of an embedding's unused row
+        gradients["weight"][:, 0] = 0  # as for the unused row of an embedding
     return options, weights, gradients
 
 

@@ -16,7 +16,7 @@ NAMES = [field.name for field in fields(Options)]
 
 @pytest.fixture(scope="module")
 def flags():
-    """{name: what argparse knows} of the command's options."""
+    """{name: what argparse knows of it} for the options of the command."""
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
     return {action.dest: action for action in parser._actions}
@@ -104,7 +104,7 @@ def test_a_resumed_run_keeps_the_others(name, capsys):
 
 
 def started(monkeypatch, tmp_path, *arguments):
-    """The options that the command starts a run with."""
+    """The options with which the command starts a run."""
     seen = []
 
     def start(backend, options, config, directory, **how):

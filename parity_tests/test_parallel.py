@@ -18,7 +18,7 @@ THREADS = (1, 2, 3, 8)
 
 @pytest.fixture
 def block_of_8_bytes(monkeypatch):
-    """So that each row of one float64 is a block."""
+    """Blocks are so small that each row of one float64 is a block."""
     monkeypatch.setattr(parallel, "BLOCK_BYTES", 8)
 
 
@@ -58,7 +58,7 @@ def test_leading_axes_are_taken_as_one(leading, columns):
 @pytest.mark.usefixtures("block_of_8_bytes")
 @pytest.mark.parametrize("threads", THREADS)
 def test_results_are_in_block_order_though_blocks_end_in_any_order(monkeypatch, threads):
-    """Many times, with fewer, as many and more blocks than threads; every block takes a time of its own."""
+    """This is tried many times, with fewer, as many and more blocks than threads. Blocks take different times."""
     use_threads(monkeypatch, threads)
     rng = np.random.default_rng(threads)
     ended_in_another_order = 0
@@ -114,7 +114,7 @@ def test_an_error_in_a_block_is_raised_and_the_next_call_works(monkeypatch, thre
 
 
 def test_a_block_may_have_blocks_of_its_own():
-    """Every thread has a block that waits for inner ones. In a new Python, which ends after a minute of waiting."""
+    """Every thread has a block that waits for inner blocks. A new Python runs this, and ends after a minute."""
     code = """if True:
         import faulthandler
         import numpy as np
@@ -134,7 +134,7 @@ def test_a_block_may_have_blocks_of_its_own():
 
 
 def test_a_forked_process_has_threads_of_its_own():
-    """In a new Python, because a fork of this one would have half of what PyTorch started."""
+    """A new Python runs this, because a fork of this one would have only a part of what PyTorch started."""
     code = """if True:
         import os
         import signal
@@ -148,7 +148,7 @@ def test_a_forked_process_has_threads_of_its_own():
         for _ in range(3):
             child = os.fork()
             if not child:
-                signal.alarm(60)  # ends a child that waits for threads of its parent
+                signal.alarm(60)  # ends a child that waits for threads that only its parent has
                 os._exit(0 if result() and result() else 1)
             assert os.waitpid(child, 0)[1] == 0
             assert result()

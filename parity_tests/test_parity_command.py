@@ -25,20 +25,20 @@ SMALL = GPTConfig(vocab_size=7, context_length=5, emb_dim=6, n_heads=2, n_layers
 
 @cache
 def small_report():
-    """The report on SMALL with every default."""
+    """The report on SMALL with all defaults."""
     return report(SMALL)
 
 
 @pytest.fixture
 def config(tmp_path):
-    """SMALL in a file."""
+    """A file with the configuration SMALL."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps(SMALL.to_dict()), encoding="utf-8")
     return path
 
 
 class Page(HTMLParser):
-    """The cells of the heat maps, the rows of the table below, and every tag and address."""
+    """What a page has: the cells of the heat maps, the rows of the table below, and every tag and address."""
 
     def __init__(self, html):
         super().__init__()
@@ -147,7 +147,7 @@ def test_the_rounding_runs_are_what_the_progress_goes_through():
 
 
 def test_a_bar_shows_the_rounding_runs(capsys, monkeypatch):
-    """After two seconds, which no run here takes."""
+    """The bar comes after two seconds, which no run here takes."""
     bars = []
 
     def slow_report(cfg, *arguments, progress, **options):
@@ -180,7 +180,7 @@ def test_the_configuration_comes_from_a_file_a_preset_or_the_options(
     monkeypatch.setattr(
         "torchgpt.checks.parity.report", lambda cfg, *arguments, **options: given.append(cfg) or small_report()
     )
-    monkeypatch.setattr("numpygpt.model.sizes.machine_memory", lambda: None)  # enough for any of them
+    monkeypatch.setattr("numpygpt.model.sizes.machine_memory", lambda: None)  # so that there is enough for any of them
     monkeypatch.chdir(config.parent)
     assert run("parity", *options) == 0
     assert given == [expected if isinstance(expected, GPTConfig) else GPTConfig(**{**SMALL.to_dict(), **expected})]

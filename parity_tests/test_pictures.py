@@ -40,7 +40,7 @@ def attention_weights(seed=0, heads=H, tokens=T):
 
 
 def panels(figure):
-    """The axes with an image, without the color bar."""
+    """The axes that have an image, except the color bar."""
     return [axes for axes in figure.axes if axes.images]
 
 
@@ -50,7 +50,7 @@ def tick_labels(axis):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A model of bytes, untrained but large enough to differ from token to token, with a history."""
+    """A checkpoint with a history and an untrained model of bytes, large enough to differ from token to token."""
     history = [asdict(Evaluation(step, 0.5, 10, 5.0, loss)) for step, loss in ((0, 5.5), (7, 2.0))]
     run_section = Section({"options": Options().to_dict(), "step": 7, "history": history}, {})
     folder = tmp_path_factory.mktemp("run")
@@ -69,8 +69,8 @@ def test_each_head_has_a_panel_with_its_weights():
         (image,) = axes.images
         assert np.array_equal(np.ma.getmaskarray(image.get_array()), np.triu(np.ones((T, T), dtype=bool), k=1))
         assert np.array_equal(image.get_array().filled(0), expected)
-        assert image.get_clim() == (0, 1)  # one scale for all
-        assert image.origin == "upper"  # the first token's row above
+        assert image.get_clim() == (0, 1)  # all panels have one scale
+        assert image.origin == "upper"  # the row of the first token is at the top
 
 
 def test_tokens_stand_beside_the_left_and_below_the_lowest_panels():
@@ -125,7 +125,7 @@ def test_principal_components_are_eigenvectors_of_the_covariance(vectors):
     variances = np.linalg.eigvalsh(centered.T @ centered)[::-1]
     agree(np.append((places**2).sum(axis=0), variances[2:]), variances, "variances")
     agree(np.append(shares * variances.sum(), 1.0), np.append(variances[:2], 1.0), "shares")
-    size = np.abs(centered).sum()  # what is left of 0 is judged beside it
+    size = np.abs(centered).sum()  # what should be 0 is judged relative to this
     agree(np.append(places[:, 0] @ places[:, 1], size**2), np.append(0.0, size**2), "at right angles")
     assert (places.max(axis=0) >= -places.min(axis=0)).all()
 
@@ -311,7 +311,7 @@ def test_a_picture_that_cannot_be_written_is_told_before_anything_is_computed(ch
 
 
 def test_a_bad_mplbackend_is_told_in_one_line(checkpoint, tmp_path):
-    """In a process of its own, because matplotlib reads the variable once."""
+    """This runs in a process of its own, because matplotlib reads the variable only once."""
     arguments = ("embeddings", "--checkpoint", checkpoint, "--out", tmp_path / "a.png")
     done = python("-m", "numpygpt", *arguments, env={**os.environ, "MPLBACKEND": "bogus"})
     assert (done.returncode, done.stdout) == (2, "")

@@ -1,4 +1,4 @@
-"""Every planted bug is caught by the properties it names, and names the first wrong tensor; equivalent changes pass."""
+"""Every planted bug is caught by the properties that it names, and names the first wrong tensor; controls pass."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -40,7 +40,7 @@ def holds(name: str) -> bool:
     try:
         with np.errstate(all="ignore"):
             PROPERTIES[name]()
-    except Exception:  # a crash is as good a catch as a failed comparison
+    except Exception:  # a crash catches the bug as well as a failed comparison
         return False
     return True
 
@@ -118,7 +118,7 @@ def evaluate_and_decode(model: properties.GPTModel, watch: Watch) -> None:
 
 @cache
 def _an_eos() -> int:
-    """What row 0 chooses second, so that one of the rows stops early."""
+    """The token that row 0 chooses second. As eos it makes one of the rows stop early."""
     choices = stream(model_of(), INPUTS[:, :3], CONFIG.context_length)
     next(choices)
     return int(next(choices)[0])
@@ -132,13 +132,13 @@ def sound_run(config: properties.GPTConfig) -> dict[str, Array]:
 
 
 class Differs(Exception):  # noqa: N818
-    """A run has come to a tensor that is not the sound run's."""
+    """A run has come to a tensor that differs from that of the sound run."""
 
 
 def first_wrong(bug: Bug) -> str:
-    """The first tensor the bug changes, in the untied model or else the tied.
+    """The first tensor that the bug changes, in the untied model, or, if there is none, in the tied model.
 
-    It is wrong, or the first that is left out, or there though it should not be; after a crash, the first not reached.
+    This tensor is wrong, missing or unexpected. After a crash, it is the first that was not reached.
     """
     for config in (CONFIG, TIED):
         to_come = list(sound_run(config))
@@ -153,7 +153,7 @@ def first_wrong(bug: Bug) -> str:
 
 
 def comparing(sound: dict[str, Array], to_come: list[str]) -> Watch:
-    """A watch that ends the run at the first difference; it takes the names it is told from `to_come`."""
+    """A watch that ends the run at the first difference. It removes from `to_come` each name that it is told."""
 
     def compare(name: str, tensor: Array) -> None:
         if name not in sound:
@@ -169,7 +169,7 @@ def comparing(sound: dict[str, Array], to_come: list[str]) -> Watch:
 
 @pytest.fixture(autouse=True, scope="module")
 def without_checks_of_annotations() -> Iterator[None]:
-    """The properties have to catch a bug by what it computes, as in a port without annotations."""
+    """Turn off the checks of annotations: the properties must catch a bug by what it computes, as in a port."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -177,7 +177,7 @@ def without_checks_of_annotations() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def references(without_checks_of_annotations: None) -> None:
-    """PyTorch's side and the sound run, before any bug is planted."""
+    """PyTorch's tensors and those of the sound run, before any bug is planted."""
     for config in (CONFIG, TIED):
         properties.reference(config)
         sound_run(config)
@@ -210,7 +210,7 @@ def test_nine_bugs_in_ten_are_caught_by_two_properties():
 
 @pytest.mark.parametrize("name", PROPERTIES)
 def test_equivalent_changes_pass_every_property(name):
-    """All of them at once."""
+    """All of them are planted at once."""
     with ExitStack() as changes:
         for control in CONTROLS:
             changes.enter_context(planted(control))

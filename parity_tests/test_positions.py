@@ -68,14 +68,14 @@ def test_moving_on_turns_every_pair_by_an_angle_of_its_own(t, k, D):
 
 @pytest.mark.parametrize("config", [CONFIG, TIED], ids=["untied", "tied"])
 def test_every_activation_and_gradient_is_pytorchs(config):
-    """With dropout; PyTorch's table is no parameter either, and has no gradient."""
+    """There is dropout. In PyTorch too the table is not a parameter, and has no gradient."""
     expected = properties.reference(config)
     seen = properties.training_step(properties.model_of(config))
     assert "pos_emb" in expected
     assert not [name for name in seen if name.endswith("pos_emb") and name.startswith("d_")]
     assert set(expected) <= set(seen)
     for name in expected:
-        if not name.endswith("W_key.bias"):  # zero but for rounding
+        if not name.endswith("W_key.bias"):  # it is zero except for rounding
             agree(seen[name], expected[name], name)
 
 
@@ -92,7 +92,7 @@ def test_the_initial_weights_are_pytorchs_and_positions_draw_nothing(qkv_bias):
         assert np.array_equal(array, twin[name].numpy()), name
     assert np.array_equal(rng.to_torch_state(), torch.get_rng_state().numpy())
     learned = GPTModel(replace(config, position="learned"), 123).state_dict()
-    assert np.array_equal(learned["tok_emb.weight"], weights["tok_emb.weight"])  # drawn before
+    assert np.array_equal(learned["tok_emb.weight"], weights["tok_emb.weight"])  # it is drawn first
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -1,4 +1,4 @@
-"""What a program asks of its process, and sizes that are computed before anything of them is allocated."""
+"""What a program asks of its process, and sizes that are computed before anything is allocated."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_another_libraries_blas_does_not_count(monkeypatch):
         monkeypatch.setattr("threadpoolctl.ThreadpoolController", lambda: Controller(*libraries))
 
     numpys, scipys = Library("/numpy.libs/libopenblas.so", 3), Library("/scipy.libs/libopenblas.so", 1)
-    monkeypatch.setattr(module, "_blas_of_numpy", module._blas_of_numpy.__wrapped__)  # without what it remembers
+    monkeypatch.setattr(module, "_blas_of_numpy", module._blas_of_numpy.__wrapped__)  # without its cache
     in_the_process(numpys, scipys)
     assert number_of_threads() == 3
     in_the_process(scipys)

@@ -1,7 +1,7 @@
 """Prompts of different lengths in one batch: every row is what its prompt gives alone.
 
-The same ids in float64, greedy or with beams, and sampled where each row has a generator of its own; logits in float32
-within the budget of a run alone.
+The ids are the same in float64, greedily, with beams, and sampled if each row has a generator of its own. The logits in
+float32 are within the budget of a run alone.
 """
 
 from functools import partial
@@ -31,7 +31,7 @@ NEW = 4
 
 
 def lively_model(seed, position="learned", n_layers=1, dtype=np.float64):
-    """Random weights whose likeliest token changes at each step: attention is sharp, and no shift favors a token."""
+    """A random model whose likeliest token changes at each step: attention is sharp, and no shift favors a token."""
     config = GPTConfig(V, CONTEXT, 12, 3, n_layers, drop_rate=0.0, qkv_bias=True, position=position)
     model = model_of(config, seed, dtype)
     for name, array in model.named_parameters().items():
@@ -63,7 +63,7 @@ def alone(function, model, prompt, *arguments, **options):
 @settings(max_examples=max(1, settings().max_examples * 3 // 10))
 @given(seeds, lengths, positions, attentions, st.integers(1, CONTEXT))
 def test_every_row_has_the_greedy_ids_of_its_prompt_alone(seed, lengths, position, attention, context_size):
-    """Past the point where the window slides."""
+    """This goes past the point at which the window slides."""
     model, prompts = lively_model(seed, position), prompts_of(seed, lengths)
     model.attention = attention
     rows = generate(model, prompts, NEW, context_size)
@@ -73,7 +73,7 @@ def test_every_row_has_the_greedy_ids_of_its_prompt_alone(seed, lengths, positio
 
 @pytest.mark.parametrize("decode", [generate, beam_search], ids=lambda decode: decode.__name__)
 def test_every_row_stops_at_its_own_eos_whenever_the_others_do(decode):
-    """Each token that any row would go on with is the eos once; with three beams."""
+    """Each token that any row would go on with is taken as eos once. There are three beams."""
     model, prompts = lively_model(0), prompts_of(0, [3, 1, CONTEXT + 2])
     beams = {"num_beams": 3} if decode is beam_search else {}
     unstopped = decode(model, prompts, 4, CONTEXT, **beams)
@@ -107,7 +107,7 @@ def test_a_stream_chooses_for_every_row_what_its_prompt_alone_chooses(position):
 
 
 class OneForEachRow(TorchGenerator):
-    """Draws for each row from a generator of the row's own."""
+    """A generator that draws for each row from a generator of the row."""
 
     def __init__(self, seeds):
         super().__init__(0)
@@ -121,7 +121,7 @@ class OneForEachRow(TorchGenerator):
 @FEWER
 @given(seeds, lengths, positions, st.integers(0, V - 1))
 def test_every_row_is_sampled_as_its_prompt_alone_is(seed, lengths, position, eos_id):
-    """With a generator for each row. One for all draws a step's rows together, so a row alone meets other numbers."""
+    """Each row has its generator. One generator would draw for all rows together, so a row alone gets other draws."""
     model, prompts = lively_model(seed, position), prompts_of(seed, lengths)
     options = {"temperature": 1.5, "top_k": 6, "top_p": 0.9, "eos_id": eos_id}
     row_seeds = range(len(prompts))
@@ -143,7 +143,7 @@ def test_one_generator_draws_for_the_rows_of_a_step_in_their_order():
 
 
 def logits_of_each_step(model, prompts, new_tokens):
-    """Of a batch, step by step: (B, V) each; and the texts that they follow, (B) rows of ids."""
+    """The logits (B, V) of a batch at each step, and the B texts, as rows of ids, that they follow."""
     text, past = prompts, None
     for _ in range(new_tokens):
         logits, past = decode_after(model, text, past, CONTEXT)
@@ -153,7 +153,7 @@ def logits_of_each_step(model, prompts, new_tokens):
 
 @pytest.mark.parametrize(("position", "attention"), [("learned", "math"), ("sinusoidal", "flash")])
 def test_logits_in_float32_are_within_the_budget_of_each_row_alone(position, attention):
-    """The budget of PyTorch's twin on the row's last CONTEXT tokens alone, for the logits of the last."""
+    """The budget is the PyTorch twin's on the last CONTEXT tokens of the row, for the logits of the last token."""
     model = lively_model(1, position, n_layers=2, dtype=np.float32)
     model.attention = attention
     prompts = checked_prompts(prompts_of(1, [1, CONTEXT - 1]), CONTEXT)
@@ -166,7 +166,7 @@ def test_logits_in_float32_are_within_the_budget_of_each_row_alone(position, att
 
 
 def logits_alone(model, window, dtype):
-    """How PyTorch computes the last logits of one text, in as many copies as it is asked for."""
+    """A function that lets PyTorch compute the last logits of one text, in as many copies as it is asked for."""
     twin = to_torch(GPTModel.from_state_dict(model.config, model.named_parameters(), dtype))
     return lambda copies: {"logits": twin(torch.from_numpy(window).expand(copies, -1))[:, -1].detach().numpy()}
 

@@ -16,7 +16,7 @@ from numpygpt.model.gpt import GPTModel
 from numpygpt.random.masks import draw_keep_mask
 from numpygpt.random.torch_generator import TORCH_STATE, GeneratorState, TorchGenerator
 
-#: PyTorch rounds a * b + c once, and draws float32 normals with Cephes' polynomials, where it uses these.
+#: If PyTorch uses these kernels, it rounds a * b + c once, and draws float32 normals with Cephes' polynomials.
 VECTOR_KERNELS = torch.backends.cpu.get_cpu_capability() in {"AVX2", "AVX512"}
 
 TORCH_DTYPES = {np.float32: torch.float32, np.float64: torch.float64}
@@ -25,7 +25,7 @@ SEEDS = st.integers(-(2**63), 2**64 - 1)
 SIZES = st.integers(0, 600) | st.lists(st.integers(0, 9), max_size=3).map(tuple)
 LARGE_SIZES = st.integers(1, 100_000)
 DTYPES = st.sampled_from(list(TORCH_DTYPES))
-#: Not so small that a product of two underflows.
+#: Bounds that are not so small that a product of two of them underflows.
 REALS = st.floats(-1e3, 1e3).map(lambda number: number if abs(number) > 1e-200 else 0.0)
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
@@ -35,7 +35,7 @@ def memory_to_fill(size: Any, dtype: type, contiguous: bool = True) -> torch.Ten
     return empty if contiguous else torch.stack([empty, empty], dim=-1)[..., 0]
 
 
-#: How to draw in PyTorch what the method of the same name, with the same arguments, draws here.
+#: Functions that draw in PyTorch what our method of the same name draws with the same arguments.
 IN_TORCH = {
     "random": lambda g, size: torch.rand(size, dtype=torch.float64, generator=g),
     "uniform": lambda g, size, low, high, dtype: memory_to_fill(size, dtype).uniform_(low, high, generator=g),
@@ -106,14 +106,14 @@ def arguments_of_each_method(sizes: st.SearchStrategy) -> dict[str, st.SearchStr
     }
 
 
-#: A method's name and arguments for it.
+#: The name of a method, and arguments for it.
 DRAWS = st.one_of(
     *(st.tuples(st.just(method), arguments) for method, arguments in arguments_of_each_method(SIZES).items())
 )
 
 
 def generators(seed: int) -> tuple[TorchGenerator, torch.Generator]:
-    """Ours and PyTorch's with one seed, after one draw, from where on their states agree in every byte."""
+    """Our generator and PyTorch's, with one seed and after one draw. From then on their states agree in every byte."""
     ours, theirs = TorchGenerator(seed), torch.Generator().manual_seed(seed)
     assert_same_draw(ours, theirs, "random_int64", {})
     return ours, theirs
@@ -135,7 +135,7 @@ def bits(array: np.ndarray) -> np.ndarray:
 
 
 def assert_nearly_equal(drawn: np.ndarray, expected: np.ndarray, arguments: dict) -> None:
-    """Without the vector kernels an angle of up to 2 pi may be off by one ulp, at a radius of up to 9."""
+    """They agree nearly: without vector kernels an angle up to 2 pi may differ by an ulp, at a radius up to 9."""
     largest = max(abs(arguments[name]) for name in ("low", "high", "mean", "std") if name in arguments)
     one_ulp = np.finfo(drawn.dtype).eps * largest
     assert np.all(np.abs(drawn.astype(float) - expected) <= 2 * np.pi * 9 * one_ulp)
@@ -165,7 +165,7 @@ def test_large_draws(method, seed, data):
 
 @pytest.mark.parametrize("dtype", TORCH_DTYPES)
 def test_many_normals(dtype):
-    """Enough of them for roundings that seldom differ to show."""
+    """There are so many that a rounding which seldom differs would show."""
     arguments = {"size": 150_001, "mean": 0.0, "std": 1.0, "dtype": dtype, "contiguous": True}
     assert_same_draw(*generators(10), "normal", arguments)
 
@@ -205,7 +205,7 @@ def test_a_uniform_rounded_up_to_its_upper_bound_becomes_the_lower_bound():
 
 
 def generators_about_to_draw(words: np.ndarray) -> tuple[TorchGenerator, torch.Generator]:
-    """Ours and PyTorch's, whose next 32-bit draws are these."""
+    """Our generator and PyTorch's, whose next 32-bit draws are these."""
     key = np.zeros(624, np.uint32)
     key[1 : 1 + len(words)] = untempered(words)
     ours, theirs = TorchGenerator(0), torch.Generator()
@@ -215,7 +215,7 @@ def generators_about_to_draw(words: np.ndarray) -> tuple[TorchGenerator, torch.G
 
 
 def untempered(words: np.ndarray) -> np.ndarray:
-    """The words of the key from which the engine makes these outputs: each of its four steps undone."""
+    """The words of the key from which the engine makes these outputs; this undoes each of the engine's four steps."""
     words = words ^ (words >> np.uint32(18))
     words ^= (words << np.uint32(15)) & np.uint32(0xEFC60000)
     undone = words
@@ -227,14 +227,14 @@ def untempered(words: np.ndarray) -> np.ndarray:
     return undone
 
 
-#: Where a width ends: of the words drawn, of what float64 holds, of int64 and of unsigned 64 bits.
+#: The ends of widths: of the words that are drawn, of what float64 holds, of int64, and of unsigned 64 bits.
 SPAN_EDGES = [2**bits + step for bits in (8, 16, 24, 28, 31, 32, 53, 63) for step in (-1, 0, 1)] + [1, 2, 2**64 - 1]
 LOWS = [0, 1, -1, -7, 2**31, -(2**31), 2**32 - 1, -(2**53), 2**62, -(2**62), -(2**63)]
 
 
 @pytest.mark.parametrize("span", SPAN_EDGES, ids=hex)
 def test_whole_numbers_at_the_edges_of_each_width(span):
-    """From every low that leaves room below 2^63; the numbers and the state, so the words taken too."""
+    """Every low is tried that leaves room below 2^63. Numbers and states agree, so as many words were taken."""
     lows = [low for low in LOWS if low + span < 2**63]
     if span < 2**64 - 1:
         lows.append(2**63 - 1 - span)
@@ -247,7 +247,7 @@ def test_whole_numbers_at_the_edges_of_each_width(span):
 
 @pytest.mark.parametrize("span", SPAN_EDGES, ids=hex)
 def test_whole_numbers_from_words_at_the_edges_of_the_range(span):
-    """Words of 0, the largest, and the multiples of the range with their neighbors, in both halves of 64-bit draws."""
+    """The words are 0, the largest, and multiples of the range and their neighbors, in both halves of 64-bit draws."""
     largest = 2**32 - 1 if span < 2**28 else 2**64 - 1
     edges = {0, 1, largest - 1, largest, largest // span * span, largest // span * span - 1, span - 1, span, 2 * span}
     drawn = [edge for edge in sorted(edges) if 0 <= edge <= largest]
@@ -264,7 +264,7 @@ def test_whole_numbers_from_words_at_the_edges_of_the_range(span):
 
 @given(st.integers(0, 2**32), DTYPES)
 def test_normals_from_uniforms_at_the_edges(choice, dtype):
-    """Zero, the largest, and those around eighths of the circle or of the logarithm's range."""
+    """The uniforms are zero, the largest, and those near eighths of the circle or of the logarithm's range."""
     edges = np.add.outer(np.arange(9) * 2**21, np.arange(-3, 4)).ravel() % 2**24
     words = np.random.default_rng(choice).choice(edges.astype(np.uint32), 608)
     size = 608 if dtype is np.float32 else 304
@@ -305,7 +305,7 @@ def test_dropout_keeps_where_bernoulli_is_true():
 
 @given(SEEDS, st.lists(st.integers(0, 9), min_size=1, max_size=3), st.floats(0, 1, exclude_max=True))
 def test_a_mask_is_the_same_by_booleans_and_by_uniforms(seed, shape, drop_rate):
-    """draw_keep_mask asks TorchGenerator for the first, and a source without bernoulli for the second."""
+    """`draw_keep_mask` asks TorchGenerator for booleans, and a source without `bernoulli` for uniforms."""
     by_booleans, by_uniforms = TorchGenerator(seed), TorchGenerator(seed)
     without_bernoulli = SimpleNamespace(random=by_uniforms.random)
     masks = [draw_keep_mask(rng, shape, drop_rate) for rng in (by_booleans, without_bernoulli)]

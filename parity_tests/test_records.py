@@ -18,7 +18,7 @@ from numpygpt.model import body
 from numpygpt.ops import linear
 from torchgpt.checks.oracles import ORACLES
 
-#: The modules of these rooms are operations, or have to say why not; of the model, the body is one.
+#: The modules of these rooms are operations, or their records say why not. In the room of the model, the body is one.
 MODULES = [
     import_module(f"{room.__name__}.{module.name}")
     for room in (ops, layers, objectives)
@@ -45,7 +45,7 @@ def test_no_two_bugs_have_one_name():
     assert set(names) == BUGS.keys() | {control.name for control in CONTROLS}
 
 
-# Refusals, with a module made up for the purpose
+# Refusals, with a module that is made for the purpose
 
 OPERATION = ModuleType("numpygpt.ops.cube")
 OPERATION.forward = OPERATION.backward = lambda *_: None
@@ -91,7 +91,7 @@ def test_a_module_without_forward_and_backward_has_to_say_why():
     assert "forward and backward" in missing(NO_OPERATION, COMPLETE, has_oracle=True)
 
 
-# Draws without hypothesis, as gradcheck and whoever checks another implementation make them
+# Draws without hypothesis, as gradcheck makes them
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -1,4 +1,4 @@
-"""The book's chapter 5: its figures by NumPy alone, and its whole procedure on a small model against PyTorch."""
+"""The book's chapter 5: its figures in NumPy alone, and its whole procedure on a small model against PyTorch."""
 
 import math
 import os
@@ -49,7 +49,7 @@ BATCHES_IN_AN_EPOCH = 8
 
 
 def options_for(batches_in_an_epoch: int, steps: int, folder: Path) -> Options:
-    """The book's options on a text in bytes with so many training batches and a tenth of it for validation."""
+    """The book's options on a text of bytes, with so many training batches; a tenth of the text is for validation."""
     windows = batches_in_an_epoch * script.OPTIONS.batch_size
     characters = python_reference_text()[: math.ceil((windows * CONFIG.context_length + 1) / TRAIN_SHARE)]
     text = folder / "text.txt"
@@ -59,18 +59,18 @@ def options_for(batches_in_an_epoch: int, steps: int, folder: Path) -> Options:
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
-    """A short run: an epoch and two steps, so one sample and two evaluations."""
+    """The options of a short run of an epoch and two steps, which has one sample and two evaluations."""
     return options_for(BATCHES_IN_AN_EPOCH, BATCHES_IN_AN_EPOCH + 2, tmp_path_factory.mktemp("options"))
 
 
 @pytest.fixture(autouse=True)
 def no_watch_over_progress_bars(monkeypatch: pytest.MonkeyPatch) -> None:
-    """tqdm's monitor thread may warn under load, and warnings are errors here."""
+    """Turn off tqdm's monitor thread, which may warn under load: warnings are errors here."""
     monkeypatch.setattr(script.tqdm, "monitor_interval", 0)
 
 
 def trained(name: str, options: Options, directory: Path):
-    """A backend's run and record after all steps."""
+    """The run and the record of a backend after all steps."""
     run, record = started(name, options, directory), records.Record(name, 0.0)
     script.train_as_in_the_book(run, record, script.Report())
     return run, record
@@ -81,14 +81,14 @@ def started(name: str, options: Options, directory: Path) -> TrainingRun:
 
 
 def resumed(name: str, options: Options, directory: Path):
-    """The run and its record, as the script takes them up."""
+    """The run and its record, as the script resumes them."""
     listings = script.new_listings(name, BYTES)
     return script.start_or_resume(listings, options, CONFIG, directory, records.Record(name, 0.0), overwrite=False)
 
 
 @pytest.fixture(scope="module")
 def in_one_go(options, tmp_path_factory):
-    """{backend: its run and record}, never stopped."""
+    """{backend: its run and record}, for runs that were never stopped."""
     return {name: trained(name, options, tmp_path_factory.mktemp(name)) for name in BACKENDS}
 
 
@@ -119,7 +119,7 @@ def in_a_process_of_its_own(code: str, *arguments: str | Path) -> subprocess.Com
 
 
 def trained_in_other_processes(options: Options, config: GPTConfig, directory: Path):
-    """The records of both backends' runs; without the checks of annotations, which take twenty times a small step."""
+    """The records of both backends' runs, without the checks of annotations, which take as long as twenty steps."""
     code = TRAIN.format(options=options, config=config)
     for name in BACKENDS:
         process = in_a_process_of_its_own(code, name, directory / name)
@@ -156,7 +156,7 @@ listings = script.new_listings("numpy", script.get_tokenizer("gpt2"))
 script.chapter_5_before_training(listings, report, script.read_text(text_file))
 script.chapter_5_nine_words(listings, report, directory)
 options = replace(script.OPTIONS, text=(str(text_file),), steps=1)
-script.TrainingRun.save = lambda run: directory  # 2 GB that nobody would read
+script.TrainingRun.save = lambda run: directory  # it would be 2 GB that nobody reads
 run = script.TrainingRun.start(listings.training, options, script.CONFIG, directory)
 script.train_as_in_the_book(run, script.Record("numpy", 0.0), report)
 assert "torch" not in sys.modules
@@ -196,7 +196,7 @@ sys.exit(status)
 
 
 def test_the_whole_command_on_a_small_model(tmp_path):
-    """Both backends print the same; NumPy's is stopped by Ctrl-C in step 4, and the same command goes on."""
+    """Both backends print the same. Ctrl-C stops NumPy's in step 4, and the same command goes on."""
 
     def run(name: str, *options: str, step_to_interrupt: int = 0) -> subprocess.CompletedProcess[str]:
         arguments = ("--backend", name, "--out", tmp_path / name, *options)
@@ -223,7 +223,7 @@ def test_the_whole_command_on_a_small_model(tmp_path):
 
 
 def test_60_steps_with_dropout_are_pytorchs(tmp_path):
-    """And the NumPy run, in its own process, imports no torch."""
+    """The NumPy run, in its own process, does not import torch."""
     ours, theirs = trained_in_other_processes(options_for(25, 60, tmp_path), CONFIG, tmp_path)
     assert (len(ours.step_losses), len(ours.evaluations), len(ours.samples)) == (60, 12, 2)
     assert largest_difference(ours, theirs) <= script.SAME_LOSS
@@ -238,7 +238,7 @@ def test_200_steps_in_float64_without_dropout_are_pytorchs(tmp_path):
 
 
 def test_the_books_function_goes_through_the_same_draws(options, tmp_path, capsys):
-    """train_model_simple, called as in the book, prints what the script's run prints, in both packages."""
+    """In both packages, `train_model_simple`, called as in the book, prints what the script's run prints."""
     options = replace(options, steps=BATCHES_IN_AN_EPOCH)
     run, _ = trained("numpy", options, tmp_path)
     printed = capsys.readouterr().out
@@ -279,7 +279,7 @@ def test_the_books_function_goes_through_the_same_draws(options, tmp_path, capsy
     rows=st.integers(1, 3),
 )
 def test_sampled_tokens_are_pytorchs(seed, temperature, top_k, prompt, rows):
-    """Also past context_length, where the window slides."""
+    """This holds also past context_length, where the window slides."""
     model = numpygpt.GPTModel(CONFIG, seed=seed)
     idx = np.array([list(prompt)] * rows)
     sampling = {"max_new_tokens": 9, "context_size": CONFIG.context_length, "temperature": temperature, "top_k": top_k}
@@ -350,7 +350,7 @@ def test_a_crash_loses_no_more_than_an_epoch(name, options, in_one_go, tmp_path,
 
 @pytest.fixture(scope="module")
 def losses_of_steps(options, tmp_path_factory):
-    """Of a run that takes nothing but steps, in NumPy."""
+    """The losses of a run in NumPy that only takes steps."""
     run = started("numpy", options, tmp_path_factory.mktemp("steps"))
     return [run.train_step() for _ in range(options.steps)]
 
@@ -360,7 +360,7 @@ def losses_of_steps(options, tmp_path_factory):
 def test_a_run_that_one_backend_has_begun_is_continued_by_the_other(
     first, second, stopped_after, options, losses_of_steps, tmp_path
 ):
-    """With the same batches and dropout masks, so that it ends as if one of them had done all of it."""
+    """It has the same batches and dropout masks, so it ends as if one of them had done all steps."""
     begun = started(first, options, tmp_path)
     losses = [begun.train_step() for _ in range(stopped_after)]
     begun.save()
@@ -439,7 +439,7 @@ def test_a_record_that_was_written_before_its_checkpoint_is_cut_to_it(options, i
 
 
 def test_a_run_by_the_other_backend_keeps_its_times_to_itself(options, in_one_go):
-    """The loop could go on with it, and the record would compare nothing any more."""
+    """The loop could continue it, but then the record would hold the times of both."""
     run, _ = in_one_go["numpy"]
     with pytest.raises(InputError, match="holds a run by numpy, whose times would be mixed with those of torch"):
         resumed("torch", options, run.directory)
@@ -482,7 +482,7 @@ def test_a_report_counts_what_differs(capsys):
     assert report.exact == {"characters": "20479", "text": "Every effort moves you"}
 
 
-#: Of two runs that reach every goal, just so.
+#: The changes of a record that make the two runs just reach every goal.
 COSTS = {
     "numpy": {"training_seconds": 13.0, "peak_memory_bytes": 2**30, "mask_seconds": 0.15},
     "torch": {"training_seconds": 10.0, "peak_memory_bytes": 2**30},
@@ -491,7 +491,7 @@ COSTS = {
 
 @pytest.fixture
 def compared(options, in_one_go, tmp_path, capsys):
-    """Compares both backends' runs, NumPy's with `changes`; returns the exit status and what was printed."""
+    """Compare both backends' runs, NumPy's with `changes`; returns the exit status and what was printed."""
 
     def compare(**changes):
         for name in BACKENDS:
@@ -605,7 +605,7 @@ def test_each_temperature_has_its_bars_side_by_side(tmp_path):
     assert [label.get_text() for label in axes.get_xticklabels()] == ["pizza", "toward"]
     edges = [(bars[0].get_x(), bars[0].get_x() + bars[0].get_width()) for bars in axes.containers]
     assert [left for left, _ in edges[1:]] == pytest.approx([right for _, right in edges[:-1]], rel=FLOAT64_NORMWISE)
-    assert edges[0][0] == pytest.approx(-edges[-1][1], rel=FLOAT64_NORMWISE)  # centered on the tick
+    assert edges[0][0] == pytest.approx(-edges[-1][1], rel=FLOAT64_NORMWISE)  # the bars are centered on the tick
     assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
 
 

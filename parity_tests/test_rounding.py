@@ -22,7 +22,7 @@ def normal(*shape):
 
 
 def errors_of(function, *arrays, dtype=np.float32, factor=1.0):
-    """The errors of REPEATS runs."""
+    """The errors of REPEATS runs with rounding errors."""
     tensors = [torch.from_numpy(array).expand(REPEATS, *array.shape).clone() for array in arrays]
     exact = function(*tensors)
     with RoundingErrors(dtype, seed=0, factor=factor):
@@ -44,7 +44,7 @@ def test_a_product_errs_by_the_root_of_n_times_the_product_of_magnitudes(dtype, 
 
 @pytest.mark.parametrize(("dtype", "unit"), [("bfloat16", 2.0**-8), ("float16", 2.0**-11)])
 def test_a_short_format_rounds_the_result_of_a_product_once(dtype, unit):
-    """However many terms it has: they are added up in float32."""
+    """This holds for any number of terms, because they are added up in float32."""
     a, b = normal(3, 99), normal(99, 5)
     share = deviation(errors_of(torch.bmm, a, b, dtype=dtype)) / (unit * np.abs(a @ b))
     assert np.all((share > 0.8) & (share < 1.25))
@@ -92,7 +92,7 @@ def test_an_operation_of_unknown_errors_is_refused():
 @settings(max_examples=10)
 @given(step=steps())
 def test_pytorchs_own_float32_errors_are_within_the_model(step):
-    """Judged without them: what rounding does, alone, allows a sound float32 computation."""
+    """They are judged by what rounding does alone, which has to allow a sound float32 computation."""
     model, batch = step.make(np.float32)
     judged_by = step_reference(model, batch)
     allowed = {name: scaled(rounding, FACTOR) for name, rounding in judged_by.rounding.items()}

@@ -1,4 +1,4 @@
-"""A training run: resumed, interrupted or overwritten, it is the run it would have been, bit for bit."""
+"""A training run that is resumed or interrupted gives, bit for bit, what it would have given otherwise."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ from parity_tests.checkpoint_files import safetensors_of, sealed_v1, taken_apart
 from parity_tests.command import TEXT, TRAINING, files, python, run, write_text
 
 CONFIG = GPTConfig(vocab_size=256, context_length=6, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.2, qkv_bias=True)
-#: An epoch is 8 batches, and a step takes 3 of them: steps begin at every place in an epoch, and some span two.
+#: An epoch has 8 batches, and a step takes 3 of them, so steps begin everywhere in an epoch, and some span two.
 OPTIONS = Options(steps=4, batch_size=9, accumulate=3, warmup_steps=2, eval_batches=1, lr=0.01)
 SHORT = replace(OPTIONS, accumulate=1)
 PLAIN = replace(SHORT, dtype="float64", schedule="constant", clip=0.0, weight_decay=0.0)
@@ -49,7 +49,7 @@ def resume(directory, **changes):
 
 
 def go_on(training, until):
-    """As the command does, with an evaluation every two steps."""
+    """Go on as the command does, with an evaluation every two steps."""
     while training.step < until:
         training.train_step()
         if training.step % 2 == 0:
@@ -58,7 +58,7 @@ def go_on(training, until):
 
 
 def state(training):
-    """All that a later step depends on, and all that was recorded."""
+    """Everything that a later step depends on, and everything that was recorded."""
     sections = training.backend.state()
     arrays = {
         f"{section}.{name}": (array.dtype, array.tobytes())
@@ -88,7 +88,7 @@ def assert_same(ours, expected):
     ids=["dropout, accumulation", "plain, tied", "flash, recomputed"],
 )
 def test_a_run_resumed_at_any_step_is_the_run_that_never_stopped(tmp_path, text, options, config):
-    """From a checkpoint of each step: within an epoch, at its end, and before the first step."""
+    """There is a checkpoint of each step: within an epoch, at its end, and before the first step."""
     options = replace(options, text=(str(text),))
     saving = start(options, config, tmp_path / "run")
     positions = []
@@ -138,7 +138,7 @@ def test_a_run_that_is_made_longer_is_the_run_that_was_meant_to_be_longer(tmp_pa
 
 
 def test_a_checkpoint_of_version_1_is_resumed_bit_for_bit(tmp_path, text):
-    """Its options did not know the length of the schedule, which was the number of steps."""
+    """Its options did not have the length of the schedule, which was the number of steps."""
     options = replace(SHORT, text=(str(text),))
     training = go_on(start(options, CONFIG, tmp_path / "run"), 2)
     training.save()
@@ -180,14 +180,14 @@ def test_a_checkpoint_says_what_the_run_is(tmp_path, text):
 
 @pytest.fixture(scope="module")
 def sections(tmp_path_factory):
-    """Those of a run after two steps, whose text is still there."""
+    """The sections of a run after two steps, whose text still exists."""
     folder = tmp_path_factory.mktemp("sections")
     training = go_on(start(replace(SHORT, text=(str(write_text(folder)),)), CONFIG, folder / "run"), 2)
     return {**training.backend.state(), "run": training._section()}
 
 
 def refused(folder, sections, message):
-    """A checkpoint of these sections, under the right hashes, that cannot be resumed."""
+    """Check that a checkpoint of these sections, with the right hashes, cannot be resumed."""
     write_checkpoint(folder, sections)
     with pytest.raises(InputError, match=f"^the checkpoint .*checkpoint.safetensors {message}"):
         resume(folder)
@@ -245,7 +245,7 @@ def test_a_run_without_one_of_its_sections_is_refused(tmp_path, sections, sectio
 
 
 def test_a_run_can_be_resumed_from_another_folder(tmp_path, text, monkeypatch):
-    """A text that is named from the folder at hand is found again from any other."""
+    """A text that is named relative to the current folder is found again from any other folder."""
     monkeypatch.chdir(tmp_path)
     go_on(start(replace(SHORT, text=(text.name,)), CONFIG, tmp_path / "run"), 1).save()
     (tmp_path / "elsewhere").mkdir()
@@ -290,7 +290,7 @@ def test_fewer_steps_than_are_done_are_refused(tmp_path, text):
 
 
 def test_a_resumed_run_may_compute_its_blocks_again_and_remembers_that(tmp_path, text, monkeypatch):
-    """Bit for bit the run that kept its activations. The arithmetic of flash attention is another, so it is refused."""
+    """It gives the bits of a run that keeps activations. Flash attention would give others, so it is refused."""
     go_on(start(replace(SHORT, text=(str(text),)), CONFIG, tmp_path / "kept"), 2).save()
     shutil.copytree(tmp_path / "kept", tmp_path / "recomputed")
     assert run("train", "--resume", tmp_path / "kept", "--sample-every", 0) == 0
@@ -443,7 +443,7 @@ def test_every_step_has_the_options_rate_decay_clipping_batches_and_generator(
 
 
 def checkpoint_of(directory):
-    """Everything in the checkpoint's file."""
+    """Everything that the checkpoint's file holds."""
     saved = read_checkpoint(directory)
     arrays = {
         f"{section}.{name}": array.tobytes() for section in saved.names for name, array in saved.arrays(section).items()
@@ -492,7 +492,7 @@ def test_ctrl_c_finishes_the_step_and_the_resumed_run_is_the_uninterrupted_one(
 
 
 def test_ctrl_c_in_a_real_process(tmp_path, text):
-    """Stopped at whatever step the signal finds it; the same steps without the signal give the same checkpoint."""
+    """The signal stops it at any step. The same number of steps without a signal give the same checkpoint."""
     arguments = ["train", "--text", text, *TRAINING, "--drop-rate", 0.2, "--schedule", "constant"]
     command = [sys.executable, "-m", "numpygpt", *arguments, "--steps", 10**6, "--out", tmp_path / "cut"]
     training = subprocess.Popen(
@@ -544,7 +544,7 @@ def test_the_first_signal_asks_and_the_second_interrupts(number):
 
 
 def test_numbers_that_json_writes_come_back_exactly(tmp_path, text):
-    """Learning rates and losses are floats of 17 digits."""
+    """Learning rates and losses are floats with 17 digits."""
     options = replace(SHORT, text=(str(text),), lr=0.1 + 0.2, min_lr=1 / 3)
     training = go_on(start(options, CONFIG, tmp_path), 2)
     training.save()

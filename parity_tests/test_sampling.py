@@ -1,4 +1,4 @@
-"""Sampling at its limits: the lowest temperatures and nuclei mean what they tend to, and bad logits are told."""
+"""Sampling at its limits: the lowest temperatures and nuclei give their limits, and bad logits are refused."""
 
 import warnings
 
@@ -26,7 +26,7 @@ def rows_of_logits(draw):
 
 @given(logits=rows_of_logits(), temperature=st.sampled_from(LOWEST))
 def test_the_lowest_temperatures_leave_the_largest_logits_alone(logits, temperature):
-    """Equal ones share the probability. Differences below 1e-30 times the temperature do not occur."""
+    """Equal logits share the probability. Differences below 1e-30 times the temperature do not occur."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         probabilities = softmax_with_temperature(logits, temperature)

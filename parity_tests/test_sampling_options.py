@@ -1,9 +1,9 @@
 """Temperature, top-k and top-p in combination, against Hugging Face's logits processors.
 
-Both take the options in this order: k tokens, then the temperature, then the nucleus. (Hugging Face applies the
-temperature before; it changes no order.) Ties differ by design: of equal logits at the edge Hugging Face keeps all by
-top-k, and we the lowest ids, so that k are kept; so logits that differ are compared with Hugging Face's, and equal ones
-with a definition in plain Python.
+Both keep k tokens, then apply the temperature, and then keep the nucleus. (Hugging Face applies the temperature first,
+which does not change the order of the logits.) Ties differ by design: if logits are equal at the edge of top-k, Hugging
+Face keeps all of them, and we keep the lowest ids, so that k are kept. So logits that all differ are compared with
+Hugging Face, and equal logits with a definition in plain Python.
 """
 
 import math
@@ -24,15 +24,15 @@ from parity_tests.tolerances import FLOAT64_NORMWISE
 
 V = 12
 
-#: From 1e-45 to 1e30; powers of two, so that a quotient is exact and neither side rounds it.
+#: Temperatures from 1e-45 to 1e30. They are powers of two, so that a quotient is exact and neither side rounds it.
 temperatures = st.sampled_from([2.0**exponent for exponent in (-149, -60, -10, -1, 0, 1, 3, 10, 100)])
 top_ks = st.none() | st.sampled_from([1, 2, 5, V - 1, V, V + 1, 10**9])
-LIMITS = [1.0, 1e-9, 1e-300, 5e-324]  # of top_p: all tokens, or the likeliest alone
+LIMITS = [1.0, 1e-9, 1e-300, 5e-324]  # limits of top_p: all tokens, or only the likeliest
 top_ps = st.none() | st.floats(0.01, 0.99) | st.sampled_from([*LIMITS, 1 - 2.0**-53])
 
 
 class Seen(TorchGenerator):
-    """Keeps the probabilities that it is asked to draw from."""
+    """A generator that keeps the probabilities that it is asked to draw from."""
 
     def multinomial(self, probabilities, num_samples=1, replacement=False):
         self.probabilities = probabilities
@@ -40,7 +40,7 @@ class Seen(TorchGenerator):
 
 
 def ours(logits, temperature, top_k, top_p):
-    """The probabilities that a token is drawn with, and the tokens drawn."""
+    """The probabilities with which tokens are drawn, and the tokens that are drawn."""
     rng = Seen(0)
     chosen = choose(logits, temperature, top_k, top_p, rng)
     return rng.probabilities / rng.probabilities.sum(axis=-1, keepdims=True), chosen
@@ -58,13 +58,13 @@ def huggingfaces(logits, temperature, top_k, top_p):
 
 
 def all_different(seed, scale, dtype):
-    """Rows of logits that float32 holds exactly, no two equal, in random order."""
+    """Rows of logits that float32 holds exactly, in random order; no two are equal."""
     rng = np.random.default_rng(seed)
     return (rng.permuted(np.tile(np.arange(V), (3, 1)), axis=1) * scale / 4 - scale).astype(dtype)
 
 
 def at_the_edge(logits, temperature, top_k, top_p):
-    """Whether rounding decides if a token is in the nucleus."""
+    """Whether rounding decides if some token is in the nucleus."""
     probabilities = np.sort(huggingfaces(logits, temperature, top_k, None), axis=-1)
     sums = np.cumsum(probabilities, axis=-1)
     return top_p is not None and bool((np.abs(sums - (1 - top_p)) < V * np.finfo(logits.dtype).eps).any())
@@ -79,7 +79,7 @@ def at_the_edge(logits, temperature, top_k, top_p):
     top_p=top_ps,
 )
 def test_the_kept_tokens_and_their_probabilities_are_huggingfaces(seed, scale, dtype, temperature, top_k, top_p):
-    """In float32 the same tokens are kept; where rounding makes probabilities equal, as many, as probable."""
+    """In float32 too the same tokens are kept, or as many of the same probability if rounding makes some equal."""
     logits = all_different(seed, scale, dtype)
     options = temperature, top_k, top_p
     assume(top_p is None or top_p in LIMITS or not at_the_edge(logits, *options))
@@ -97,7 +97,7 @@ def test_the_kept_tokens_and_their_probabilities_are_huggingfaces(seed, scale, d
 
 
 def kept_by_definition(logits, temperature, top_k, top_p):
-    """The tokens that may be drawn from one row, by exact fractions; of equal ones, the lowest ids first."""
+    """The tokens that may be drawn from one row, by exact fractions. Of equal logits, the lowest ids come first."""
     order = sorted(range(len(logits)), key=lambda token: (-logits[token], token))[:top_k]
     highest = logits[order[0]]
     weights = [Fraction(math.exp(float((logits[token] - highest) / temperature))) for token in order]
@@ -120,7 +120,7 @@ def kept_by_definition(logits, temperature, top_k, top_p):
     top_p=st.none() | st.sampled_from([0.1, 0.3, 0.6, 0.9, 1.0, 1e-300]),
 )
 def test_of_equal_logits_the_lowest_ids_are_kept(seed, dtype, temperature, top_k, top_p):
-    """Logits of -1, 0 and 1 alone, four of each on average."""
+    """All logits are -1, 0 or 1; there are four of each on average."""
     logits = np.random.default_rng(seed).integers(-1, 2, (3, V)).astype(dtype)
     probabilities, _ = ours(logits, temperature, top_k, top_p)
     for row, row_of_logits in zip(probabilities, logits.astype(np.float64), strict=True):
@@ -133,7 +133,7 @@ def test_of_equal_logits_the_lowest_ids_are_kept(seed, dtype, temperature, top_k
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
 def test_a_nucleus_of_everything_loses_no_token_of_a_large_vocabulary(dtype, scale):
-    """In float32 the probabilities of 50,257 tokens add up to 1 but for rounding, which must not cut the last ones."""
+    """In float32 the probabilities of 50,257 tokens sum to 1 only up to rounding, which must not cut the last ones."""
     logits = (scale * np.random.default_rng(0).standard_normal((2, 50257))).astype(dtype)
     probabilities = softmax_with_temperature(logits, 1.0)
     assert np.array_equal(keep_top_p(probabilities, 1.0), probabilities)

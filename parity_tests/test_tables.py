@@ -1,4 +1,4 @@
-"""The tables that commands print: whole and without color in a pipe, colored and within the terminal's width on one."""
+"""The tables of the commands are whole and without color in a pipe, and colored and within its width on a terminal."""
 
 import sys
 
@@ -12,7 +12,7 @@ ROWS = [("[red]attention[/red]", "1,234", "a remark that is longer than eighty c
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """Standard output says that it is a terminal of 40 columns."""
+    """Make standard output say that it is a terminal of 40 columns."""
     monkeypatch.setattr(type(sys.stdout), "isatty", lambda stream: True)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "40")

@@ -1,4 +1,4 @@
-"""Tokenizers: the 256 bytes, GPT-2's from the ranks that ship or a file of them, and the book's functions for text."""
+"""Tokenizers: the 256 bytes, GPT-2's from shipped ranks or a file of ranks, and the book's functions for text."""
 
 import gzip
 import socket
@@ -66,12 +66,12 @@ def test_gpt2_text_comes_back(text):
 
 @pytest.fixture(scope="module")
 def ranks_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A path for copies of the ranks, one after the other."""
+    """A path at which copies of the ranks are written, one after the other."""
     return tmp_path_factory.mktemp("ranks") / "ranks.txt"
 
 
 def test_a_named_ranks_file_is_the_one_that_is_read(ranks_file, monkeypatch):
-    """Plain or compressed, and read anew each time: tiktoken's loader would keep a copy, and read that."""
+    """It may be compressed, and is read anew each time; tiktoken's loader would keep a copy and read that."""
     monkeypatch.setattr("numpygpt.data.shipped.shipped", None)  # cannot be called
     packed = ranks_file.with_name("ranks.gz")
     packed.write_bytes(gzip.compress(RANKS, compresslevel=1))

@@ -1,4 +1,4 @@
-"""No test has a tolerance of its own: what may differ, and by how much, stands in tolerances.py with its reason."""
+"""No test has a tolerance of its own: tolerances.py says by how much values may differ, and why."""
 
 import ast
 from pathlib import Path
@@ -9,15 +9,15 @@ OWN = {Path(__file__).name, "tolerances.py"}
 FILES = sorted(path for path in Path(__file__).parent.glob("*.py") if path.name not in OWN)
 
 TOLERANCES = {"rtol", "atol", "rel", "abs", "rel_tol", "abs_tol", "delta", "places", "decimal", "significant"}
-#: They have tolerances of their own where none is given.
+#: These functions have a default tolerance, which holds if none is given.
 CLOSE = {"allclose", "isclose", "approx", "assert_close", "assert_allclose"}
 CLOSE_TO_DECIMALS = {"assert_almost_equal", "assert_approx_equal", "assertAlmostEqual"}
-#: A number below this that something has to stay below is a tolerance; shares and sizes are larger.
+#: If something has to stay below a number that is smaller than this, the number is a tolerance; shares are larger.
 SMALL = 0.1
 
 
 class Finder(ast.NodeVisitor):
-    """The lines of a module on which something is compared with a tolerance that is written as a number in it."""
+    """Finds the lines of a module that compare something with a tolerance which is written there as a number."""
 
     def __init__(self, source):
         module = ast.parse(source)
@@ -30,7 +30,7 @@ class Finder(ast.NodeVisitor):
         self.visit(module)
 
     def number(self, node):
-        """The value of an expression of numbers, or of a name that stands for one; None of any other."""
+        """The value of an expression of numbers, or of a name that stands for one; None for any other expression."""
         match node:
             case ast.Constant(value=int() | float() as value):
                 return value

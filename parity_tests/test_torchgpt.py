@@ -132,7 +132,7 @@ def test_fused_attention_gives_the_explicit_products_logits_and_gradients():
     agree(fused(inputs).detach(), explicit(inputs).detach(), "logits")
     expected = gradients(explicit, inputs)
     for name, gradient in gradients(fused, inputs).items():
-        if not name.endswith("W_key.bias"):  # moves a row's scores alike: its gradient is 0 up to rounding
+        if not name.endswith("W_key.bias"):  # it moves a row's scores alike: its gradient is 0 except for rounding
             agree(gradient, expected[name], name)
 
 
@@ -140,7 +140,7 @@ def test_fused_attention_gives_the_explicit_products_logits_and_gradients():
 def test_dropout_is_live_in_training_only(attention):
     model, inputs = torch_model(attention), token_ids()
     for site in [model.drop_emb, *(block.drop_shortcut for block in model.trf_blocks)]:
-        site.p = 0.0  # what remains is dropout of the attention weights
+        site.p = 0.0  # only the dropout of attention weights remains
     assert torch.equal(model(inputs), model(inputs))
     model.train()
     assert not torch.equal(model(inputs), model(inputs))
@@ -240,7 +240,7 @@ def test_watching_changes_nothing():
 
 @pytest.mark.parametrize("tie_weights", [False, True])
 def test_watched_activations_and_their_gradients_are_numpys(tie_weights):
-    """With dropout on: the same masks at every site of both models."""
+    """There is dropout, with the same masks at every site of both models."""
     model, inputs = torch_model(tie_weights=tie_weights), token_ids()
     numpy_model = torchgpt.to_numpy(model)
     masks = numpy_model.draw_dropout_masks(TorchGenerator(5), B, T)
@@ -269,7 +269,7 @@ def test_watched_activations_and_their_gradients_are_numpys(tie_weights):
 
 
 def test_given_masks_do_what_pytorchs_own_draws_do():
-    """NumPy's masks of a seed are PyTorch's: at every site, in order, bit for bit."""
+    """For one seed, NumPy's masks are PyTorch's at every site, in order, bit for bit."""
     model, inputs = torch_model(), token_ids()
     masks = torchgpt.to_numpy(model).draw_dropout_masks(TorchGenerator(9), B, T)
     torch.manual_seed(9)
@@ -425,7 +425,7 @@ def test_without_pytorch_the_import_says_what_to_install():
 
 
 class Scripted(nn.Module):
-    """A model whose next token is given by row and length: choices[row][length - 1]."""
+    """A model whose next token depends only on row and length: choices[row][length - 1]."""
 
     def __init__(self, choices, vocab_size=9):
         super().__init__()
@@ -579,7 +579,7 @@ def test_evaluation_is_without_dropout_and_goes_back_to_training():
 
 
 def test_training_prints_the_books_log_as_numpy_does(capsys):
-    """Dropout and shuffling on: the same losses, the same samples, character by character."""
+    """With dropout and shuffling, losses and samples are the same, character by character."""
     model = torch_model(**TRAINED)
     numpy_model = torchgpt.to_numpy(model, copy=True)
     torch.manual_seed(123)
@@ -598,7 +598,7 @@ def test_training_prints_the_books_log_as_numpy_does(capsys):
         rng=rng,
     )  # fmt: skip
     assert log == capsys.readouterr().out
-    lines = log.removesuffix("\n").split("\n")  # splitlines would also split at a sample's odd bytes
+    lines = log.removesuffix("\n").split("\n")  # splitlines would also split at odd bytes of a sample
     assert [line[:20] for line in lines if line.startswith("Ep ")] == [
         "Ep 1 (Step 000000): ", "Ep 1 (Step 000002): ", "Ep 1 (Step 000004): "
     ]  # fmt: skip

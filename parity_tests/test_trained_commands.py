@@ -1,4 +1,4 @@
-"""Commands on checkpoints that somebody made: what does not fit gets one line, and extreme options mean something."""
+"""Commands on checkpoints that somebody made: what does not fit gets one line, and extreme options have a meaning."""
 
 import re
 
@@ -19,7 +19,7 @@ COMMANDS = {"generate": ("--prompt", "x"), "attention": ("--prompt", "x"), "embe
 
 
 def save(folder, model=None, tokenizer="bytes", **run_values):
-    """A checkpoint, with a section of the run where it has values."""
+    """Save a checkpoint, with a section "run" if there are values for it."""
     sections = {"model": model_section(model or GPTModel(CONFIG), tokenizer)}
     if run_values:
         sections["run"] = Section(run_values, {})
@@ -27,7 +27,7 @@ def save(folder, model=None, tokenizer="bytes", **run_values):
 
 
 def refused(capsys, folder, command, *options):
-    """The line that is printed, after making sure that it is the only one and that no file is touched."""
+    """The line that is printed. It must be the only one, and no file may be touched."""
     before = files(folder)
     assert run(command, "--checkpoint", folder, *COMMANDS[command], *options) == 2
     line = capsys.readouterr().err
@@ -59,7 +59,7 @@ def test_weights_so_large_that_the_logits_overflow(capsys, tmp_path):
 
 
 def test_a_token_that_the_tokenizer_does_not_know(capsys, tmp_path):
-    """A vocabulary larger than the tokenizer's, as after padding to a round number."""
+    """The vocabulary is larger than the tokenizer's, as it is after padding to a round number."""
     model = GPTModel({**CONFIG.to_dict(), "vocab_size": 300})
     model.named_parameters()["final_norm.shift"][...] = 1
     model.named_parameters()["out_head.weight"][299] = 100

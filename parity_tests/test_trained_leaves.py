@@ -1,7 +1,7 @@
 """Any leaves may be frozen, have a dtype of their own, or belong to another kind of node.
 
-What is frozen costs nothing: no gradient, no product, nothing saved. What is trained has the gradient of full training,
-bit for bit where the same products are taken.
+A frozen leaf costs nothing: it has no gradient, needs no product, and saves nothing. A trained leaf has the gradient of
+full training, bit for bit if the same products are taken.
 """
 
 import copy
@@ -58,20 +58,20 @@ def configs(draw):
 
 
 def some_of(names, rng):
-    """One, a few, half or most of the names."""
+    """One of the names, a few, half or most of them."""
     share = rng.choice([0.0, 0.1, 0.5, 0.95])
     return {name for name in names if rng.random() < share} or {str(rng.choice(list(names)))}
 
 
 def in_three_products(model):
-    """The same parameters, with queries', keys' and values' weights as arrays of their own."""
+    """The same parameters, with the weights of queries, keys and values in separate arrays."""
     other = copy.copy(model)
     other.parameters = mapped(lambda array: array, model.parameters)
     return other
 
 
 def alike(names):
-    """The names, with the queries' for the keys' and values', so that all three are trained or none."""
+    """The names, with those of queries in the place of keys' and values', so that all three are trained or none."""
     others = {name for name in names if "W_key" in name or "W_value" in name}
     queries = {name for name in names if "W_query" in name}
     return (names - others) | {name.replace("W_query", other) for name in queries for other in OPERANDS}
@@ -122,7 +122,7 @@ def test_a_linear_saves_the_factors_of_the_wanted_products_alone():
 @FEWER
 @given(configs(), seeds, st.sampled_from(["math", "flash"]), st.booleans())
 def test_trained_leaves_have_the_gradients_of_full_training(config, seed, attention, checkpoint_activations):
-    """Exactly the trained names, each bit for bit: one product for queries, keys and values, or three."""
+    """Exactly the trained names have one, bit for bit. Queries, keys and values take one product, or three."""
     one_product, in_idx, rng = model_of(config, seed), ids_of(config, seed), np.random.default_rng(seed)
     one_product.attention, one_product.checkpoint_activations = attention, checkpoint_activations
     for model, drawn in ((one_product, alike), (in_three_products(one_product), set)):
@@ -135,7 +135,7 @@ def test_trained_leaves_have_the_gradients_of_full_training(config, seed, attent
 
 @pytest.mark.parametrize("attention", ["math", "flash"])
 def test_of_stacked_weights_any_may_be_trained(attention):
-    """Three products in place of one, so the same gradients except for rounding."""
+    """There are three products in the place of one, so the gradients are the same except for rounding."""
     model = model_of(CONFIG, 0)
     model.attention = attention
     _, expected = model.loss_and_grads(INPUTS, TARGETS)
@@ -168,15 +168,15 @@ def test_a_tied_head_is_trained_with_the_embedding_or_not_at_all():
 
 
 def multiplications():
-    """Of all matrix products that were followed, so that one product for queries, keys and values counts as three."""
+    """How many multiplications all followed products took; one for queries, keys and values counts as three."""
     products = [(operands, result) for function, operands, result in Followed.calls if function is np.matmul]
     return sum(result.size * operands[0].shape[-1] for operands, result in products)
 
 
 def multiplications_needed(config, attention, names, B, T):
-    """Of the products that the gradients of these parameters need, by following the forward from leaf to leaf."""
+    """How many the gradients of these parameters need, found by following the forward from leaf to leaf."""
     D, total = config.emb_dim, 0
-    scores = B * T * T * D  # multiplications of all heads
+    scores = B * T * T * D  # the multiplications of all heads
 
     def any_in(*parts):
         return any(name.startswith(part) for name in names for part in parts)
@@ -192,7 +192,7 @@ def multiplications_needed(config, attention, names, B, T):
         queries, keys, values = (upstream or any_in(f"{att}{operand}") for operand in OPERANDS)
         upstream = queries or keys or values
         total += scores * (values + (queries or keys) + queries + keys)
-        total += scores * (upstream and attention == "flash")  # the scores, formed again
+        total += scores * (upstream and attention == "flash")  # the scores are formed again
         total += projected(f"{att}out_proj", D, D, upstream)
         upstream |= any_in(f"{att}out_proj", f"trf_blocks.{i}.norm2")
         total += projected(f"{ff}layers.0", D, 4 * D, upstream)
@@ -204,7 +204,7 @@ def multiplications_needed(config, attention, names, B, T):
 
 
 def tensors_with_a_gradient(twin, in_idx, names):
-    """What PyTorch's watch is told that requires a gradient where these parameters alone do."""
+    """The tensors that require a gradient in PyTorch if only these parameters do."""
     for name, parameter in twin.named_parameters():
         parameter.requires_grad_(name in names)
     needed = []
@@ -213,20 +213,20 @@ def tensors_with_a_gradient(twin, in_idx, names):
 
 
 def assert_backward_computes_what_is_needed(model, twin, in_idx, names):
-    """The gradients of these parameters, of the tensors that depend on them, and the products for both."""
+    """The gradients of these parameters and of the tensors that depend on them, and only the products for both."""
     logits, saved = model.forward(in_idx, trained=names.__contains__)
     told = []
     grads = model.backward(logits, followed(saved), watch=lambda name, _: told.append(name))
     assert set(grads) == names
     assert multiplications() == multiplications_needed(model.config, model.attention, names, *in_idx.shape)
-    if model.attention == "math":  # tiles tell nothing of the scores
+    if model.attention == "math":  # tiles do not show the scores
         assert sorted(told) == sorted(f"d_{name}" for name in tensors_with_a_gradient(twin, in_idx, names))
 
 
 @FEWER
 @given(configs(), seeds, st.sampled_from(["math", "flash"]))
 def test_nothing_is_computed_for_frozen_leaves(config, seed, attention):
-    """Every product of a backward has a factor that was saved, or was computed from one, and so is counted."""
+    """Every product of a backward has a factor that was saved or computed from what was saved, and so is counted."""
     model, in_idx, rng = model_of(config, seed), ids_of(config, seed), np.random.default_rng(seed)
     model.attention = attention
     twin = to_torch(model, copy=True)
@@ -236,7 +236,7 @@ def test_nothing_is_computed_for_frozen_leaves(config, seed, attention):
 
 @pytest.mark.parametrize(("attention", "part"), [("math", ""), ("flash", "trf_blocks.1.att.")])
 def test_nothing_is_computed_for_others_where_one_leaf_is_trained(attention, part):
-    """Each leaf of the second block in turn, and those outside of the blocks."""
+    """Each leaf of the second block is tried, and each leaf outside of the blocks."""
     model = model_of(CONFIG, 0)
     model.attention = attention
     twin = to_torch(model, copy=True)
@@ -279,14 +279,14 @@ def test_training_some_leaves_changes_those_alone():
 
 
 def in_dtypes(model, dtype_of):
-    """The model with each leaf in the dtype that its name gives."""
+    """The model with each leaf in the dtype that `dtypes` gives for its name."""
     other = copy.copy(model)
     other.parameters = mapped_by_name(lambda name, array: array.astype(dtype_of(name)), model.parameters)
     return other
 
 
 def in_float64(model):
-    """With the same numbers: float64 holds every float16 and float32."""
+    """The model with the same values in float64, which holds every float16 and float32."""
     return in_dtypes(model, lambda name: np.float64)
 
 
@@ -297,7 +297,7 @@ def error(ours, expected):
 @FEWER
 @given(small_models.configs(tie_weights=False), seeds, st.sampled_from(["math", "flash"]), st.booleans())
 def test_leaves_of_any_dtypes_are_computed_in_the_common_one(config, seed, attention, checkpoint_activations):
-    """Embeddings of float64 make every activation float64; then narrow leaves are their numbers and nothing else."""
+    """Embeddings in float64 make every activation float64. Then narrower leaves count only by their values."""
     rng, model = np.random.default_rng(seed), model_of(config, seed)
     dtypes = {name: rng.choice([np.float16, np.float32, np.float64]) for name in model.named_parameters()}
     model = in_dtypes(model, (dtypes | {"tok_emb.weight": np.float64}).__getitem__)
@@ -338,7 +338,7 @@ def matrices_in_float16(name):
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_a_model_of_mixed_dtypes_is_as_good_as_one_in_float32(dtype_of, common, attention):
-    """Its error is at most FACTOR times that of the same weights all in float32; and it trains and decodes."""
+    """Its error is at most FACTOR times that of the same weights all in float32. It also trains and decodes."""
     model = in_dtypes(model_of(CONFIG, 0), dtype_of)
     model.attention = attention
     truth, narrow = in_float64(model), in_dtypes(model, lambda name: np.float32)
@@ -369,7 +369,7 @@ def test_a_model_of_mixed_dtypes_is_as_good_as_one_in_float32(dtype_of, common, 
 
 
 def test_mixed_dtypes_go_through_a_state_dict_and_a_checkpoint(tmp_path):
-    """The matrices of float16 are frozen: the optimizer has no state for them."""
+    """The matrices in float16 are frozen, so the optimizer has no state for them."""
     dtypes = {"norm": np.float64, ".att.": np.float16}
     model = in_dtypes(
         model_of(CONFIG, 0), lambda name: next((dtypes[part] for part in dtypes if part in name), np.float32)
@@ -420,7 +420,7 @@ class Gradients(NamedTuple):
 
 @pytest.fixture
 def low_rank_projections(monkeypatch):
-    """`projection` with one more kind of node, as a later floor of the house would add it."""
+    """Within the test, `projection` has one more kind of node, as an adapter would add it."""
     plain_forward, plain_backward = projection.forward, projection.backward
 
     def forward(x, parameters, *, wants_x=True, trained=everything):
@@ -450,7 +450,7 @@ def low_rank_projections(monkeypatch):
 @pytest.mark.usefixtures("low_rank_projections")
 @pytest.mark.parametrize("frozen_base", [False, True])
 def test_queries_keys_and_values_may_be_of_different_kinds(frozen_base):
-    """Of two low-rank nodes and a plain one: the model of the merged matrices, and its gradients by the chain rule."""
+    """Two low-rank nodes and a plain one give what merged matrices give, and gradients by the chain rule."""
     model, rng = model_of(CONFIG, 0), np.random.default_rng(1)
     merged = copy.deepcopy(model)
     blocks = list(in_three_products(model).parameters.trf_blocks)

@@ -98,7 +98,7 @@ def test_the_loss_of_a_loader_is_the_mean_of_its_first_batches():
 
 
 def train(model, optimizer=None, seed=7, **options):
-    """Two epochs of five steps, an evaluation every three."""
+    """Train for two epochs of five steps, with an evaluation every three steps."""
     rng = TorchGenerator(seed)
     arguments = {"num_epochs": 2, "eval_freq": 3, "eval_iter": 1, "start_context": "to\nbe", **options}
     optimizer = optimizer or AdamW(model, lr=0.01)
@@ -108,7 +108,7 @@ def train(model, optimizer=None, seed=7, **options):
 
 @pytest.fixture
 def no_samples(monkeypatch):
-    """Samples take longer than the training."""
+    """Turn off samples, which take longer than the training."""
     monkeypatch.setattr("numpygpt.training.book.generate_and_print_sample", lambda *arguments: None)
 
 

@@ -1,4 +1,4 @@
-"""What must not cost a training run: output that fails, learning rates that ruin it, a second process, absurd sizes."""
+"""What must not cost a training run: output that fails, bad learning rates, a second process, absurd sizes."""
 
 import io
 import os
@@ -70,7 +70,7 @@ def test_a_full_disk_under_both_outputs_costs_nothing(folder):
 
 @pytest.fixture
 def no_picture(monkeypatch):
-    """It takes longer than the training."""
+    """Draw no picture, which would take longer than the training."""
     monkeypatch.setattr(TrainingRun, "plot", lambda training: "no picture")
 
 
@@ -78,7 +78,7 @@ def no_picture(monkeypatch):
 @pytest.mark.usefixtures("no_picture")
 @pytest.mark.parametrize(("stream", "expected"), [("stdout", 1), ("stderr", 0)])
 def test_what_one_output_cannot_tell_the_other_does(folder, monkeypatch, capsys, stream, expected):
-    """The results go to standard output, and the bar to standard error: it is enough that the results are told."""
+    """Results go to standard output, and the bar to standard error. It is enough that the results are told."""
     with FULL.open("w") as full, monkeypatch.context() as patch:
         patch.setattr(sys, stream, full)
         assert run("train", "--text", "text.txt", *TRAINING, "--out", "run") == expected
@@ -117,7 +117,7 @@ def test_a_terminal_without_a_character_does_not_end_generating(folder, monkeypa
 
 
 class Failing(io.StringIO):
-    """A stream that takes some writes and then no more."""
+    """A stream that accepts some writes, and then fails."""
 
     def __init__(self, error, after=1):
         super().__init__()
@@ -148,7 +148,7 @@ def test_what_a_stream_refuses_is_lost_and_nothing_else_is(error, reason):
 
 
 def test_a_line_is_written_as_soon_as_it_is_whole():
-    """Through a pipe or into a file, too: whoever follows a long run's log sees where it is."""
+    """This holds in a pipe or a file too, so that people who follow the log of a long run see how far it is."""
     written = io.BytesIO()
     stream = ForgivingStream(io.TextIOWrapper(written, encoding="utf-8"))
     stream.write("half ")
@@ -231,7 +231,7 @@ def test_a_second_run_in_the_folder_is_refused(folder, capsys):
 
 @pytest.mark.usefixtures("no_picture")
 def test_a_run_that_came_and_went_in_the_meantime_is_not_overwritten(folder, monkeypatch, capsys):
-    """It began after we had looked for another run in the folder, and ended before we had the folder to ourselves."""
+    """It began after we had looked for another run in the folder, and ended before we had locked the folder."""
     start = NumpyBackend.start
 
     def start_slowly(task):

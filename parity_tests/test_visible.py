@@ -34,14 +34,14 @@ each_attention = pytest.mark.parametrize(
 
 
 def drawn(seed, past):
-    """Queries, keys, values and a cotangent; the queries are the last of the keys' positions."""
+    """Queries, keys, values and a cotangent. The queries are at the last positions of the keys."""
     rng = np.random.default_rng(seed)
     T, S = 5, 5 + past
     return rng, [rng.standard_normal((2, 3, length, 4)) for length in (T, S, S, T)]
 
 
 def pytorchs(queries, keys, values, d_context, seen, keep=None, drop_rate=0.0):
-    """Context and gradients from PyTorch's fused attention; with dropout, from the products that define it."""
+    """Context and gradients by PyTorch's fused attention; with dropout, by the products that define it."""
     tensors = [torch.from_numpy(array).requires_grad_() for array in (queries, keys, values)]
     mask = torch.from_numpy(seen)
     if keep is None:
@@ -62,7 +62,7 @@ def pytorchs(queries, keys, values, d_context, seen, keep=None, drop_rate=0.0):
     drop_rate=st.sampled_from([0.0, 0.3]),
 )
 def test_attention_with_any_mask_is_pytorchs(operation, options, seed, past, share, drop_rate):
-    """Each query sees a key at least: PyTorch has NaN where it sees none. Where it sees one, its gradient is 0."""
+    """Each query sees at least one key: PyTorch gives NaN if it sees none. If it sees one, its gradient is 0."""
     rng, (queries, keys, values, d_context) = drawn(seed, past)
     seen = rng.random((2, 1, 5, 5 + past)) < share
     np.put_along_axis(seen, rng.integers(0, 5 + past, (2, 1, 5, 1)), values=True, axis=-1)
@@ -79,7 +79,7 @@ def test_attention_with_any_mask_is_pytorchs(operation, options, seed, past, sha
 @each_attention
 @given(seed=seeds, past=st.integers(0, 3), dtype=st.sampled_from([np.float32, np.float64]))
 def test_a_query_that_sees_no_key_has_context_0_and_gradient_0(operation, options, seed, past, dtype):
-    """And the others are what they are without it, whatever its cotangent."""
+    """The other queries give what they give without it, whatever its cotangent is."""
     rng, arrays = drawn(seed, past)
     queries, keys, values, d_context = (array.astype(dtype) for array in arrays)
     seen = rng.random((2, 1, 5, 5 + past)) < 0.5
@@ -133,7 +133,7 @@ def test_the_two_words_are_masks(operation, options, seed, past):
 
 
 def test_another_word_is_refused():
-    """In a new Python, because the suite's checks of types know the two words as well."""
+    """This runs in a new Python, because the suite's checks of types refuse other words, too."""
     code = """if True:
         import numpy as np
         from numpygpt import GPTConfig, GPTModel, InputError
@@ -164,7 +164,7 @@ def test_causal_masks_of_sequences_that_begin_later():
 @FEWER
 @given(seed=seeds)
 def test_a_layer_with_a_past_reads_what_the_mask_shows_it(flash, seed):
-    """In two parts, the second with a cache of the first, against the whole at once."""
+    """It reads two parts, the second with a cache of the first, and is compared with the whole at once."""
     rng = np.random.default_rng(seed)
     config = GPTConfig(5, 6, 12, 3, n_layers=1, drop_rate=0.0, qkv_bias=True)
     parameters = model_of(config, seed).parameters.trf_blocks[0].att
@@ -185,7 +185,7 @@ def test_a_layer_with_a_past_reads_what_the_mask_shows_it(flash, seed):
 @FEWER
 @given(configs(), seeds, st.lists(st.integers(1, 2), min_size=1, max_size=3))
 def test_a_model_sees_through_one_mask_in_forward_tiles_and_decoding(config, seed, chunks):
-    """The same logits, loss gradients and blind rows; some rows of the mask are empty."""
+    """Logits and gradients are the same, and so are rows of the mask that are empty."""
     config = GPTConfig(**{**config.to_dict(), "context_length": sum(chunks)})
     model, in_idx = model_of(config, seed), ids_of(config, seed)
     T = in_idx.shape[1]
@@ -208,7 +208,7 @@ def test_a_model_sees_through_one_mask_in_forward_tiles_and_decoding(config, see
 
 
 def test_a_model_does_not_depend_on_what_it_may_not_see():
-    """Bit for bit, and no gradient flows there; here each token sees itself and every second other, later ones too."""
+    """This is exact, and no gradient flows there. A token sees itself and every second other token, even later ones."""
     config = GPTConfig(11, 6, 12, 3, n_layers=2, drop_rate=0.0, qkv_bias=True)
     model = model_of(config, 0)
     even = np.arange(6) % 2 == 0
@@ -237,7 +237,7 @@ def test_a_model_does_not_depend_on_what_it_may_not_see():
 @FEWER
 @given(configs(drop_rate=0.0), seeds, st.integers(1, 4))
 def test_padding_on_the_left_changes_nothing(config, seed, padding):
-    """Logits and gradients of padded sequences, with positions from their own start, are those of the bare ones."""
+    """Padded sequences, with positions from their own start, have the logits and gradients of the bare sequences."""
     config = GPTConfig(**{**config.to_dict(), "context_length": config.context_length + padding})
     model = model_of(config, seed)
     T = config.context_length

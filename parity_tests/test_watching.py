@@ -1,4 +1,4 @@
-"""What a watch was told, it may keep: the arrays are the computation's own, and nothing changes them afterwards."""
+"""A watch may keep what it was told: the arrays are the computation's own, and nothing changes them afterwards."""
 
 from dataclasses import replace
 
@@ -53,7 +53,7 @@ class Keeping:
     ids=[*CONFIGS, "checkpoints"],
 )
 def test_a_watch_finds_in_what_it_kept_what_it_was_told(config, attention, checkpoint_activations):
-    """Through a whole training step, and the step of the optimizer after it, which changes gradients and weights."""
+    """This holds through a whole training step, and the optimizer's step after it, which changes the weights."""
     model = model_of(config, 0)
     model.attention, model.checkpoint_activations = attention, checkpoint_activations
     watch = Keeping()

@@ -2,10 +2,10 @@
 
 FLOAT64_NORMWISE   largest ‖ours - PyTorch's‖ / ‖PyTorch's‖ of a tensor in float64 at ordinary scales
 COMPLEX_STEP       largest ‖ours - complex step's‖ / ‖complex step's‖ of a gradient
-FLOAT64_CURVE      largest difference between our losses and PyTorch's (nats) along 200 steps of training in float64,
-                   where each step starts from the rounding errors of those before
-FACTOR             how many times as large as a sound computation's errors ours may be (`torchgpt.checks.parity`): in
-                   float32, and in float64 by row and at extreme scales
+FLOAT64_CURVE      largest difference between our losses and PyTorch's (nats) along 200 steps of training in float64;
+                   each step starts with the rounding errors of the steps before
+FACTOR             how many times as large as the errors of a sound computation ours may be
+                   (`torchgpt.checks.parity`): in float32, and in float64 in each row and at extreme scales
 """
 
 from numpygpt.checks.compare import FLOAT64_NORMWISE
