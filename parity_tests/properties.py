@@ -4,6 +4,7 @@ The planted bugs are run against these, on one fixed small model with distinct s
 are at fault, and not a random draw. The rest of the suite draws the same things at random.
 """
 
+import copy
 import math
 from functools import cache
 from typing import Any
@@ -432,6 +433,18 @@ def _optimizer_steps(config: GPTConfig, sizes: float, groups: list[Group]) -> No
             parameter.data = torch.from_numpy(array.copy())
 
 
+def copies() -> None:
+    """A copy of a model and its optimizer, made of both together, is trained as they are."""
+    model = model_of()
+    adamw = AdamW(model, lr=1e-2)
+    other, others_adamw = copy.deepcopy((model, adamw))
+    _, grads = model.loss_and_grads(INPUTS, TARGETS)
+    adamw.step(grads)
+    others_adamw.step(grads)
+    for name, array in model.named_parameters().items():
+        agree(other.named_parameters()[name], array, name)
+
+
 def model_of_state(config: GPTConfig, parameters: list[torch.nn.Parameter]) -> GPTModel:
     return GPTModel.from_state_dict(
         config,
@@ -628,6 +641,7 @@ PROPERTIES = {
     "evaluation": evaluation,
     "optimizer": optimizer,
     "closed_form": closed_form,
+    "copies": copies,
     "micro_batches": micro_batches,
     "purity": purity,
     "invariance": invariance,

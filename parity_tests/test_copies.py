@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from numpygpt.data.loader import DataLoader
 from numpygpt.data.tokenizer import get_tokenizer
 from numpygpt.data.windows import GPTDatasetV1
+from numpygpt.errors import InputError
 from numpygpt.formats.checkpoint import read_checkpoint, write_checkpoint
 from numpygpt.layers import parameters as p
 from numpygpt.layers.key_value_cache import KeyValueCache
@@ -22,7 +24,7 @@ from numpygpt.ops import cross_entropy, linear
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.training.adamw import AdamW
 from numpygpt.training.clipping import clip_grad_norm
-from numpygpt.tree import mapped, named, with_children
+from numpygpt.tree import everything, mapped, named, with_children
 from parity_tests.small_models import assert_equal, copies, model_of
 from torchgpt.bridge import to_numpy, to_torch
 
@@ -33,6 +35,7 @@ CONFIGS = {
     "sinusoidal, no bias": replace(LEARNED, position="sinusoidal", qkv_bias=False),
 }
 INPUTS, TARGETS = np.random.default_rng(0).integers(0, 11, (2, 2, 5))
+MADE_AGAIN = {"deepcopy": copy.deepcopy, "pickle": lambda whole: pickle.loads(pickle.dumps(whole))}
 
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
 
@@ -133,7 +136,7 @@ def test_what_decoding_and_training_hold_can_be_copied_too():
     optimizer.step(model.loss_and_grads(INPUTS, TARGETS)[1])
     rng = TorchGenerator(5)
     rng.random(3)
-    for made_again in (copy.deepcopy, lambda whole: pickle.loads(pickle.dumps(whole))):
+    for made_again in MADE_AGAIN.values():
         other, other_past, other_optimizer, other_rng = map(made_again, (model, past, optimizer, rng))
         assert np.array_equal(
             other.decode(INPUTS[:, 3:4], other_past)[0], model.decode(INPUTS[:, 3:4], past)[0]
@@ -144,6 +147,66 @@ def test_what_decoding_and_training_hold_can_be_copied_too():
             assert_equal(ours, theirs)
             assert not share(ours.values(), theirs.values())
         assert np.array_equal(other_rng.random(4), copy.deepcopy(rng).random(4))
+
+
+@pytest.mark.parametrize("made_again", MADE_AGAIN.values(), ids=list(MADE_AGAIN))
+@pytest.mark.parametrize("trained", [everything, lambda name: ".att.W_" in name], ids=["everything", "attention"])
+def test_an_optimizer_copied_with_its_model_trains_the_copy(trained, made_again):
+    """Queries', keys' and values' weights too, which are views of one array; in either order of the two."""
+    model = model_of(CONFIGS["tied"], 1)
+    optimizer = AdamW(model, lr=0.1, trained=trained)
+
+    def step(model, optimizer):
+        optimizer.step(model.loss_and_grads(INPUTS, TARGETS, trained=trained)[1])
+        return copies(model.state_dict())
+
+    step(model, optimizer)
+    pairs = [made_again((model, optimizer)), made_again((optimizer, model))[::-1]]
+    before = copies(model.state_dict())
+    expected = step(model, optimizer)
+    for other, others_optimizer in pairs:
+        assert not share(memory_of(other), memory_of(model))
+        assert_equal(other.state_dict(), before)
+        assert_equal(step(other, others_optimizer), expected)
+        assert all_shared(others_optimizer.parameters, {name: other.state_dict()[name] for name in optimizer.exp_avg})
+
+
+@pytest.mark.parametrize("made_again", MADE_AGAIN.values(), ids=list(MADE_AGAIN))
+def test_an_optimizer_copied_with_its_arrays_trains_the_copies(made_again):
+    arrays = {"weight": drawn(3, 4), "reshaped": drawn(12).reshape(3, 4), "in columns": np.asfortranarray(drawn(3, 4))}
+    gradients = {name: drawn(3, 4) for name in arrays}
+    others, optimizer = made_again((arrays, AdamW(arrays)))
+    optimizer.step(gradients)
+    AdamW(arrays).step(gradients)
+    assert_equal(others, arrays)
+
+
+@pytest.mark.parametrize("made_again", MADE_AGAIN.values(), ids=list(MADE_AGAIN))
+def test_an_optimizer_of_parts_of_arrays_is_not_copied(made_again):
+    """Its copy would train arrays that belong to nobody."""
+    parts = {name: array for name, array in model_of(LEARNED, 1).named_parameters().items() if "0.att.W_" in name}
+    expected = re.escape(f"an optimizer of parts of other arrays cannot be copied or pickled: {list(parts)} would no")
+    with pytest.raises(InputError, match=expected):
+        made_again(AdamW(parts))
+
+
+def test_an_optimizer_finds_its_models_parameters_by_name_and_says_if_they_have_changed():
+    model = model_of(LEARNED, 1)
+    optimizer = AdamW(model, lr=0.1)
+    _, grads = model.loss_and_grads(INPUTS, TARGETS)
+    model.parameters = copy.deepcopy(model.parameters)
+    before = copies(model.state_dict())
+    optimizer.step(grads)
+    assert not any(np.array_equal(array, before[name]) for name, array in model.state_dict().items())
+    for name, parameters in {
+        "tok_emb.weight": mapped(lambda array: array.astype(np.float32), model.parameters),
+        "trf_blocks.1.att.W_query.weight": model.parameters._replace(trf_blocks=model.parameters.trf_blocks[:1]),
+        "pos_emb.weight": model.parameters._replace(pos_emb=p.Embedding(model.parameters.pos_emb.weight[1:])),
+    }.items():
+        model.parameters, whole = parameters, model.parameters
+        with pytest.raises(InputError, match=rf"the model has changed since .* it has no \['{name}'.*\], or in "):
+            optimizer.step(grads)
+        model.parameters = whole
 
 
 # Weights

@@ -1,5 +1,6 @@
 """Every planted bug is caught by the properties that it names, and names the first wrong tensor; controls pass."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -76,6 +77,9 @@ def optimize(model: properties.GPTModel, watch: Watch) -> None:
         tell_all(f"step{count}.exp_avg.", optimizer.exp_avg, watch)
         tell_all(f"step{count}.exp_avg_sq.", optimizer.exp_avg_sq, watch)
         tell_all(f"step{count}.", model.named_parameters(), watch)
+    other, others_optimizer = copy.deepcopy((model, optimizer))
+    others_optimizer.step(grads)
+    tell_all("copied.", other.named_parameters(), watch)
     AdamW(model, lr=1e-2, weight_decay=0.3, groups=[properties.NORMS_AND_BIASES]).step(grads)
     tell_all("groups.", model.named_parameters(), watch)
 

@@ -15,12 +15,15 @@ from numpygpt.shapes import Array
 from numpygpt.training.groups import Group, assigned, named_groups
 from numpygpt.training.optimizer_checks import (
     number,
+    refuse_changed_model,
     refuse_impossible,
+    refuse_parts_of_arrays,
     refuse_unfit,
     refuse_what_cannot_be_trained,
     step_count,
     two_betas,
 )
+from numpygpt.tree import Trained, everything
 
 SECTION = "optimizer"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -40,17 +43,21 @@ class AdamW:
     The divisions by 1 - beta^t undo the pull of m and v towards their start at zero. eps is
     added after the correction of v.
 
-    model          a GPTModel, or a {name: float array} of what is to be trained; `step` changes its arrays in place.
-                   Only what is given has moments. The arrays may differ in dtype.
+    model          a GPTModel, or {name: array}; `step` changes its arrays in place. They may differ in dtype.
     lr             learning rate; may be set between steps (`optimizer.lr = ...`)
     betas          (beta1, beta2), each in [0, 1)
     eps            keeps (4) from dividing by zero
     weight_decay   pull towards zero, a share of lr
     groups         parameters with a learning rate or weight decay of their own; the first group that matches a
                    parameter counts, and a parameter that none matches has lr and weight_decay as they are
+    trained        whether the parameter of a name is trained; only what is trained has moments
 
-    The defaults are PyTorch's. Raises InputError for values out of range, parameters that are not floating-point, and
-    a group that gets no parameter.
+    A model and its optimizer may be copied or pickled together: the copy of the optimizer trains the copy of the
+    model. An optimizer of arrays that are parts of other arrays cannot be copied, because NumPy would take the parts
+    out of the whole.
+
+    The defaults are PyTorch's. Raises InputError for values out of range, parameters that are not floating-point,
+    nothing to train, and a group that gets no parameter.
     """
 
     def __init__(
@@ -61,15 +68,37 @@ class AdamW:
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         groups: Sequence[Group] = (),
+        *,
+        trained: Trained = everything,
     ) -> None:
         self.lr, self.eps = number("lr", lr), number("eps", eps)
         self.betas, self.weight_decay = two_betas(betas), number("weight_decay", weight_decay)
-        self.parameters = dict(model if isinstance(model, Mapping) else model.named_parameters())
-        refuse_what_cannot_be_trained(self.parameters)
-        self.groups = assigned(groups, self.parameters)
+        self.model = dict(model) if isinstance(model, Mapping) else model
+        parameters = {name: array for name, array in _arrays_of(self.model).items() if trained(name)}
+        refuse_what_cannot_be_trained(parameters)
+        self.groups = assigned(groups, parameters)
         self.steps = 0
-        self.exp_avg = {name: np.zeros_like(array) for name, array in self.parameters.items()}
-        self.exp_avg_sq = {name: np.zeros_like(array) for name, array in self.parameters.items()}
+        self.exp_avg = {name: np.zeros_like(array) for name, array in parameters.items()}
+        self.exp_avg_sq = {name: np.zeros_like(array) for name, array in parameters.items()}
+
+    @property
+    def parameters(self) -> dict[str, Array]:
+        """{name: array} of what is trained: the model's own arrays.
+
+        They are looked up by their names each time. An optimizer that kept the arrays themselves would lose its model
+        when both are copied: queries', keys' and values' weights are views, whose copies belong to no model.
+
+        Raises InputError if the model no longer has the parameters that the optimizer was made for.
+        """
+        arrays = _arrays_of(self.model)
+        refuse_changed_model(arrays, self.exp_avg)
+        return {name: arrays[name] for name in self.exp_avg}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied or pickled. InputError for parts of other arrays, unless they are a model's."""
+        if isinstance(self.model, dict):
+            refuse_parts_of_arrays(self.parameters)
+        return self.__dict__
 
     def step(self, grads: Mapping[str, Array]) -> None:
         """Update every parameter by its gradient.
@@ -79,8 +108,9 @@ class AdamW:
 
         Raises InputError, with everything as it was, for gradients that do not fit and for read-only parameters.
         """
-        refuse_unfit("gradients", grads, self.parameters)
-        self._refuse_read_only()
+        parameters = self.parameters
+        refuse_unfit("gradients", grads, parameters)
+        self._refuse_read_only(parameters)
         self.steps += 1
         beta1, beta2 = self.betas
         correction1 = 1 - beta1**self.steps
@@ -99,7 +129,7 @@ class AdamW:
             denominator *= step_size
             p -= denominator  # (4)
 
-        for name, parameter in self.parameters.items():
+        for name, parameter in parameters.items():
             lr, weight_decay = self._rates(name)
             update = partial(block, 1 - lr * weight_decay, lr / correction1)
             _in_blocks(update, parameter, grads[name], self.exp_avg[name], self.exp_avg_sq[name])
@@ -112,10 +142,10 @@ class AdamW:
                 return self.lr * group.lr_scale, weight_decay
         return self.lr, self.weight_decay
 
-    def _refuse_read_only(self) -> None:
+    def _refuse_read_only(self, parameters: Mapping[str, Array]) -> None:
         read_only = [
             name
-            for arrays in (self.parameters, self.exp_avg, self.exp_avg_sq)
+            for arrays in (parameters, self.exp_avg, self.exp_avg_sq)
             for name, array in arrays.items()
             if not array.flags.writeable
         ]
@@ -151,11 +181,12 @@ class AdamW:
         steps = step_count(state["step"])
         lr, eps, weight_decay = (number(name, state[name]) for name in ("lr", "eps", "weight_decay"))
         betas = two_betas(state["betas"])
-        groups = named_groups(state["groups"], self.parameters)
+        parameters = self.parameters
+        groups = named_groups(state["groups"], parameters)
         for moments in MOMENTS:
-            refuse_unfit(moments, state[moments], self.parameters, same_dtype=True)
+            refuse_unfit(moments, state[moments], parameters, same_dtype=True)
             refuse_impossible(moments, state[moments])
-        self._refuse_read_only()
+        self._refuse_read_only(parameters)
         self.steps, self.lr, self.betas, self.eps, self.weight_decay = steps, lr, betas, eps, weight_decay
         self.groups = groups
         for moments in MOMENTS:
@@ -182,6 +213,11 @@ class AdamW:
             state[moments][name] = array
         with named_in_errors(saved):
             self.load_state_dict(state)
+
+
+def _arrays_of(model: GPTModel | dict[str, Array]) -> dict[str, Array]:
+    """The model's parameters by name, each once."""
+    return model if isinstance(model, dict) else model.named_parameters()
 
 
 def _in_blocks(update: Callable[..., None], parameter: Array, *others: Array) -> None:

@@ -44,7 +44,9 @@ def step_count(step: Any) -> int:
 
 
 def refuse_what_cannot_be_trained(parameters: Mapping[str, Any]) -> None:
-    """InputError unless all are arrays of floating-point numbers."""
+    """InputError if there are none, and unless all are arrays of floating-point numbers."""
+    if not parameters:
+        raise InputError("there are no parameters to train; expected at least one")
     bad = [
         f"{name} {array.dtype if isinstance(array, np.ndarray) else type(array).__name__}"
         for name, array in parameters.items()
@@ -52,6 +54,32 @@ def refuse_what_cannot_be_trained(parameters: Mapping[str, Any]) -> None:
     ]
     if bad:
         raise InputError(f"parameters to train are {bad}; expected arrays of floating-point numbers")
+
+
+def refuse_changed_model(arrays: Mapping[str, Array], moments: Mapping[str, Array]) -> None:
+    """InputError unless the model's arrays are those that the moments were made for: names, shapes and dtypes."""
+    changed = [
+        name
+        for name, moment in moments.items()
+        if name not in arrays or (arrays[name].shape, arrays[name].dtype) != (moment.shape, moment.dtype)
+    ]
+    if changed:
+        raise InputError(
+            f"the model has changed since its optimizer was made: it has no {changed}, or in another shape or dtype; "
+            f"make a new optimizer"
+        )
+
+
+def refuse_parts_of_arrays(arrays: Mapping[str, Array]) -> None:
+    """InputError for arrays that show a part of a larger one: a copy would take them out of it."""
+    parts = [
+        name for name, array in arrays.items() if isinstance(array.base, np.ndarray) and array.base.size > array.size
+    ]
+    if parts:
+        raise InputError(
+            f"an optimizer of parts of other arrays cannot be copied or pickled: {parts} would no longer be parts; "
+            f"give it a model, and name what is trained: AdamW(model, trained=...)"
+        )
 
 
 def refuse_unfit(what: str, given: Any, parameters: Mapping[str, Array], *, same_dtype: bool = False) -> None:

@@ -6,10 +6,11 @@ bugs.
 `BUGS` has all planted bugs by name (`numpygpt.checks.planting`). `first_wrong` of a bug names the first tensor that
 differs. The order is: loaded weights; activations of a training step, its loss, and its gradients as the backward
 yields them; loss and gradients of micro-batches ("micro_batches."), the clipped gradients ("clipped."), the optimizer's
-moments and parameters ("step1.", "groups."); gradients of recomputed blocks ("recomputed."); a step that trains a few
-leaves ("frozen."); a step on several documents in a row ("packed."); a step in which each token sees all ("all_seen.");
-flash attention ("flash.", and "flash_masked." under a mask); evaluation, decoding, and data. It is "none" for a bug
-that shows only at extreme values or in another dtype. `properties` are the kinds of checks that see the bug:
+moments and parameters ("step1.", "copied.", "groups."); gradients of recomputed blocks ("recomputed."); a step that
+trains a few leaves ("frozen."); a step on several documents in a row ("packed."); a step in which each token sees all
+("all_seen."); flash attention ("flash.", and "flash_masked." under a mask); evaluation, decoding, and data. It is
+"none" for a bug that shows only at extreme values or in another dtype. `properties` are the kinds of checks that see
+the bug:
 
     forward        activations equal PyTorch's in float64
     gradients      gradients equal PyTorch's in float64, present and of the right shape
@@ -28,6 +29,7 @@ that shows only at extreme values or in another dtype. `properties` are the kind
     optimizer      AdamW's parameters and moments equal PyTorch's over several steps, with decay, groups, clipping and
                    |g| near eps
     closed_form    AdamW's first step, its decay without a gradient and clipping equal their closed forms
+    copies         a copy of a model and its optimizer, made of both together, is trained as they are
     micro_batches  gradients of micro-batches add up to the full batch's
     purity         nothing passed in is changed, and a second backward gives the same
     invariance     LayerNorm of shifted values is LayerNorm of the values, bit for bit if the shift is exact

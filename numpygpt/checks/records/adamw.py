@@ -14,7 +14,7 @@ BUGS = (
         "d_out_head.weight",
         ("optimizer", "closed_form"),
         (
-            Change("training.adamw:AdamW.__init__", "model.named_parameters()", "model.state_dict()"),
+            Change("training.adamw:_arrays_of", "model.named_parameters()", "model.state_dict()"),
             Change(
                 "model.gpt:GPTModel.backward",
                 'gradients["tok_emb.weight"] += gradients.pop("out_head.weight")',
@@ -62,6 +62,21 @@ BUGS = (
         (
             Change(_STEP, "beta1**self.steps", "beta1 ** (self.steps + 1)"),
             Change(_STEP, "beta2**self.steps", "beta2 ** (self.steps + 1)"),
+        ),
+    ),
+    Bug(
+        "copied_apart_from_its_model",
+        "the optimizer keeps views of the model's arrays, and copies of both have views of nothing",
+        "ours, met when both were copied together",
+        "copied.trf_blocks.0.att.W_query.weight",
+        ("copies",),
+        (
+            Change(
+                "training.adamw:AdamW.__init__",
+                "dict(model) if isinstance(model, Mapping) else model",
+                "dict(model if isinstance(model, Mapping) else model.named_parameters())",
+            ),
+            Change("training.adamw:AdamW.__getstate__", "refuse_parts_of_arrays(self.parameters)", "pass"),
         ),
     ),
     Bug(
