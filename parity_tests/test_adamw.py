@@ -18,6 +18,7 @@ from numpygpt.model.gpt import GPTModel
 from numpygpt.training.adamw import AdamW
 from numpygpt.training.clipping import clip_grad_norm
 from numpygpt.training.groups import Group, NamedGroup
+from numpygpt.tree import nothing
 from parity_tests.strategies import seeds
 
 CONFIG = {
@@ -312,10 +313,56 @@ def test_a_last_read_only_array_leaves_all_as_it_was(where):
     assert_unchanged(optimizer, before)
 
 
-@pytest.mark.parametrize("array", [np.arange(3), np.ones(3, complex), np.ones(3, bool), [1.0], None], ids=repr)
-def test_what_cannot_be_trained_is_refused(array):
-    with pytest.raises(InputError, match=r"parameters to train are \['bad .*'\]; expected arrays of floating-point"):
-        AdamW({"good": np.ones(3), "bad": array})
+NO_PARAMETERS = [np.arange(3), np.ones(3, complex), np.ones(3, bool), np.ones(3, np.float16), [1.0], None]
+
+
+@pytest.mark.parametrize("array", NO_PARAMETERS, ids=repr)
+def test_what_cannot_be_trained_is_refused_and_may_be_frozen(array):
+    arrays = {"good": np.ones(3), "bad": array}
+    with pytest.raises(InputError, match=r"parameters to train are \['bad .*'\]; expected arrays of float32 or"):
+        AdamW(arrays)
+    AdamW(arrays, trained=lambda name: name == "good").step({"good": np.ones(3)})
+    assert (arrays["good"] < 1).all()
+    assert arrays["bad"] is array
+
+
+def test_an_optimizer_with_nothing_to_train_is_refused():
+    for make in (lambda: AdamW({}), lambda: AdamW(GPTModel(CONFIG), trained=nothing)):
+        with pytest.raises(InputError, match="there are no parameters to train; expected at least one"):
+            make()
+
+
+@pytest.mark.parametrize(("dtype", "eps"), [(np.float32, 0.0), (np.float32, 1e-46), (np.float64, 0.0)])
+def test_an_eps_that_is_0_beside_the_parameters_is_refused(dtype, eps):
+    smallest = f"{np.finfo(dtype).tiny}, the smallest normal number of {np.dtype(dtype)}"
+    expected = f"eps is {eps:g}; expected at least {smallest}"
+    arrays = {"wide": np.ones(3), "narrow": np.ones(3, dtype), "long": np.ones(3, np.longdouble)}
+    optimizer = AdamW(arrays)
+    with pytest.raises(InputError, match=re.escape(expected)):
+        AdamW(arrays, eps=eps)
+    with pytest.raises(InputError, match=re.escape(expected)):
+        optimizer.load_state_dict({**optimizer.state_dict(), "eps": eps})
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_weight_without_a_gradient_stays_at_the_smallest_eps_and_for_any_betas(dtype):
+    """Nothing divides 0 by 0, which would make it NaN."""
+    almost_1 = math.nextafter(1, 0)
+    for betas in ((0.0, 0.0), (5e-324, 5e-324), (0.9, 0.999), (almost_1, almost_1)):
+        arrays = {"p": np.array([[1.0, -2.0]], dtype)}
+        optimizer = AdamW(arrays, lr=1e-3, betas=betas, eps=float(np.finfo(dtype).tiny), weight_decay=0.0)
+        for _ in range(2):
+            optimizer.step({"p": np.array([[0.0, 1.0]], dtype)})
+        assert arrays["p"][0, 0] == 1
+        assert -2.1 < arrays["p"][0, 1] < -2, betas
+
+
+@pytest.mark.parametrize("lr", [-1.0, math.nan, math.inf])
+def test_a_learning_rate_is_checked_when_it_is_set(lr):
+    optimizer = AdamW(arrays_of(np.random.default_rng(1)), lr=0.5)
+    with pytest.raises(InputError, match=re.escape(f"lr is {lr!r}; expected a number of 0 or more")):
+        optimizer.lr = lr
+    assert optimizer.lr == 0.5
 
 
 def with_moment(key, spoil):
@@ -344,7 +391,7 @@ BAD_STATES = [
     *[without(key) for key in ("step", "lr", "betas", "eps", "weight_decay", "groups", "exp_avg", "exp_avg_sq")],
     *[with_value("step", value) for value in (-5, math.nan, "x", 1.5, True, None, 2**63, 10**400)],
     *[with_value("lr", value) for value in (-1.0, math.nan, math.inf, "x", None, True, 10**400)],
-    *[with_value("eps", value) for value in (-1e-9, math.nan, "x")],
+    *[with_value("eps", value) for value in (-1e-9, 0, 1e-46, math.nan, "x")],
     *[with_value("weight_decay", value) for value in (-1e-9, math.nan, "x")],
     *[with_value("betas", value) for value in ([2, 3], [0.9], [0.9, math.nan], [0.9, "x"], [0.9, 1], 0.9, "xx", None)],
     *[with_value("groups", value) for value in (None, {}, [5], [{}], [GROUP, GROUP], [{**GROUP, "more": 1}])],

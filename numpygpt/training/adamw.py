@@ -15,6 +15,7 @@ from numpygpt.shapes import Array
 from numpygpt.training.groups import Group, assigned, named_groups
 from numpygpt.training.optimizer_checks import (
     number,
+    positive_eps,
     refuse_changed_model,
     refuse_impossible,
     refuse_parts_of_arrays,
@@ -46,7 +47,7 @@ class AdamW:
     model          a GPTModel, or {name: array}; `step` changes its arrays in place. They may differ in dtype.
     lr             learning rate; may be set between steps (`optimizer.lr = ...`)
     betas          (beta1, beta2), each in [0, 1)
-    eps            keeps (4) from dividing by zero
+    eps            keeps (4) from dividing by zero for a weight that has had no gradient yet
     weight_decay   pull towards zero, a share of lr
     groups         parameters with a learning rate or weight decay of their own; the first group that matches a
                    parameter counts, and a parameter that none matches has lr and weight_decay as they are
@@ -56,8 +57,8 @@ class AdamW:
     model. An optimizer of arrays that are parts of other arrays cannot be copied, because NumPy would take the parts
     out of the whole.
 
-    The defaults are PyTorch's. Raises InputError for values out of range, parameters that are not floating-point,
-    nothing to train, and a group that gets no parameter.
+    The defaults are PyTorch's. Raises InputError for values out of range, an eps that is 0 in the dtype of a parameter,
+    parameters of other dtypes than float32 and float64, nothing to train, and a group that gets no parameter.
     """
 
     def __init__(
@@ -71,15 +72,24 @@ class AdamW:
         *,
         trained: Trained = everything,
     ) -> None:
-        self.lr, self.eps = number("lr", lr), number("eps", eps)
-        self.betas, self.weight_decay = two_betas(betas), number("weight_decay", weight_decay)
+        self.lr, self.betas, self.weight_decay = lr, two_betas(betas), number("weight_decay", weight_decay)
         self.model = dict(model) if isinstance(model, Mapping) else model
         parameters = {name: array for name, array in _arrays_of(self.model).items() if trained(name)}
         refuse_what_cannot_be_trained(parameters)
+        self.eps = positive_eps(eps, parameters)
         self.groups = assigned(groups, parameters)
         self.steps = 0
         self.exp_avg = {name: np.zeros_like(array) for name, array in parameters.items()}
         self.exp_avg_sq = {name: np.zeros_like(array) for name, array in parameters.items()}
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step. InputError for one that is no finite number of 0 or more."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        self._lr = number("lr", lr)
 
     @property
     def parameters(self) -> dict[str, Array]:
@@ -179,9 +189,10 @@ class AdamW:
         if missing or unexpected:
             raise InputError(f"the optimizer's state does not fit: missing {missing}, unexpected {unexpected}")
         steps = step_count(state["step"])
-        lr, eps, weight_decay = (number(name, state[name]) for name in ("lr", "eps", "weight_decay"))
+        lr, weight_decay = (number(name, state[name]) for name in ("lr", "weight_decay"))
         betas = two_betas(state["betas"])
         parameters = self.parameters
+        eps = positive_eps(state["eps"], parameters)
         groups = named_groups(state["groups"], parameters)
         for moments in MOMENTS:
             refuse_unfit(moments, state[moments], parameters, same_dtype=True)

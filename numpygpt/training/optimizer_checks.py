@@ -27,6 +27,17 @@ def number(name: str, value: Any) -> float:
     raise InputError(f"{name} is {value!r:.80}; expected a number of 0 or more")
 
 
+def positive_eps(eps: Any, parameters: Mapping[str, Array]) -> float:
+    """The value as a float, which must be above 0 in the dtype of each parameter, too."""
+    value = number("eps", eps)
+    narrowest = max((np.finfo(array.dtype) for array in parameters.values()), key=lambda dtype: dtype.tiny)
+    if value < narrowest.tiny:
+        raise InputError(
+            f"eps is {value:g}; expected at least {narrowest.tiny}, the smallest normal number of {narrowest.dtype}"
+        )
+    return value
+
+
 def two_betas(betas: Any) -> tuple[float, float]:
     """The values as a pair, each in [0, 1)."""
     if isinstance(betas, list | tuple) and len(betas) == 2:
@@ -44,16 +55,21 @@ def step_count(step: Any) -> int:
 
 
 def refuse_what_cannot_be_trained(parameters: Mapping[str, Any]) -> None:
-    """InputError if there are none, and unless all are arrays of floating-point numbers."""
+    """InputError if there are none, and unless all are arrays of float32 or a wider floating-point type.
+
+    In float16, the squares of gradients below 1e-4 are 0, and so is PyTorch's eps.
+    """
     if not parameters:
         raise InputError("there are no parameters to train; expected at least one")
     bad = [
         f"{name} {array.dtype if isinstance(array, np.ndarray) else type(array).__name__}"
         for name, array in parameters.items()
-        if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating)
+        if not isinstance(array, np.ndarray)
+        or not np.issubdtype(array.dtype, np.floating)
+        or not np.can_cast(np.float32, array.dtype)
     ]
     if bad:
-        raise InputError(f"parameters to train are {bad}; expected arrays of floating-point numbers")
+        raise InputError(f"parameters to train are {bad}; expected arrays of float32 or float64")
 
 
 def refuse_changed_model(arrays: Mapping[str, Array], moments: Mapping[str, Array]) -> None:
