@@ -165,16 +165,13 @@ def backward(d_context: Inexact[Array, "B H T K"], saved: Saved) -> Gradients:
                 e = _masked_scores(scaled, k[:, :, s], hidden(visible, t, s, past))
                 over_rows(to_exponentials, e, highest[:, heads, t])  # (8)
                 dropped, mask = dropout.forward(e, _part(keep, heads, t, s), drop_rate=drop_rate)
-                if d_v is not None:
-                    d_v[:, :, s] += product(dropped.mT, g)  # (9)
+                _add_product(d_v, s, dropped.mT, g)  # (9)
                 if d_q is None and d_k is None:
                     continue
                 d_s = dropout.backward(product(g, v[:, :, s].mT), mask).x
                 over_rows(to_d_scores, d_s, e, g_dot_y)  # (10)
-                if d_q is not None:
-                    d_q[:, :, t] += product(d_s, k[:, :, s])  # undoes (1)
-                if d_k is not None:
-                    d_k[:, :, s] += product(d_s.mT, scaled)
+                _add_product(d_q, t, d_s, k[:, :, s])  # undoes (1)
+                _add_product(d_k, s, d_s.mT, scaled)
 
     in_parallel(some_heads, shares(H))
     if gradients.queries is not None:
@@ -198,6 +195,12 @@ def _masked_scores(scaled: Array, keys: Array, unseen: Array | None) -> Array:
     if unseen is not None:
         np.copyto(scores, -np.inf, where=unseen)
     return scores
+
+
+def _add_product(gradient: Array | None, tokens: slice, a: Array, b: Array) -> None:
+    """Add a @ b to the rows of these tokens, if the gradient is wanted."""
+    if gradient is not None:
+        gradient[:, :, tokens] += product(a, b)
 
 
 def _part(keep: Array | None, heads: slice, t: slice, s: slice) -> Array | None:

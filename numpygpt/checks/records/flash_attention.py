@@ -41,7 +41,7 @@ BUGS = (
         "no public report known",
         "flash.context",
         ("tiles", "complex_step"),
-        (Change(_FORWARD, "            y *= shrink\n", ""),),
+        (Change(_FORWARD, "                a *= shrink\n", ""),),
     ),
     Bug(
         "flash_total_does_not_shrink",
@@ -65,7 +65,7 @@ BUGS = (
         "no public report known",
         "flash.d_values",
         ("tiles", "complex_step"),
-        (Change(_BACKWARD, "product(dropped.mT, g)", "product(e.mT, g)"),),
+        (Change(_BACKWARD, "_add_product(d_v, s, dropped.mT, g)", "_add_product(d_v, s, e.mT, g)"),),
     ),
     Bug(
         "flash_mask_from_the_upper_left",
