@@ -3,6 +3,7 @@
 import re
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -255,6 +256,20 @@ def test_a_checkpoint_without_a_tokenizer_cannot_take_a_prompt(capsys, folder):
     assert "names no tokenizer, so a prompt cannot be encoded" in line
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--activation", "relu"), r"argument --activation: invalid choice: 'relu' .*gelu_tanh.*gelu_erf"),
+        (("--norm-eps", 0), r"norm_eps is 0\.0; expected a positive finite number, such as 1e-5\n"),
+        (("--norm-eps", "nan"), r"norm_eps is nan; expected a positive finite number, such as 1e-5\n"),
+        (("--norm-eps", "small"), r"argument --norm-eps: invalid float value: 'small'"),
+    ],
+)
+def test_how_a_model_is_made(capsys, folder, options, message):
+    for command in (("info",), ("train", "--text", "text.txt", *TRAINING, "--out", "new")):
+        assert re.search(f"error: {message}", refused(capsys, folder, *command, *options))
+
+
 def test_a_prompt_past_the_models_vocabulary(capsys, folder):
     """The prompt is printed before the model reads it."""
     save(folder / "run", GPTModel({**CONFIG.to_dict(), "vocab_size": 100}))
@@ -365,6 +380,19 @@ def test_without_tqdm_nothing_is_begun(capsys, folder, monkeypatch):
     assert run("train", "--text", "text.txt", *TRAINING, "--out", "run") == 2
     assert re.fullmatch(r"numpygpt: error: .*tqdm.*pip install tqdm\n", capsys.readouterr().err)
     assert files(folder) == before
+
+
+def test_without_scipy_gelus_exact_form_is_refused_before_anything_is_begun(capsys, folder, monkeypatch):
+    save(folder / "exact", GPTModel(replace(CONFIG, activation="gelu_erf")))
+    for module in ("scipy", "scipy.special"):
+        monkeypatch.setitem(sys.modules, module, None)
+    missing = "SciPy is not installed, and GELU's exact form needs its erf: pip install scipy\n"
+    for command in (
+        ("train", "--text", "text.txt", *TRAINING, "--out", "new", "--activation", "gelu_erf"),
+        ("generate", "--checkpoint", "exact", "--prompt", "x"),
+    ):
+        assert refused(capsys, folder, *command).endswith(f": {missing}")
+    assert run("info", "--checkpoint", "exact") == 0, "what computes nothing does not need it"
 
 
 def test_without_matplotlib_the_training_goes_on_without_its_picture(capsys, folder, monkeypatch):

@@ -214,13 +214,17 @@ def test_info_of_a_run(trained, capsys):
 
 
 CONFIGS = [
-    GPTConfig(11, 5, 6, 2, n_layers=2, drop_rate=drop_rate, qkv_bias=qkv_bias, tie_weights=tie_weights)
+    GPTConfig(11, 5, 6, 2, n_layers=2, drop_rate=drop_rate, **ways)
     for drop_rate in (0.0, 0.3)
-    for qkv_bias, tie_weights in ((False, False), (True, True))
+    for ways in (
+        {"qkv_bias": False},
+        {"qkv_bias": True, "tie_weights": True},
+        {"qkv_bias": False, "bias": False, "activation": "gelu_erf"},
+    )
 ]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.drop_rate}, qkv_bias {config.qkv_bias}")
+@pytest.mark.parametrize("config", CONFIGS, ids=NAMES_OF_CONFIGS)
 def test_the_parameter_table_counts_the_models_own_arrays(config):
     counts = dict.fromkeys(["tok_emb", "pos_emb", "trf_blocks", "final_norm", "out_head"], 0)
     model = GPTModel(config)
@@ -228,6 +232,7 @@ def test_the_parameter_table_counts_the_models_own_arrays(config):
         counts[name.partition(".")[0]] += array.size
     assert {row.name: row.parameters for row in parameter_table(config)} == counts
     assert num_parameters(config) == model.num_parameters()
+NAMES_OF_CONFIGS = [f"{config.drop_rate}, biases {config.qkv_bias}, {config.bias}" for config in CONFIGS]
 
 
 def bases_in(tree):
@@ -240,7 +245,7 @@ def bases_in(tree):
     return {address: base for child in children for address, base in bases_in(child).items()}
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.drop_rate}, qkv_bias {config.qkv_bias}")
+@pytest.mark.parametrize("config", CONFIGS, ids=NAMES_OF_CONFIGS)
 @pytest.mark.parametrize(("batch_size", "tokens", "dtype"), [(3, 5, np.float32), (2, 4, np.float64)])
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_the_activations_are_the_bytes_that_a_forward_keeps(config, batch_size, tokens, dtype, attention):

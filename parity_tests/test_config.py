@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from dataclasses import FrozenInstanceError
 from fractions import Fraction
 
@@ -57,11 +58,11 @@ def test_it_cannot_be_changed_after_the_checks():
 
 def test_numpys_numbers_become_pythons():
     sizes = {name: np.int64(getattr(SMALL, name)) for name in SIZES}
-    config = made(**sizes, drop_rate=np.float64(0.1))
+    config = made(**sizes, drop_rate=np.float64(0.1), norm_eps=np.float64(1e-5))
     assert config == SMALL
     assert json.dumps(config.to_dict()) == json.dumps(SMALL.to_dict())
     assert {type(getattr(config, name)) for name in SIZES} == {int}
-    assert type(config.drop_rate) is float
+    assert type(config.drop_rate) is type(config.norm_eps) is float
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -82,7 +83,7 @@ def test_every_rate_below_1_will_do(rate):
     assert made(drop_rate=rate).drop_rate == rate
 
 
-@pytest.mark.parametrize("name", ["qkv_bias", "tie_weights"])
+@pytest.mark.parametrize("name", ["qkv_bias", "tie_weights", "bias"])
 @pytest.mark.parametrize("value", [0, 1, "True", None])
 def test_switches_are_bools(name, value):
     with pytest.raises(InputError, match=f"^{name} is {value!r}; expected True or False$"):
@@ -97,6 +98,31 @@ def test_heads_must_divide_the_width():
 def test_missing_and_unexpected_keys_are_all_listed():
     cfg = {**GPT_CONFIG_124M, "n_embd": 768, "heads": 12}
     del cfg["emb_dim"], cfg["qkv_bias"]
+@pytest.mark.parametrize("eps", [0, -1e-5, float("nan"), float("inf"), 10**400, "1e-5", True, None])
+def test_the_norms_eps_is_a_positive_finite_number(eps):
+    with pytest.raises(InputError, match=f"^norm_eps is {eps!r}; expected a positive finite number, such as 1e-5$"):
+        made(norm_eps=eps)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("position", "learned, sinusoidal"), ("activation", "gelu_tanh, gelu_erf")]
+)
+@pytest.mark.parametrize("value", ["relu", "", None, 1, ["gelu_erf"]])
+def test_words_are_those_that_are_known(name, words, value):
+    with pytest.raises(InputError, match=f"^{name} is {re.escape(repr(value))}; expected one of: {words}$"):
+        made(**{name: value})
+
+
+def test_a_configuration_from_before_a_field_was_there_has_its_default():
+    older = {name: value for name, value in SMALL.to_dict().items() if name not in ("activation", "bias", "norm_eps")}
+    assert GPTConfig.of(older) == SMALL
+    assert (SMALL.activation, SMALL.bias, SMALL.norm_eps) == ("gelu_tanh", True, 1e-5)
+
+
+def test_each_activation_has_an_operation_and_a_module_in_pytorch():
+    assert tuple(feed_forward.ACTIVATIONS) == tuple(MODULES) == ACTIVATIONS
+
+
     with pytest.raises(InputError, match=r"missing \['emb_dim', 'qkv_bias'\], unexpected \['n_embd', 'heads'\]"):
         GPTConfig.of(cfg)
 

@@ -6,7 +6,7 @@
 
 import os
 from base64 import b64decode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +39,8 @@ def get_tokenizer(name: str, vocab: str | os.PathLike[str] | None = None) -> Enc
     if name not in TOKENIZERS:
         raise InputError(f"tokenizer {name!r} is unknown; expected one of: {', '.join(TOKENIZERS)}")
     if name == "gpt2":
-        return _gpt2_encoding(vocab)
+        ranks = gpt2_ranks(vocab)
+        return byte_level_encoding(name, ranks, {ENDOFTEXT: len(ranks)})
     if vocab is not None:
         raise InputError(f"tokenizer 'bytes' takes no vocabulary file; found {vocab}: leave it out")
     return _bytes_encoding()
@@ -48,9 +49,9 @@ def get_tokenizer(name: str, vocab: str | os.PathLike[str] | None = None) -> Enc
 def text_to_token_ids(text: str, tokenizer: Encoding) -> Integer[Array, "1 T"]:
     """The token ids of `text` as a batch of one, int64.
 
-    `<|endoftext|>` in the text becomes the tokenizer's special token of that name, if it has one.
+    A special token of the tokenizer in the text, such as `<|endoftext|>`, becomes that token.
     """
-    ids = tokenizer.encode(text, allowed_special={ENDOFTEXT})
+    ids = tokenizer.encode(text, allowed_special="all")
     return np.array(ids, dtype=np.int64)[np.newaxis]
 
 
@@ -90,22 +91,20 @@ def _bytes_encoding() -> Encoding:
     )
 
 
-def _gpt2_encoding(vocab: str | os.PathLike[str] | None) -> Encoding:
-    """GPT-2's Encoding: tiktoken's own pattern and special token, and the ranks of a file."""
+def byte_level_encoding(name: str, ranks: Mapping[bytes, int], special: Mapping[str, int]) -> Encoding:
+    """An Encoding that splits a text as GPT-2's does, by tiktoken's own pattern.
+
+    ranks     {token: id}; the lower of two ids is merged first
+    special   {text: id} of the tokens that are no bytes of a text
+    """
     from tiktoken import Encoding
     from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
 
-    return Encoding(
-        "gpt2",
-        pat_str=r50k_pat_str,
-        mergeable_ranks=_gpt2_ranks(vocab),
-        special_tokens={ENDOFTEXT: 50256},
-        explicit_n_vocab=50257,
-    )
+    return Encoding(name, pat_str=r50k_pat_str, mergeable_ranks=dict(ranks), special_tokens=dict(special))
 
 
-def _gpt2_ranks(vocab: str | os.PathLike[str] | None) -> dict[bytes, int]:
-    """The ranks as {token: rank}.
+def gpt2_ranks(vocab: str | os.PathLike[str] | None = None) -> dict[bytes, int]:
+    """GPT-2's ranks as {token: rank}, of a file or those that ship. InputError as `get_tokenizer`.
 
     `tiktoken.load` could parse the lines too, but only from a file. It keeps a copy of the file in the temporary
     folder, and from then on reads the copy, even if the file has changed.

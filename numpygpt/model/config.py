@@ -1,5 +1,6 @@
 """The configuration of a GPT: the book's seven keys, whether the output head is tied, and the kind of positions."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from numbers import Integral, Real
@@ -10,10 +11,13 @@ from numpygpt.errors import InputError
 SIZES = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers")
 #: No size is larger, so that the bytes of a model can be computed and told. No machine holds a model near it.
 LARGEST_SIZE = 2**31 - 1
-SWITCHES = ("qkv_bias", "tie_weights")
+SWITCHES = ("qkv_bias", "tie_weights", "bias")
 #: How attention is computed: see `GPTModel`.
 ATTENTIONS = ("math", "flash")
 POSITIONS = ("learned", "sinusoidal")
+ACTIVATIONS = ("gelu_tanh", "gelu_erf")
+#: The fields that hold a word, and the words that each may be.
+CHOICES = {"position": POSITIONS, "activation": ACTIVATIONS}
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,15 @@ class GPTConfig:
     tie_weights          whether out_head.weight is tok_emb.weight, one array (Press & Wolf 2017, arXiv:1608.05859)
     position             "learned": an embedding of each position, as in GPT-2; "sinusoidal": fixed sines and cosines
                          (numpygpt.ops.sinusoidal_positions), which need an even emb_dim
+    activation           inside the feed-forward network: "gelu_tanh", GPT-2's form of GELU; or "gelu_erf", its exact
+                         form (numpygpt.ops.gelu_erf), which needs SciPy to compute
+    bias                 whether the other linear layers of a block have a bias, and the norms a shift; the output head
+                         has none in any case
+    norm_eps             what a norm adds to the variance under its root
 
     Raises InputError for a size that is not an integer from 1 to LARGEST_SIZE, an emb_dim that n_heads does not divide,
-    a drop_rate outside [0, 1), a switch that is not a bool, an unknown position, or sinusoidal ones of an odd emb_dim.
+    a drop_rate outside [0, 1), a switch that is not a bool, an unknown position or activation, sinusoidal positions of
+    an odd emb_dim, or a norm_eps that is not a positive finite number.
     """
 
     vocab_size: int
@@ -44,29 +54,31 @@ class GPTConfig:
     qkv_bias: bool
     tie_weights: bool = False
     position: str = "learned"
+    activation: str = "gelu_tanh"
+    bias: bool = True
+    norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
         for name in SIZES:
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
-                raise InputError(f"{name} is {size!r}; expected a positive integer")
-            if int(size) > LARGEST_SIZE:
-                raise InputError(f"{name} is {size}; expected at most {LARGEST_SIZE}")
-            object.__setattr__(self, name, int(size))  # a NumPy integer cannot be written as JSON
+            object.__setattr__(self, name, _size(name, getattr(self, name)))
         for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} is {getattr(self, name)!r}; expected True or False")
-        rate = self.drop_rate
-        if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 <= rate < 1:
-            raise InputError(f"drop_rate is {rate!r}; expected a number in [0, 1)")
-        object.__setattr__(self, "drop_rate", float(rate))  # a NumPy float64 would widen float32 arithmetic
+        for name, words in CHOICES.items():
+            if getattr(self, name) not in words:
+                raise InputError(f"{name} is {getattr(self, name)!r}; expected one of: {', '.join(words)}")
+        if not _is_number(self.drop_rate) or not 0 <= self.drop_rate < 1:
+            raise InputError(f"drop_rate is {self.drop_rate!r}; expected a number in [0, 1)")
+        if not _is_number(self.norm_eps) or not 0 < self.norm_eps <= sys.float_info.max:
+            raise InputError(f"norm_eps is {self.norm_eps!r}; expected a positive finite number, such as 1e-5")
+        # a NumPy float64 would widen float32 arithmetic
+        object.__setattr__(self, "drop_rate", float(self.drop_rate))
+        object.__setattr__(self, "norm_eps", float(self.norm_eps))
         if self.emb_dim % self.n_heads:
             raise InputError(
                 f"emb_dim {self.emb_dim} is not divisible by n_heads {self.n_heads}: "
                 f"each head gets emb_dim / n_heads features; change one of the two"
             )
-        if self.position not in POSITIONS:
-            raise InputError(f"position is {self.position!r}; expected one of: {', '.join(POSITIONS)}")
         if self.position == "sinusoidal" and self.emb_dim % 2:
             raise InputError(
                 f"emb_dim {self.emb_dim} is odd; sinusoidal positions pair a sine with a cosine: "
@@ -96,6 +108,19 @@ class GPTConfig:
     def to_dict(self) -> dict[str, Any]:
         """The configuration as a plain dict, for `GPTConfig.of` and for JSON."""
         return asdict(self)
+
+
+def _size(name: str, size: Any) -> int:
+    """The size of that name, as Python's integer: a NumPy integer cannot be written as JSON."""
+    if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
+        raise InputError(f"{name} is {size!r}; expected a positive integer")
+    if int(size) > LARGEST_SIZE:
+        raise InputError(f"{name} is {size}; expected at most {LARGEST_SIZE}")
+    return int(size)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 GPT_CONFIG_124M: dict[str, Any] = {
