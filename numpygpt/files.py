@@ -45,6 +45,31 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder to write files in. Then it takes the place of `path`, or is removed if anything is raised.
+
+    A folder at `path`, which is then gone with all that is in it, is moved away just before. The files reach the disk
+    before either happens, so that `path` never holds a part of them.
+    """
+    _remove_abandoned_workshops(path.parent)
+    with _workshop(path.parent) as workshop:
+        unfinished, replaced = workshop / "unfinished", workshop / "replaced"
+        unfinished.mkdir()
+        yield unfinished
+        for written in (*unfinished.iterdir(), unfinished):
+            _flush_to_disk(written)
+        try:
+            with suppress(FileNotFoundError):
+                path.rename(replaced)
+            unfinished.rename(path)
+        except BaseException:
+            with suppress(OSError):  # nothing was moved away, or both renames were done
+                replaced.rename(path)
+            raise
+        _flush_to_disk(path.parent)
+
+
+@contextmanager
 def _workshop(parent: Path) -> Iterator[Path]:
     """A new folder, which is locked as long as it is used."""
     lock = None

@@ -54,6 +54,9 @@ class SavedSections(Protocol):
     def arrays(self, name: str) -> dict[str, Array]:
         """{name: array} of the section; the arrays are new ones."""
 
+    def each_array(self, name: str) -> Iterator[tuple[str, Array]]:
+        """Each name and array of the section, in any order, each read when its turn comes."""
+
 
 def value_of(values: Mapping[str, Any], name: str, *kinds: type) -> Any:
     """`values[name]`, which must be of one of these types. InputError if it is missing or of another type.

@@ -14,7 +14,7 @@ docs/checkpoint-format.md describes the file for programs in other languages.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from numpygpt.errors import InputError
 from numpygpt.files import replacing
 from numpygpt.formats import checkpoint_header, checkpoint_v1
 from numpygpt.formats.checkpoint_header import FORMAT, Header, SectionRecord, key_of
-from numpygpt.formats.tensor_file import DTYPES, TensorFile
+from numpygpt.formats.tensor_file import DTYPES, TensorFile, write_tensors
 from numpygpt.sections import Layout, Section
 from numpygpt.shapes import Array
 
@@ -127,7 +127,12 @@ class Checkpoint:
         Raises InputError, which names the array, if it is not the array that was saved, or has values that are not
         finite.
         """
-        return {array_name: self._read(record) for array_name, record in self._section(name).arrays.items()}
+        return dict(self.each_array(name))
+
+    def each_array(self, name: str) -> Iterator[tuple[str, Array]]:
+        """Each name and array of a section, read and checked when its turn comes. InputError as `arrays`."""
+        for array_name, record in self._section(name).arrays.items():
+            yield array_name, self._read(record)
 
     def check(self) -> None:
         """Read everything, one array at a time, and keep nothing. Raises InputError as `values` and `arrays` do."""
@@ -194,19 +199,10 @@ def _is_finite(array: Array) -> bool:
 
 
 def _write_tensors(path: Path, sections: Mapping[str, Section], header: str) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     tensors = {
         key_of(section, name): array for section, given in sections.items() for name, array in given.arrays.items()
     }
-    path.touch()
-    permissions = path.stat().st_mode  # those of any new file in this folder; safetensors would make the file private
-    try:
-        save_file(tensors, path, metadata={METADATA: header})
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-    path.chmod(permissions)
+    write_tensors(path, tensors, {METADATA: header})
 
 
 def _refuse_what_reads_back_differently(unfinished: Path, path: Path) -> None:

@@ -5,6 +5,8 @@ reach past the end of the file. Two things are left to check here: that the path
 wait for ever), and that NumPy has arrays of the dtypes and shapes.
 """
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
+#: The upper half of a float32, a dtype that NumPy does not have.
+BFLOAT16 = "BF16"
 #: The most axes that a NumPy array can have.
 MOST_AXES = 64
 
@@ -39,12 +43,13 @@ class TensorFile:
     path       the file
     metadata   the texts of its header, by name
     layouts    {name of a tensor: its dtype and shape}
+    bfloat16   whether tensors of bfloat16 are taken, too; `read` makes float32 of them
 
     The file stays open, so that all that is read belongs together, even if another file takes its place. Raises
     InputError for a file that cannot be opened or is not a safetensors file, and for tensors that NumPy cannot hold.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, bfloat16: bool = False) -> None:
         from safetensors import SafetensorError, safe_open
 
         self.path = path
@@ -57,12 +62,15 @@ class TensorFile:
                 f"the checkpoint {path} is truncated, damaged or no safetensors file ({error}); use another"
             ) from error
         self._file = opened
+        self._dtypes = {**DTYPES, BFLOAT16: "bfloat16"} if bfloat16 else DTYPES
         self.metadata: dict[str, str] = opened.metadata() or {}
         self.layouts: dict[str, Layout] = {name: self._layout(name) for name in opened.keys()}  # noqa: SIM118  no dict
 
     def read(self, name: str) -> Array:
         """The tensor of that name, as a new array. InputError if it cannot be read."""
         try:
+            if self._file.get_slice(name).get_dtype() == BFLOAT16:
+                return _read_bfloat16(self.path, name, self.layouts[name].shape)
             array: Array = self._file.get_tensor(name)
         except (ValueError, MemoryError, OSError) as error:
             raise InputError(f"{name} of the checkpoint {self.path} cannot be read: {error}") from error
@@ -71,13 +79,36 @@ class TensorFile:
     def _layout(self, name: str) -> Layout:
         tensor = self._file.get_slice(name)
         dtype, shape = tensor.get_dtype(), tuple(tensor.get_shape())
-        if dtype not in DTYPES:
+        if dtype not in self._dtypes:
             raise InputError(
-                f"{name} of the checkpoint {self.path} is of dtype {dtype}; expected one of: {', '.join(DTYPES)}"
+                f"{name} of the checkpoint {self.path} is of dtype {dtype}; expected one of: {', '.join(self._dtypes)}"
             )
         if len(shape) > MOST_AXES or max(shape, default=0) > np.iinfo(np.intp).max:
             raise InputError(
                 f"{name} of the checkpoint {self.path} has a shape of {len(shape)} axes, the longest of "
                 f"{max(shape)}; NumPy has no such arrays: use another checkpoint"
             )
-        return Layout(DTYPES[dtype], shape)
+        return Layout(self._dtypes[dtype], shape)
+
+
+def _read_bfloat16(path: Path, name: str, shape: tuple[int, ...]) -> Array:
+    """The tensor as float32. Its place in the file is read off the header, which safetensors has checked."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        begin, end = json.loads(file.read(length))[name]["data_offsets"]
+        halves = np.fromfile(file, "<u2", (end - begin) // 2, offset=begin)
+    return (halves.astype(np.uint32) << 16).view(np.float32).reshape(shape)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file of arrays in C order, little-endian, of DTYPES. OSError if it cannot be written."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    path.touch()
+    permissions = path.stat().st_mode  # of any new file here; safetensors gives its file narrower ones
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata))
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    path.chmod(permissions)

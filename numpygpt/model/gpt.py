@@ -86,12 +86,25 @@ class GPTModel:
         checkpoint_activations: bool = False,
     ) -> "GPTModel":
         """A model with these weights, copied; nothing is drawn. `dtype` defaults to the weights' common dtype."""
-        model = cls.__new__(cls)
         if dtype is None:
             weights = _without_masks(state_dict).values()
             dtype = np.result_type(*weights) if weights else np.float32
-        model._allocate(cfg, dtype, attention, checkpoint_activations)
+        model = cls.unfilled(cfg, dtype, attention=attention, checkpoint_activations=checkpoint_activations)
         model.load_state_dict(state_dict)
+        return model
+
+    @classmethod
+    def unfilled(
+        cls,
+        cfg: GPTConfig | Mapping[str, Any],
+        dtype: Any = np.float32,
+        *,
+        attention: str = "math",
+        checkpoint_activations: bool = False,
+    ) -> "GPTModel":
+        """A model whose parameters have no values yet: whoever asks for it gives every one of them a value."""
+        model = cls.__new__(cls)
+        model._allocate(cfg, dtype, attention, checkpoint_activations)
         return model
 
     def _allocate(

@@ -49,37 +49,29 @@ def model_of(saved: SavedSections, dtype: Any = None, **options: Any) -> GPTMode
     and for a model that is larger than the machine's memory. All this is found before any memory is taken for the
     model, so a configuration of absurd sizes costs nothing.
     """
+    config, dtype = checked(saved, dtype)
+    model = GPTModel.unfilled(config, dtype, **options)
+    parameters = model.named_parameters()
+    for name, weights in saved.each_array(SECTION):
+        np.copyto(parameters[name], weights, casting="same_kind")
+    return model
+
+
+def checked(saved: SavedSections, dtype: Any = None) -> tuple[GPTConfig, Any]:
+    """The configuration of the saved model, and the dtype to load it in: `dtype`, or that of its weights.
+
+    Raises InputError as `model_of`; no weights are read.
+    """
     config = saved_config(saved)
     with named_in_errors(saved):
         _refuse_other_layouts(config, saved.layouts(SECTION))
         if dtype is None:
             dtype = _common_dtype(saved.layouts(SECTION))
         check_memory(_bytes_of(config, dtype), "the model")
-    weights = saved.arrays(SECTION)
-    with named_in_errors(saved):
-        return GPTModel.from_state_dict(config, weights, dtype, **options)
+    return config, dtype
 
 
-def _refuse_other_layouts(config: GPTConfig, found: Mapping[str, Layout]) -> None:
-    if config.n_layers > len(found):
-        raise InputError(f"n_layers is {config.n_layers}, but there are {len(found)} arrays in all")
-    expected = _shapes(config)
-    faults = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
-        "misshaped": [
-            f"{name} {found[name].shape}, expected {shape}"
-            for name, shape in expected.items()
-            if name in found and found[name].shape != shape
-        ],
-        "not floating-point": [name for name, layout in found.items() if not layout.dtype.startswith("float")],
-    }
-    listed = "; ".join(f"{fault}: {', '.join(names)}" for fault, names in faults.items() if names)
-    if listed:
-        raise InputError(f"the weights do not fit the configuration: {listed}")
-
-
-def _shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     """{name: shape} of a model's parameters, tied weights once.
 
     They are those of arrays whose elements have no bytes, so that the model is laid out without memory.
@@ -94,6 +86,25 @@ def _shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     if config.tie_weights:
         del shapes["out_head.weight"]
     return shapes
+
+
+def _refuse_other_layouts(config: GPTConfig, found: Mapping[str, Layout]) -> None:
+    if config.n_layers > len(found):
+        raise InputError(f"n_layers is {config.n_layers}, but there are {len(found)} arrays in all")
+    expected = parameter_shapes(config)
+    faults = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "misshaped": [
+            f"{name} {found[name].shape}, expected {shape}"
+            for name, shape in expected.items()
+            if name in found and found[name].shape != shape
+        ],
+        "not floating-point": [name for name, layout in found.items() if not layout.dtype.startswith("float")],
+    }
+    listed = "; ".join(f"{fault}: {', '.join(names)}" for fault, names in faults.items() if names)
+    if listed:
+        raise InputError(f"the weights do not fit the configuration: {listed}")
 
 
 def _common_dtype(found: Mapping[str, Layout]) -> str:
