@@ -11,7 +11,7 @@ from numpygpt.decoding.generation import generate, generate_text_simple
 from numpygpt.decoding.sampling import print_sampled_tokens, softmax_with_temperature
 from numpygpt.errors import InputError
 from numpygpt.formats import load_model
-from numpygpt.model.config import GPT2_SIZES, GPT_CONFIG_124M, GPTConfig
+from numpygpt.model.config import GPT_CONFIG_124M, PRESETS, GPTConfig
 from numpygpt.model.gpt import GPTModel
 from numpygpt.pictures.losses import plot_losses
 from numpygpt.random.torch_generator import TorchGenerator
@@ -30,8 +30,8 @@ from numpygpt.training.groups import Group
 __version__ = "0.1.0"
 
 __all__ = [
-    "GPT2_SIZES",
     "GPT_CONFIG_124M",
+    "PRESETS",
     "AdamW",
     "GPTConfig",
     "GPTDatasetV1",

@@ -282,7 +282,7 @@ def test_a_prompt_past_the_models_vocabulary(capsys, folder):
 def test_info_of_a_run_takes_no_model(capsys, trained):
     """The sizes are those of the run. Options may say how a step is computed."""
     assert "there is no checkpoint nowhere" in refused(capsys, trained, "info", "--checkpoint", "nowhere")
-    options = ("--preset", "gpt2-small", "--emb-dim", 64, "--no-qkv-bias")
+    options = ("--preset", "book-124M", "--emb-dim", 64, "--no-qkv-bias")
     line = refused(capsys, trained, "info", "--checkpoint", "run", *options)
     assert "the model of --checkpoint has its own sizes; leave out --preset, --emb-dim, --qkv-bias\n" in line
 
@@ -297,7 +297,7 @@ def test_info_of_a_run_takes_no_model(capsys, trained):
         (("--seed", 1, "--emb-dim", 16, "--batch-size", 2), "--batch-size, --emb-dim, --seed cannot change"),
         (("--schedule-steps", 9), "--schedule-steps cannot change"),
         (("--overwrite",), "--overwrite replaces a run, and --resume continues one; leave out one of the two"),
-        (("--preset", "gpt2-small"), "--preset cannot change"),
+        (("--preset", "gpt2"), "--preset cannot change"),
         (("--no-qkv-bias",), "--qkv-bias cannot change"),
         (("--drop-rate", 0), "--drop-rate cannot change"),
         (("--steps", 0), "steps is 0; expected at least 1"),

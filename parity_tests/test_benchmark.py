@@ -146,7 +146,7 @@ def test_what_is_slow_shows_in_its_part_alone(floor, monkeypatch, module, part, 
 
     monkeypatch.setattr(slow, direction, paused)
     seconds = profile(floor)
-    blocks = import_module("bench.contenders").PRESETS["demo"].n_layers
+    blocks = import_module("bench.contenders").MODELS["demo"].n_layers
     assert seconds.pop("step") >= blocks * pause
     assert seconds.pop(part) >= blocks * pause
     assert all(value < pause for value in seconds.values())

@@ -108,10 +108,20 @@ def test_the_defaults_learn_from_the_language_reference(monkeypatch, tmp_path, c
 
 
 def test_the_presets_sizes_and_what_replaces_them(capsys):
-    assert run("info", "--preset", "gpt2-medium", "--n-layers", 2, "--qkv-bias", "--drop-rate", 0) == 0
+    assert run("info", "--preset", "gpt2-medium", "--n-layers", 2, "--no-tie-weights", "--drop-rate", 0) == 0
     out = capsys.readouterr().out
     for line in ("vocab_size 50257", "emb_dim 1024", "n_heads 16", "n_layers 2", "drop_rate 0.0", "qkv_bias True"):
         assert f"{line}\n" in out
+    assert "tie_weights False\n" in out
+
+
+@pytest.mark.parametrize(("preset", "parameters"), [("gpt2", "124,439,808"), ("book-124M", "163,009,536")])
+def test_the_released_model_and_the_books_differ_in_their_head_and_in_biases(capsys, preset, parameters):
+    assert run("info", "--preset", preset) == 0
+    out = capsys.readouterr().out
+    for line in (f"qkv_bias {preset == 'gpt2'}", f"tie_weights {preset == 'gpt2'}"):
+        assert f"{line}\n" in out
+    assert re.search(rf"^total +{parameters} ", out, re.M)
 
 
 # generate
@@ -174,7 +184,7 @@ def test_ctrl_c_while_generating_ends_without_a_traceback(trained, capsys, monke
 
 
 def test_info_prints_the_124m_models_parameters_as_published(capsys):
-    assert run("info", "--preset", "gpt2-small") == 0
+    assert run("info", "--preset", "book-124M") == 0
     out = capsys.readouterr().out
     for name, value in GPT_CONFIG_124M.items():
         assert f"{name} {value}\n" in out
@@ -192,7 +202,7 @@ def test_info_prints_the_124m_models_parameters_as_published(capsys):
 
 def test_infos_memory_is_that_of_the_library_in_mebibytes(capsys):
     config = GPTConfig.of(GPT_CONFIG_124M)
-    assert run("info", "--preset", "gpt2-small", "--batch-size", 3, "--tokens", 256, "--dtype", "float64") == 0
+    assert run("info", "--preset", "book-124M", "--batch-size", 3, "--tokens", 256, "--dtype", "float64") == 0
     out = capsys.readouterr().out
     assert "\na training step on 3 x 256 tokens in float64, AdamW:\n" in out
     parts = training_bytes(config, 3, 256, np.float64)

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from numpygpt import GPT2_SIZES, GPT_CONFIG_124M, GPTConfig, InputError
+from numpygpt import GPT_CONFIG_124M, PRESETS, GPTConfig, InputError
 
 BOOK_KEYS = ["vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "drop_rate", "qkv_bias"]
 SIZES = BOOK_KEYS[:5]
@@ -29,18 +29,23 @@ def test_the_124m_configuration_is_the_books_dict():
 
 
 @pytest.mark.parametrize(
-    ("name", "emb_dim", "n_layers", "n_heads"),
+    ("released", "book", "emb_dim", "n_layers", "n_heads"),
     [
-        ("gpt2-small", 768, 12, 12),
-        ("gpt2-medium", 1024, 24, 16),
-        ("gpt2-large", 1280, 36, 20),
-        ("gpt2-xl", 1600, 48, 25),
+        ("gpt2", "book-124M", 768, 12, 12),
+        ("gpt2-medium", "book-355M", 1024, 24, 16),
+        ("gpt2-large", "book-774M", 1280, 36, 20),
+        ("gpt2-xl", "book-1558M", 1600, 48, 25),
     ],
 )
-def test_the_gpt2_family(name, emb_dim, n_layers, n_heads):
-    sizes = {"emb_dim": emb_dim, "n_layers": n_layers, "n_heads": n_heads}
-    assert GPT2_SIZES[name] == GPTConfig.of({**GPT_CONFIG_124M, **sizes})
-    assert GPT2_SIZES[name].head_dim == 64
+def test_the_gpt2_family_as_released_and_as_the_book_trains_it(released, book, emb_dim, n_layers, n_heads):
+    sizes = {**GPT_CONFIG_124M, "emb_dim": emb_dim, "n_layers": n_layers, "n_heads": n_heads}
+    assert PRESETS[book] == GPTConfig.of(sizes)
+    assert PRESETS[released] == GPTConfig.of({**sizes, "qkv_bias": True, "tie_weights": True})
+    assert PRESETS[released].head_dim == 64
+
+
+def test_no_other_model_has_a_name():
+    assert len(PRESETS) == 8
 
 
 def test_a_configuration_comes_from_a_dict_or_itself_and_goes_back():
@@ -90,14 +95,6 @@ def test_switches_are_bools(name, value):
         made(**{name: value})
 
 
-def test_heads_must_divide_the_width():
-    with pytest.raises(InputError, match=r"^emb_dim 6 is not divisible by n_heads 4: "):
-        made(n_heads=4)
-
-
-def test_missing_and_unexpected_keys_are_all_listed():
-    cfg = {**GPT_CONFIG_124M, "n_embd": 768, "heads": 12}
-    del cfg["emb_dim"], cfg["qkv_bias"]
 @pytest.mark.parametrize("eps", [0, -1e-5, float("nan"), float("inf"), 10**400, "1e-5", True, None])
 def test_the_norms_eps_is_a_positive_finite_number(eps):
     with pytest.raises(InputError, match=f"^norm_eps is {eps!r}; expected a positive finite number, such as 1e-5$"):
@@ -119,10 +116,14 @@ def test_a_configuration_from_before_a_field_was_there_has_its_default():
     assert (SMALL.activation, SMALL.bias, SMALL.norm_eps) == ("gelu_tanh", True, 1e-5)
 
 
-def test_each_activation_has_an_operation_and_a_module_in_pytorch():
-    assert tuple(feed_forward.ACTIVATIONS) == tuple(MODULES) == ACTIVATIONS
+def test_heads_must_divide_the_width():
+    with pytest.raises(InputError, match=r"^emb_dim 6 is not divisible by n_heads 4: "):
+        made(n_heads=4)
 
 
+def test_missing_and_unexpected_keys_are_all_listed():
+    cfg = {**GPT_CONFIG_124M, "n_embd": 768, "heads": 12}
+    del cfg["emb_dim"], cfg["qkv_bias"]
     with pytest.raises(InputError, match=r"missing \['emb_dim', 'qkv_bias'\], unexpected \['n_embd', 'heads'\]"):
         GPTConfig.of(cfg)
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numpygpt import GPT2_SIZES, GPT_CONFIG_124M, AdamW, GPTConfig, GPTModel, InputError, TorchGenerator
+from numpygpt import GPT_CONFIG_124M, PRESETS, AdamW, GPTConfig, GPTModel, InputError, TorchGenerator
+from numpygpt.model.config import ACTIVATIONS
 from numpygpt.model.initialization import allocate
 from numpygpt.model.sizes import num_parameters
 from numpygpt.tree import named
@@ -100,15 +101,15 @@ def test_the_124m_model_has_163_009_536_parameters():
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        ("gpt2-small", 124_439_808),
+        ("gpt2", 124_439_808),
         ("gpt2-medium", 354_823_168),
         ("gpt2-large", 774_030_080),
         ("gpt2-xl", 1_557_611_200),
+        ("book-124M", 163_009_536),
     ],
 )
-def test_the_released_models_count_as_published(name, parameters):
-    """They tie the head and have a bias on queries, keys and values."""
-    assert num_parameters(replace(GPT2_SIZES[name], qkv_bias=True, tie_weights=True)) == parameters
+def test_the_models_that_have_a_name_count_as_published(name, parameters):
+    assert num_parameters(PRESETS[name]) == parameters
 
 
 # Making a model

@@ -5,13 +5,15 @@ from dataclasses import MISSING, fields
 
 import pytest
 
-from numpygpt import GPT2_SIZES, InputError
+from numpygpt import PRESETS, InputError
 from numpygpt.commands import train
-from numpygpt.training.options import PRESETS, Options, declaration
+from numpygpt.training.options import PRESET_OPTIONS, Options, declaration
 from numpygpt.training.run import TrainingRun
 from parity_tests.command import run, write_text
 
 NAMES = [field.name for field in fields(Options)]
+RELEASED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+BOOKS = ("book-124M", "book-355M", "book-774M", "book-1558M")
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +119,11 @@ def started(monkeypatch, tmp_path, *arguments):
     return options
 
 
-@pytest.mark.parametrize(("size", "lr"), [("gpt2-small", 6e-4), ("gpt2-xl", 2e-4)])
-def test_a_preset_brings_the_rate_the_batch_and_the_warm_up_of_its_size(monkeypatch, tmp_path, size, lr):
-    options = started(monkeypatch, tmp_path, "--preset", size)
+@pytest.mark.parametrize(("preset", "lr"), [("gpt2", 6e-4), ("book-124M", 6e-4), ("gpt2-xl", 2e-4)])
+def test_a_preset_brings_the_rate_the_batch_and_the_warm_up_of_its_size(monkeypatch, tmp_path, preset, lr):
+    options = started(monkeypatch, tmp_path, "--preset", preset)
     assert (options.lr, options.min_lr, options.warmup_steps) == (lr, lr / 10, 100)
-    assert options.batch_size * options.accumulate * GPT2_SIZES[size].context_length == 8192
+    assert options.batch_size * options.accumulate * PRESETS[preset].context_length == 8192
 
 
 def test_what_is_given_comes_before_what_the_preset_brings(monkeypatch, tmp_path):
@@ -131,7 +133,20 @@ def test_what_is_given_comes_before_what_the_preset_brings(monkeypatch, tmp_path
     assert (options.accumulate, options.min_lr) == (8, 3e-4 / 10)
 
 
-def test_every_preset_of_sizes_has_its_options_and_they_are_options():
-    assert PRESETS.keys() == GPT2_SIZES.keys()
-    for brought in PRESETS.values():
+def test_every_preset_has_its_options_and_they_are_options():
+    assert PRESET_OPTIONS.keys() == PRESETS.keys()
+    for brought in PRESET_OPTIONS.values():
         assert Options.of(brought).lr < Options.lr
+
+
+def test_a_released_model_and_the_books_of_its_size_are_trained_alike():
+    for preset, book in zip(RELEASED, BOOKS, strict=True):
+        assert PRESET_OPTIONS[preset] == PRESET_OPTIONS[book]
+
+
+@pytest.mark.parametrize("command", ["train", "info"])
+def test_a_name_that_could_mean_two_models_is_answered_with_both(capsys, command):
+    assert run(command, "--preset", "gpt2-small") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--preset: gpt2-small could mean two models; name gpt2, " in line
+    assert ", or book-124M, " in line

@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 
 from numpygpt.checks.planting import planted
 from numpygpt.checks.records import BUGS
-from numpygpt.model.config import GPT2_SIZES, GPTConfig
+from numpygpt.model.config import PRESETS, GPTConfig
 from parity_tests.command import files, run
 from torchgpt.checks.parity import REPORT_PROBES, Row, numpy_step, report
 from torchgpt.commands.parity import DEFAULT_CONFIG, summary
@@ -170,7 +170,7 @@ def test_a_bar_shows_the_rounding_runs(capsys, monkeypatch):
         (("--config", "config.json", "--n-layers", 1, "--no-qkv-bias"), {"n_layers": 1, "qkv_bias": False}),
         (("--config", "config.json", "--vocab-size", 9, "--drop-rate", 0), {"vocab_size": 9, "drop_rate": 0.0}),
         ((), DEFAULT_CONFIG),
-        (("--preset", "gpt2-medium"), GPT2_SIZES["gpt2-medium"]),
+        (("--preset", "gpt2-medium"), PRESETS["gpt2-medium"]),
     ],
 )
 def test_the_configuration_comes_from_a_file_a_preset_or_the_options(
@@ -344,7 +344,7 @@ def test_the_command_draws_the_picture(config, capsys, monkeypatch, tmp_path):
         (("--config", "list.json"), r"list\.json cannot be used: the configuration is a list; expected .* a dict"),
         (("--config", "keys.json"), r"keys\.json cannot be used: configuration keys: missing \['vocab_size', "),
         (("--config", "config.json", "--n-heads", 4), "emb_dim 6 is not divisible by n_heads 4"),
-        (("--config", "config.json", "--preset", "gpt2-small"), "--preset: not allowed with argument --config"),
+        (("--config", "config.json", "--preset", "gpt2"), "--preset: not allowed with argument --config"),
         (("--dtype", "float16"), "argument --dtype: invalid choice: 'float16'"),
         (("--config", "config.json", "--batch-size", 0), "a step on 0 x 5 tokens; expected at least 1 x 1"),
         (("--config", "config.json", "--tokens", 6), "a step on 2 x 6 tokens; .* at most context_length 5 tokens"),

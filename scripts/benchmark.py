@@ -33,15 +33,16 @@ from bench import charts, floor
 from bench.contenders import (
     CONTENDERS,
     DECODED_TOKENS,
+    MODELS,
     NEW_TOKENS,
     OURS,
-    PRESETS,
     Task,
     check_installed,
     faster_attention,
 )
 from bench.turns import THREADS, race, spread, work
 
+from numpygpt.commands.model_options import preset_name
 from numpygpt.errors import BAD_INPUT, InputError
 from numpygpt.model.sizes import training_bytes
 from numpygpt.parallel import number_of_threads, use_own_threads
@@ -49,10 +50,10 @@ from numpygpt.process import keep_freed_memory
 
 #: The points of the sweep, by the name of the line that they are on. All except the last line are of the 124M model.
 SWEEP = {
-    "tokens, batch 1": [Task("step", "gpt2-small", 1, tokens, 2) for tokens in (64, 128, 256, 512, 1024)],
-    "batch size, 128 tokens": [Task("step", "gpt2-small", batch_size, 128, 2) for batch_size in (1, 2, 4, 8)],
-    "one thread, 2 x 256 tokens": [Task("step", "gpt2-small", 2, 256, 1)],
-    "model, 2 x 256 tokens": [Task("step", preset, 2, 256, 2) for preset in ("demo", "10M", "50M", "gpt2-small")],
+    "tokens, batch 1": [Task("step", "book-124M", 1, tokens, 2) for tokens in (64, 128, 256, 512, 1024)],
+    "batch size, 128 tokens": [Task("step", "book-124M", batch_size, 128, 2) for batch_size in (1, 2, 4, 8)],
+    "one thread, 2 x 256 tokens": [Task("step", "book-124M", 2, 256, 1)],
+    "model, 2 x 256 tokens": [Task("step", preset, 2, 256, 2) for preset in ("demo", "10M", "50M", "book-124M")],
 }
 
 
@@ -149,7 +150,7 @@ def sweep(parsed: argparse.Namespace) -> dict[str, Any]:
 def task_of(parsed: argparse.Namespace) -> Task:
     demo, decoded = parsed.preset == "demo", parsed.task == "decode"
     batch_size = parsed.batch_size or (1 if decoded else 16 if demo else 2)
-    tokens = DECODED_TOKENS if decoded else parsed.tokens or (PRESETS["demo"].context_length if demo else 256)
+    tokens = DECODED_TOKENS if decoded else parsed.tokens or (MODELS["demo"].context_length if demo else 256)
     return Task(parsed.task, parsed.preset, batch_size, tokens, parsed.threads)
 
 
@@ -174,7 +175,7 @@ def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:
         add("--rounds", type=int, default=5, help="counted rounds (default: %(default)s)")
         add("--out", type=Path, metavar="DIR", help="write the figures and a chart there")
         if name != "sweep":
-            add("--preset", choices=PRESETS, default="gpt2-small", help="(default: %(default)s)")
+            add("--preset", type=preset_name, choices=MODELS, default="book-124M", help="(default: %(default)s)")
             add("--batch-size", type=int, help="(default: 2; demo 16; decode 1)")
             add("--threads", type=int, default=number_of_threads(), help="(default: %(default)s)")
         if name != "parts":

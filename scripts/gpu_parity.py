@@ -1,7 +1,7 @@
 """Compare PyTorch on a GPU in float32, TF32, bfloat16 and float16, tensor by tensor, with NumPy in float64.
 
     python scripts/gpu_parity.py                            # the model of `make demo`, 2 x 64 tokens
-    python scripts/gpu_parity.py --preset gpt2-small --tokens 256 --markdown gpu.md
+    python scripts/gpu_parity.py --preset book-124M --tokens 256 --markdown gpu.md
 
 It takes one training step without dropout in each number format, with attention written out ("math") and in PyTorch's
 fused kernel ("sdpa", which does not show scores and weights). Every format holds the weights exactly, so the errors are

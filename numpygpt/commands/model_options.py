@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from numpygpt.errors import InputError
-from numpygpt.model.config import DEFAULT_CONFIG, GPT2_SIZES, POSITIONS, GPTConfig
+from numpygpt.model.config import CHOICES, DEFAULT_CONFIG, PRESETS, GPTConfig
 from numpygpt.reading import read_file
 from numpygpt.training.options import Options, declaration
 
-#: What a configuration starts from: a released GPT-2, or a JSON file.
+#: What a configuration starts from: a model that has a name, or a JSON file.
 STARTS = ("preset", "config")
 
 
@@ -22,13 +22,23 @@ def add_model_options(
     """Declare what `config_of` reads; without --vocab-size where something else, like a tokenizer, decides it."""
     sizes = parser.add_argument_group("the model")
     start = sizes.add_mutually_exclusive_group()
-    start.add_argument("--preset", choices=GPT2_SIZES, help="start from the sizes of a GPT-2")
+    released_or_the_books = "start from a GPT-2 as it was released, or as the book trains it"
+    start.add_argument("--preset", type=preset_name, choices=PRESETS, help=released_or_the_books)
     start.add_argument("--config", type=Path, metavar="FILE", help="start from the configuration in a JSON file")
     for field in fields(GPTConfig):
         if vocab_size or field.name != "vocab_size":
             meaning = f"(default: {getattr(default, field.name)}, or the preset's or file's)"
-            choices = POSITIONS if field.name == "position" else None
-            _add_option(sizes, field, meaning, choices=choices)
+            _add_option(sizes, field, meaning, choices=CHOICES.get(field.name))
+
+
+def preset_name(name: str) -> str:
+    """The name itself. An argument's error for one that could mean two models."""
+    if name == "gpt2-small":
+        raise argparse.ArgumentTypeError(
+            "gpt2-small could mean two models; name gpt2, the released one (head tied, queries, keys and values with "
+            "biases), or book-124M, the book's (head not tied, no such biases)"
+        )
+    return name
 
 
 def _add_option(parser: Any, field: Any, meaning: str, **shown: Any) -> None:
@@ -48,7 +58,7 @@ def config_of(
 
     Raises InputError for an unusable configuration, and for a file that holds none.
     """
-    start = GPT2_SIZES[parsed.preset] if parsed.preset else read_config(parsed.config) if parsed.config else default
+    start = PRESETS[parsed.preset] if parsed.preset else read_config(parsed.config) if parsed.config else default
     replaced = {**vars(parsed), "vocab_size": vocab_size or getattr(parsed, "vocab_size", None)}
     return replace(start, **{name: replaced[name] for name in start.to_dict() if replaced[name] is not None})
 

@@ -23,7 +23,7 @@ from numpygpt.output import NOT_TOLD, output_may_fail
 from numpygpt.parallel import use_own_threads
 from numpygpt.training.loop import Plan, train
 from numpygpt.training.numpy_backend import NumpyBackend
-from numpygpt.training.options import PRESETS, Options, declaration
+from numpygpt.training.options import PRESET_OPTIONS, Options, declaration
 from numpygpt.training.progress import Progress
 from numpygpt.training.run import TrainingRun, refuse_another_run
 
@@ -57,7 +57,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _start(parsed: argparse.Namespace) -> int:
-    options = Options.of({**PRESETS.get(parsed.preset, {}), **given_run_options(parsed)})
+    options = Options.of({**PRESET_OPTIONS.get(parsed.preset, {}), **given_run_options(parsed)})
     config = config_of(parsed, vocab_size=get_tokenizer(options.tokenizer, options.vocab).n_vocab)
     directory = parsed.out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}"
     training = TrainingRun.start(NumpyBackend, options, config, directory, overwrite=parsed.overwrite)

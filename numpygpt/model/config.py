@@ -1,4 +1,4 @@
-"""The configuration of a GPT: the book's seven keys, whether the output head is tied, and the kind of positions."""
+"""The configuration of a GPT: the book's seven keys, and five more for its relatives; the released models by name."""
 
 import sys
 from collections.abc import Mapping
@@ -133,16 +133,24 @@ GPT_CONFIG_124M: dict[str, Any] = {
     "qkv_bias": False,
 }
 
-_SMALL = GPTConfig.of(GPT_CONFIG_124M)
-
-#: The released GPT-2 family (Radford et al. 2019, table 2), with this project's untied head and no bias in queries,
-#: keys and values.
-GPT2_SIZES: dict[str, GPTConfig] = {
-    "gpt2-small": _SMALL,
-    "gpt2-medium": replace(_SMALL, emb_dim=1024, n_layers=24, n_heads=16),
-    "gpt2-large": replace(_SMALL, emb_dim=1280, n_layers=36, n_heads=20),
-    "gpt2-xl": replace(_SMALL, emb_dim=1600, n_layers=48, n_heads=25),
+_BOOK_124M = GPTConfig.of(GPT_CONFIG_124M)
+_BOOK = {
+    "book-124M": _BOOK_124M,
+    "book-355M": replace(_BOOK_124M, emb_dim=1024, n_layers=24, n_heads=16),
+    "book-774M": replace(_BOOK_124M, emb_dim=1280, n_layers=36, n_heads=20),
+    "book-1558M": replace(_BOOK_124M, emb_dim=1600, n_layers=48, n_heads=25),
 }
+
+#: The models that have a name.
+#:
+#: gpt2 to gpt2-xl are GPT-2 as it was released (Radford et al. 2019, table 2): the head is tied to the embedding, and
+#: queries, keys and values have biases. book-124M to book-1558M are what the book makes of the same sizes to train
+#: them: a head of its own, and no such biases. Each is named by the size of the released model that it follows; of its
+#: own parameters there are more, 163,009,536 in the first.
+PRESETS: dict[str, GPTConfig] = {
+    name: replace(book, qkv_bias=True, tie_weights=True)
+    for name, book in zip(("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"), _BOOK.values(), strict=True)
+} | _BOOK
 
 #: The default model of the commands: small enough to learn English in a minute on two cores.
 DEFAULT_CONFIG = GPTConfig(

@@ -24,7 +24,7 @@ SCHEDULES = ("cosine", "constant")
 #: No count of a training run needs to be larger, and float64 is exact for arithmetic with counts up to this one.
 LARGEST_COUNT = 10**12
 
-#: How a model of each of GPT-2's sizes is trained from nothing: options that `numpygpt train --preset` starts from.
+#: How each model that has a name is trained from nothing: options that `numpygpt train --preset` starts from.
 #:
 #: The learning rates are those of GPT-3's models of nearly the same sizes (Brown et al. 2020, arXiv:2005.14165,
 #: table 2.1: Small, Medium, Large and XL), and as there (appendix B) the cosine ends at a tenth of them. GPT-2's paper
@@ -32,9 +32,15 @@ LARGEST_COUNT = 10**12
 #: tokens, nor its warm-up over 375 million tokens. The book's repository trains its 124M model at 5e-4 in batches of
 #: 4 x 1024 tokens (ch05/03_bonus_pretraining_on_gutenberg). Our batches are 8 x 1024 tokens, computed one sequence at
 #: a time, which needs the least memory, and the warm-up takes 100 steps.
-PRESETS: dict[str, dict[str, Any]] = {
-    size: {"lr": lr, "min_lr": lr / 10, "warmup_steps": 100, "batch_size": 1, "accumulate": 8}
-    for size, lr in (("gpt2-small", 6e-4), ("gpt2-medium", 3e-4), ("gpt2-large", 2.5e-4), ("gpt2-xl", 2e-4))
+PRESET_OPTIONS: dict[str, dict[str, Any]] = {
+    preset: {"lr": lr, "min_lr": lr / 10, "warmup_steps": 100, "batch_size": 1, "accumulate": 8}
+    for lr, presets in (
+        (6e-4, ("gpt2", "book-124M")),
+        (3e-4, ("gpt2-medium", "book-355M")),
+        (2.5e-4, ("gpt2-large", "book-774M")),
+        (2e-4, ("gpt2-xl", "book-1558M")),
+    )
+    for preset in presets
 }
 
 

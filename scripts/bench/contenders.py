@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from numpygpt import GPT2_SIZES, AdamW, GPTConfig, GPTModel, generate
+from numpygpt import PRESETS, AdamW, GPTConfig, GPTModel, generate
 from numpygpt.errors import InputError
 from numpygpt.model.config import DEFAULT_CONFIG
 from numpygpt.shapes import Array
 
-#: From the model of `make demo` up to the largest that trains in a few GB.
-PRESETS = {
+#: From the model of `make demo` up, and those that have a name.
+MODELS = {
     "demo": DEFAULT_CONFIG,
     "10M": replace(DEFAULT_CONFIG, vocab_size=8192, context_length=1024, emb_dim=256, n_heads=4, n_layers=6),
     "50M": replace(DEFAULT_CONFIG, vocab_size=16384, context_length=1024, emb_dim=512, n_heads=8, n_layers=10),
-    **GPT2_SIZES,
+    **PRESETS,
 }
 OURS = "numpygpt"
 PROMPT_TOKENS, NEW_TOKENS = 32, 128
@@ -43,7 +43,7 @@ class Task:
     @property
     def config(self) -> GPTConfig:
         """The model without dropout. Its context is as long as the sequences, or, for decoding, at least as long."""
-        config = PRESETS[self.preset]
+        config = MODELS[self.preset]
         context_length = max(config.context_length, self.tokens) if self.kind == "decode" else self.tokens
         return replace(config, drop_rate=0.0, context_length=context_length)
 
