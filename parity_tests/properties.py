@@ -37,7 +37,18 @@ from parity_tests.tolerances import FACTOR, FLOAT64_NORMWISE
 from torchgpt.bridge import dropout_masks, to_torch
 
 CONFIG = GPTConfig(vocab_size=11, context_length=8, emb_dim=12, n_heads=3, n_layers=2, drop_rate=0.25, qkv_bias=True)
-TIED = GPTConfig(**{**CONFIG.to_dict(), "tie_weights": True, "position": "sinusoidal"})
+#: Every other way of making a model.
+TIED = GPTConfig(
+    **{
+        **CONFIG.to_dict(),
+        "qkv_bias": False,
+        "tie_weights": True,
+        "position": "sinusoidal",
+        "activation": "gelu_erf",
+        "bias": False,
+        "norm_eps": 0.1,
+    }
+)
 B, T = 2, 6
 GRADIENT = "d_"
 INPUTS = np.array([[3, 1, 3, 10, 0, 3], [7, 7, 2, 5, 9, 1]])

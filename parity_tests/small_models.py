@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from numpygpt.checks import gradcheck
 from numpygpt.layers.key_value_cache import KeyValueCache
-from numpygpt.model.config import GPTConfig
+from numpygpt.model.config import ACTIVATIONS, GPTConfig
 from numpygpt.model.gpt import GPTModel
 from numpygpt.model.initialization import allocate
 from numpygpt.tree import named
@@ -31,6 +31,9 @@ def configs(draw, **fixed):
         "drop_rate": draw(st.sampled_from([0.0, 0.3])),
         "qkv_bias": draw(st.booleans()),
         "tie_weights": draw(st.booleans()),
+        "activation": draw(st.sampled_from(ACTIVATIONS)),
+        "bias": draw(st.booleans()),
+        "norm_eps": draw(st.sampled_from([1e-5, 0.1])),
     }
     return GPTConfig(**{**fields, **fixed})
 

@@ -27,6 +27,8 @@ from numpygpt.sections import Section
 from numpygpt.training.adamw import AdamW
 
 CONFIG = GPTConfig(vocab_size=11, context_length=5, emb_dim=6, n_heads=2, n_layers=2, drop_rate=0.2, qkv_bias=True)
+#: Options that older checkpoints do not name.
+OTHER_WAYS = {"activation": "gelu_erf", "bias": False, "norm_eps": 0.1}
 RUN = {"step": 7, "seed": 123, "losses": [2.5, 1 / 3, float("nan")], "name": 'élan "\\\n', "none": None}
 
 
@@ -69,9 +71,9 @@ def assert_same_arrays(ours, theirs):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("tie_weights", [False, True])
-def test_everything_comes_back_bit_for_bit(tmp_path, dtype, tie_weights):
-    config = GPTConfig.of({**CONFIG.to_dict(), "tie_weights": tie_weights})
+@pytest.mark.parametrize("ways", [{}, {"tie_weights": True}, OTHER_WAYS], ids=["plain", "tied", "other ways"])
+def test_everything_comes_back_bit_for_bit(tmp_path, dtype, ways):
+    config = GPTConfig.of({**CONFIG.to_dict(), **ways})
     path = saved(tmp_path / "new" / "folder", config=config, dtype=dtype)
     model, optimizer, rng = trained(config, dtype)
     for where in (path, str(path), path.parent):
@@ -91,7 +93,16 @@ def test_everything_comes_back_bit_for_bit(tmp_path, dtype, tie_weights):
             assert_same_arrays(ours.pop(moments), theirs.pop(moments))
         assert ours == theirs
         assert_same_arrays(checkpoint.arrays("random"), {"generator": rng.to_torch_state()})
-    assert (restored.state_dict()["out_head.weight"] is restored.state_dict()["tok_emb.weight"]) == tie_weights
+    assert (restored.state_dict()["out_head.weight"] is restored.state_dict()["tok_emb.weight"]) == config.tie_weights
+
+
+def test_a_checkpoint_from_before_an_option_was_there_loads_with_its_default(tmp_path):
+    section = model_section(trained()[0])
+    config = {name: value for name, value in CONFIG.to_dict().items() if name not in OTHER_WAYS}
+    write_checkpoint(tmp_path, {"model": section._replace(values={**section.values, "config": config})})
+    restored = load_model(tmp_path)
+    assert restored.config == CONFIG
+    assert_same_arrays(restored.state_dict(), trained()[0].state_dict())
 
 
 def test_the_file_is_plain_safetensors_with_sections_and_pytorch_names(tmp_path):
@@ -369,7 +380,7 @@ def test_missing_checkpoints_are_named(tmp_path):
     with pytest.raises(InputError, match=f"there is no checkpoint {tmp_path}/nowhere"):
         read_checkpoint(tmp_path / "nowhere")
     with pytest.raises(InputError, match=f"there is no checkpoint {tmp_path}/{FILE_NAME}"):
-        load_model(tmp_path)
+        read_checkpoint(tmp_path)
 
 
 # Atomic writes

@@ -232,6 +232,7 @@ CONFIGS = [
         {"qkv_bias": False, "bias": False, "activation": "gelu_erf"},
     )
 ]
+NAMES_OF_CONFIGS = [f"{config.drop_rate}, biases {config.qkv_bias}, {config.bias}" for config in CONFIGS]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=NAMES_OF_CONFIGS)
@@ -242,7 +243,6 @@ def test_the_parameter_table_counts_the_models_own_arrays(config):
         counts[name.partition(".")[0]] += array.size
     assert {row.name: row.parameters for row in parameter_table(config)} == counts
     assert num_parameters(config) == model.num_parameters()
-NAMES_OF_CONFIGS = [f"{config.drop_rate}, biases {config.qkv_bias}, {config.bias}" for config in CONFIGS]
 
 
 def bases_in(tree):

@@ -1,6 +1,7 @@
 """The gradient check itself passes what is right, finds what is wrong, and gives no verdict if nothing was checked."""
 
 import re
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpygpt.checks.gradcheck import ROUNDING, THRESHOLD, Case, Verdict, check,
 from numpygpt.checks.records import OPERATIONS
 from numpygpt.layers import parameters as p
 from numpygpt.layers import projection
-from numpygpt.ops import cross_entropy, gelu, layer_norm, linear, softmax
+from numpygpt.ops import cross_entropy, gelu, gelu_erf, layer_norm, linear, softmax
 from parity_tests.command import python, run
 
 
@@ -265,3 +266,19 @@ def test_the_command_exits_with_1_where_a_gradient_is_wrong_and_names_it(monkeyp
     wrong = [line.split()[:2] for line in out.splitlines() if line.endswith("WRONG")]
     assert wrong == [["gelu", "d_x"]] * status
     assert out.endswith(f"\n{5 - status} right, 0 zero, {status} wrong\n")
+
+
+def test_without_scipy_everything_else_is_checked_and_what_is_left_out_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    in_a_layer = CASES[2]._replace(name="in a layer", options={"activation": "gelu_erf"})
+    exact = [Case("exact", gelu_erf, {"x": X}), in_a_layer]
+    models = []
+    monkeypatch.setattr(gradcheck, "cases", lambda rng: iter([CASES[0], *exact]))
+    monkeypatch.setattr(gradcheck, "check_model", lambda config, rng: models.append(config) or [])
+    assert run("gradcheck") == 0
+    assert capsys.readouterr().out.endswith(
+        "\n3 right, 0 zero, 0 wrong\n"
+        "not checked, because SciPy is not installed (pip install scipy): exact; in a layer\n"
+    )
+    assert [config.activation for config in models] == ["gelu_tanh", "gelu_tanh"]
+    assert [config.bias for config in models] == [True, False]

@@ -1,5 +1,7 @@
 """A second oracle that shares no code with ours: Hugging Face's GPT-2, with random weights and no download."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -22,9 +24,14 @@ CONFIG = GPTConfig(
     tie_weights=True,
 )
 B, T = 3, 7
+#: Their activation and eps, and what is ours for them.
+VARIANTS = {
+    "GPT-2": ("gelu_new", CONFIG),
+    "exact GELU, a large eps": ("gelu", replace(CONFIG, activation="gelu_erf", norm_eps=0.1)),
+}
 
 
-def huggingface_model(seed):
+def huggingface_model(seed, activation, norm_eps):
     """A model with random weights without symmetries; its norms scale and shift."""
     torch.manual_seed(seed)
     config = GPT2Config(
@@ -33,7 +40,8 @@ def huggingface_model(seed):
         n_embd=CONFIG.emb_dim,
         n_layer=CONFIG.n_layers,
         n_head=CONFIG.n_heads,
-        activation_function="gelu_new",
+        activation_function=activation,
+        layer_norm_epsilon=norm_eps,
         attn_implementation="eager",
         bos_token_id=0,
         eos_token_id=0,
@@ -86,12 +94,14 @@ def with_qkv_together(gradients):
     return together
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_logits_loss_and_every_gradient_are_huggingfaces(seed):
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("seed", range(4))
+def test_logits_loss_and_every_gradient_are_huggingfaces(seed, variant):
+    activation, config = VARIANTS[variant]
     rng = np.random.default_rng(seed)
     inputs, targets = rng.integers(0, CONFIG.vocab_size, (2, B, T))
     targets[0, :2] = IGNORE_INDEX
-    theirs = huggingface_model(seed)
+    theirs = huggingface_model(seed, activation, config.norm_eps)
     logits = theirs(torch.from_numpy(inputs)).logits
     loss = F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets).flatten())
     loss.backward()
@@ -99,7 +109,7 @@ def test_logits_loss_and_every_gradient_are_huggingfaces(seed):
     expected = with_qkv_together(in_our_names({name: parameter.grad for name, parameter in parameters.items()}))
     expected |= {"logits": logits.detach().numpy(), "loss": loss.detach().numpy()}
 
-    model = GPTModel.from_state_dict(CONFIG, in_our_names(parameters))
+    model = GPTModel.from_state_dict(config, in_our_names(parameters))
     our_loss, gradients = model.loss_and_grads(inputs, targets)
     ours = {**with_qkv_together(gradients), "logits": model(inputs), "loss": np.asarray(our_loss)}
     allowed = {name: normwise(array) for name, array in expected.items()}

@@ -27,19 +27,19 @@ configs = st.builds(
     n_layers=st.integers(1, 3),
     qkv_bias=st.booleans(),
     tie_weights=st.booleans(),
-)
     activation=st.sampled_from(ACTIVATIONS),
     bias=st.booleans(),
+)
 
 
 def expected_shapes(config):
     """The names and shapes of the parameters, in their order."""
-    V, C, D = config.vocab_size, config.context_length, config.emb_dim
     without = () if config.bias else ("out_proj.bias", "layers.0.bias", "layers.2.bias", "shift")
     return {name: shape for name, shape in shapes_with_biases(config).items() if not name.endswith(without)}
 
 
 def shapes_with_biases(config):
+    V, C, D = config.vocab_size, config.context_length, config.emb_dim
     shapes = {"tok_emb.weight": (V, D), "pos_emb.weight": (C, D)}
     for i in range(config.n_layers):
         for name in ("W_query", "W_key", "W_value"):

@@ -288,7 +288,9 @@ def test_the_functions_written_out_as_oracles_are_pytorchs_own():
     logits, targets = x.flatten(0, 1), torch.arange(12) % 6
     for written_out, own in (
         (oracles.layer_norm(x, scale, shift, eps=0.5), F.layer_norm(x, (6,), scale, shift, 0.5)),
+        (oracles.layer_norm(x, scale), F.layer_norm(x, (6,), scale)),
         (oracles.gelu(x), F.gelu(x, approximate="tanh")),
+        (oracles.gelu_erf(x), F.gelu(x)),
         (oracles.softmax(x), torch.softmax(x, dim=-1)),
         (oracles.attention(queries, keys, values), attend(queries, keys, values, is_causal=True)),
         (oracles.attention(queries, keys, values, visible="all"), attend(queries, keys, values)),

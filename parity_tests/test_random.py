@@ -323,6 +323,7 @@ def test_a_mask_is_the_same_by_booleans_and_by_uniforms(seed, shape, drop_rate):
     context_length=st.integers(1, 20),
     qkv_bias=st.booleans(),
     tie_weights=st.booleans(),
+    bias=st.booleans(),
 )
 def test_a_model_holds_the_weights_of_pytorchs_and_draws_on_from_there(seed, heads, head_dim, **sizes):
     config = GPTConfig(emb_dim=heads * head_dim, n_heads=heads, drop_rate=0.0, **sizes)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ import numpygpt
 import torchgpt
 from numpygpt.data.tokenizer import get_tokenizer
 from numpygpt.errors import InputError
+from numpygpt.layers import feed_forward
 from numpygpt.layers.transformer_block import DropoutMasks as BlockMasks
 from numpygpt.model.body import DropoutMasks
-from numpygpt.model.config import GPTConfig
+from numpygpt.model.config import ACTIVATIONS, GPTConfig
 from numpygpt.random.torch_generator import TorchGenerator
 from parity_tests.properties import agree
-from torchgpt.model import GELU, LayerNorm
+from torchgpt import model as torch_modules
+from torchgpt.model import GELU, GELUErf, LayerNorm
 
 CONFIG = {
     "vocab_size": 37,
@@ -44,6 +47,9 @@ configs = st.builds(
     n_layers=st.integers(1, 2),
     qkv_bias=st.booleans(),
     tie_weights=st.booleans(),
+    activation=st.sampled_from(ACTIVATIONS),
+    bias=st.booleans(),
+    norm_eps=st.sampled_from([1e-5, 0.1]),
 )
 
 
@@ -96,6 +102,14 @@ def test_state_dict_has_the_names_shapes_and_order_of_the_book(qkv_bias):
     assert [(name, tuple(tensor.shape)) for name, tensor in state_dict.items()] == list(expected.items())
 
 
+def test_without_biases_their_names_are_gone_and_the_others_stay_in_order():
+    with_biases = torch_model(qkv_bias=False).state_dict()
+    expected = [name for name in with_biases if not name.endswith((".bias", ".shift"))]
+    assert list(torch_model(qkv_bias=False, bias=False).state_dict()) == expected
+    model = numpygpt.GPTModel({**CONFIG, "qkv_bias": False, "bias": False})
+    assert list(model.state_dict()) == expected
+
+
 def test_parameters_are_drawn_in_the_order_of_the_book():
     model = torch_model(dtype=torch.float32)
     torch.manual_seed(123)
@@ -117,7 +131,14 @@ def test_layer_norm_and_gelu_are_pytorchs_own():
     nn.init.normal_(norm.scale)
     nn.init.normal_(norm.shift)
     agree(norm(x).detach(), F.layer_norm(x, (6,), norm.scale, norm.shift, norm.eps).detach(), "LayerNorm")
+    without_shift = LayerNorm(6, eps=0.5, bias=False).double()
+    agree(without_shift(x).detach(), F.layer_norm(x, (6,), eps=0.5), "LayerNorm without a shift")
     agree(GELU()(x), F.gelu(x, approximate="tanh"), "GELU")
+    agree(GELUErf()(x), F.gelu(x), "GELU's exact form")
+
+
+def test_each_activation_of_a_configuration_has_an_operation_and_a_module():
+    assert tuple(feed_forward.ACTIVATIONS) == tuple(torch_modules.ACTIVATIONS) == ACTIVATIONS
 
 
 def test_gelu_has_the_bits_of_the_book_in_float32():
@@ -386,6 +407,25 @@ def test_a_model_of_the_books_own_classes_crosses_over():
     for block in model.trf_blocks:
         block.att.register_buffer("mask", torch.ones(7, 7).triu(1))
     assert torchgpt.to_numpy(model).config == config
+
+
+@pytest.mark.parametrize(
+    ("module", "activation"), [(nn.GELU(), "gelu_erf"), (nn.GELU(approximate="tanh"), "gelu_tanh")], ids=str
+)
+def test_a_model_with_pytorchs_own_gelu_crosses_over(module, activation):
+    model = torch_model()
+    for block in model.trf_blocks:
+        block.ff.layers[1] = module
+    numpy_model = torchgpt.to_numpy(model)
+    assert numpy_model.config == replace(GPTConfig.of(CONFIG), activation=activation)
+    agree(numpy_model(token_ids().numpy()), model(token_ids()).detach(), "logits")
+
+
+def test_another_activation_is_refused():
+    model = torch_model()
+    model.trf_blocks[0].ff.layers[1] = nn.ReLU()
+    with pytest.raises(InputError, match=r"^the activation is a ReLU; expected a GELU$"):
+        torchgpt.to_numpy(model)
 
 
 def test_other_names_are_listed():

@@ -19,7 +19,7 @@ from numpygpt.model.gpt import GPTModel as NumpyGPTModel
 from numpygpt.model.initialization import allocate
 from numpygpt.shapes import Array
 from numpygpt.tree import mapped_by_name, named
-from torchgpt.model import GPTModel, SinusoidalPositions
+from torchgpt.model import GELUErf, GPTModel, SinusoidalPositions
 
 DTYPES = ("float32", "float64")
 
@@ -132,6 +132,7 @@ def _check_names(names: list[str], torch_model: nn.Module) -> None:
         drop_rate=0.0,
         qkv_bias=any(name.endswith(".att.W_query.bias") for name in names),
         position=_position_of(torch_model),
+        bias="final_norm.shift" in names,
     )
     expected = [name for name, _ in named(allocate(smallest, np.float32))]
     missing = [name for name in expected if name not in names]
@@ -157,7 +158,22 @@ def _config_of(torch_model: Any) -> GPTConfig:
         qkv_bias=attention.W_query.bias is not None,
         tie_weights=torch_model.out_head.weight is torch_model.tok_emb.weight,
         position=_position_of(torch_model),
+        activation=_activation_of(torch_model.trf_blocks[0].ff.layers[1]),
+        bias=torch_model.final_norm.shift is not None,
+        norm_eps=torch_model.final_norm.eps,
     )
+
+
+def _activation_of(module: nn.Module) -> str:
+    """The form of GELU that a module computes: one of ours, the book's own class, or PyTorch's, which has both forms.
+
+    Raises InputError for a module that is no GELU.
+    """
+    if isinstance(module, GELUErf) or (isinstance(module, nn.GELU) and module.approximate == "none"):
+        return "gelu_erf"
+    if type(module).__name__ == "GELU":
+        return "gelu_tanh"
+    raise InputError(f"the activation is a {type(module).__name__}; expected a GELU")
 
 
 def _position_of(torch_model: nn.Module) -> str:

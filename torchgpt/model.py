@@ -12,6 +12,7 @@ The model differs from the book's listings in these things:
 - GELU's constant sqrt(2/pi) is float64 for a float64 input; the book's is always float32, which limits the accuracy;
 - `attention="sdpa"` computes attention in PyTorch's fused kernel, and `tie_weights` shares the embedding with the head;
 - `position="sinusoidal"` puts fixed sines and cosines in the place of learned positions;
+- `activation`, `bias` and `norm_eps` choose GELU's form, whether there are biases and shifts, and the norms' eps;
 - every forward takes a watch, which is told each named activation (`numpygpt.watch`).
 """
 
@@ -32,19 +33,23 @@ ATTENTION_KINDS = ("math", "sdpa")
 
 
 class LayerNorm(nn.Module):
-    """Normalize the last axis to mean 0 and (biased) variance 1, then scale and shift (Ba et al. 2016)."""
+    """Normalize the last axis to mean 0 and (biased) variance 1, then scale and shift (Ba et al. 2016).
 
-    def __init__(self, emb_dim: int):
+    Without `bias` there is no shift.
+    """
+
+    def __init__(self, emb_dim: int, eps: float = 1e-5, bias: bool = True):
         super().__init__()
-        self.eps = 1e-5
+        self.eps = eps
         self.scale = nn.Parameter(torch.ones(emb_dim))
-        self.shift = nn.Parameter(torch.zeros(emb_dim))
+        self.shift = nn.Parameter(torch.zeros(emb_dim)) if bias else None
 
     def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
         mean = x.mean(dim=-1, keepdim=True)
         variance = x.var(dim=-1, keepdim=True, unbiased=False)
         normalized = (x - mean) / torch.sqrt(variance + self.eps)
-        return self.scale * normalized + self.shift
+        scaled = self.scale * normalized
+        return scaled if self.shift is None else scaled + self.shift
 
 
 class SinusoidalPositions(nn.Module):
@@ -73,15 +78,26 @@ class GELU(nn.Module):
         return 0.5 * x * (1 + torch.tanh(root * (x + 0.044715 * x**3)))
 
 
+class GELUErf(nn.Module):
+    """GELU's exact form, 0.5 x (1 + erf(x / sqrt(2))) (Hendrycks & Gimpel 2016)."""
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+
+
+#: The module of each form of GELU.
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu_tanh": GELU, "gelu_erf": GELUErf}
+
+
 class FeedForward(nn.Module):
     """Linear(D, F), GELU and Linear(F, D), applied to each position alone."""
 
     def __init__(self, cfg: GPTConfig):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(cfg.emb_dim, 4 * cfg.emb_dim),
-            GELU(),
-            nn.Linear(4 * cfg.emb_dim, cfg.emb_dim),
+            nn.Linear(cfg.emb_dim, 4 * cfg.emb_dim, bias=cfg.bias),
+            ACTIVATIONS[cfg.activation](),
+            nn.Linear(4 * cfg.emb_dim, cfg.emb_dim, bias=cfg.bias),
         )
 
     def forward(self, x: Float[Tensor, "B T D"], watch: Watch = unwatched) -> Float[Tensor, "B T D"]:
@@ -105,7 +121,7 @@ class MultiHeadAttention(nn.Module):
         self.W_query = nn.Linear(cfg.emb_dim, cfg.emb_dim, bias=cfg.qkv_bias)
         self.W_key = nn.Linear(cfg.emb_dim, cfg.emb_dim, bias=cfg.qkv_bias)
         self.W_value = nn.Linear(cfg.emb_dim, cfg.emb_dim, bias=cfg.qkv_bias)
-        self.out_proj = nn.Linear(cfg.emb_dim, cfg.emb_dim)
+        self.out_proj = nn.Linear(cfg.emb_dim, cfg.emb_dim, bias=cfg.bias)
         self.dropout = nn.Dropout(cfg.drop_rate)
 
     def forward(self, x: Float[Tensor, "B T D"], watch: Watch = unwatched) -> Float[Tensor, "B T D"]:
@@ -162,8 +178,8 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.att = MultiHeadAttention(cfg, attention)
         self.ff = FeedForward(cfg)
-        self.norm1 = LayerNorm(cfg.emb_dim)
-        self.norm2 = LayerNorm(cfg.emb_dim)
+        self.norm1 = LayerNorm(cfg.emb_dim, cfg.norm_eps, cfg.bias)
+        self.norm2 = LayerNorm(cfg.emb_dim, cfg.norm_eps, cfg.bias)
         self.drop_shortcut = nn.Dropout(cfg.drop_rate)
 
     def forward(self, x: Float[Tensor, "B T D"], watch: Watch = unwatched) -> Float[Tensor, "B T D"]:
@@ -183,7 +199,7 @@ class TransformerBlock(nn.Module):
 class GPTModel(nn.Module):
     """The book's GPT: from token ids (B, T), with T <= context_length, to logits (B, T, V).
 
-    cfg        a GPTConfig, or a dict with the book's seven keys (and, optionally, tie_weights and position)
+    cfg        a GPTConfig, or a dict with the book's seven keys (and, optionally, the others of GPTConfig)
     attention  "math": as the book writes it; "sdpa": PyTorch's fused kernel
 
     With tie_weights, `tok_emb.weight` and `out_head.weight` are one Parameter. It starts with the values that are drawn
@@ -208,7 +224,7 @@ class GPTModel(nn.Module):
         self.trf_blocks = nn.Sequential(
             *(TransformerBlock(self.config, attention) for _ in range(self.config.n_layers))
         )
-        self.final_norm = LayerNorm(self.config.emb_dim)
+        self.final_norm = LayerNorm(self.config.emb_dim, self.config.norm_eps, self.config.bias)
         self.out_head = nn.Linear(self.config.emb_dim, self.config.vocab_size, bias=False)
         self._tie()
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from numpygpt.layers import parameters as p
 from numpygpt.layers import transformer_block
-from numpygpt.model.config import POSITIONS, GPTConfig
+from numpygpt.model.config import ACTIVATIONS, POSITIONS, GPTConfig
 from numpygpt.model.initialization import allocate
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
 from numpygpt.shapes import Array
@@ -86,6 +86,14 @@ class Source:
         """Whether an option is on; the simplest choice is that it is not."""
         return self.choose.one_of([False, True])
 
+    def activation(self) -> str:
+        """A form of GELU."""
+        return self.choose.one_of(ACTIVATIONS)
+
+    def norm_eps(self) -> float:
+        """What a norm adds to the variance: so much that it hardly matters, or that it does."""
+        return self.choose.one_of([1e-5, 0.5, 100.0])
+
     def drop_rate(self) -> float:
         """A rate of dropout."""
         return self.choose.one_of([0.0, 0.1, 0.5])
@@ -113,6 +121,9 @@ class Source:
             qkv_bias=self.yes(),
             tie_weights=self.yes(),
             position="learned" if n_heads * head_dim % 2 else self.choose.one_of(POSITIONS),
+            activation=self.activation(),
+            bias=not self.yes(),
+            norm_eps=self.norm_eps(),
         )
 
     # Arrays
@@ -154,7 +165,8 @@ class Source:
     def block(self) -> tuple[p.TransformerBlock, int]:
         """The parameters of a block, and the number of its heads."""
         n_heads, head_dim = self.size(3), self.features(4)
-        return self.filled(block_parameters(n_heads, head_dim, qkv_bias=self.yes())), n_heads
+        biases = {"qkv_bias": self.yes(), "bias": not self.yes()}
+        return self.filled(block_parameters(n_heads, head_dim, **biases)), n_heads
 
     def block_masks(self, shape: tuple[int, int, int], n_heads: int, rate: float) -> transformer_block.DropoutMasks:
         """The dropout masks of a block for an x of this shape (B, T, D)."""
@@ -174,15 +186,18 @@ def at_random(seed: int) -> Source:
     return Source(AtRandom(np.random.default_rng(seed)), seed, ordinary=True)
 
 
-def block_parameters(n_heads: int, head_dim: int, *, qkv_bias: bool = True) -> p.TransformerBlock:
+def block_parameters(
+    n_heads: int, head_dim: int, *, qkv_bias: bool = True, bias: bool = True
+) -> p.TransformerBlock:
     """The parameters of a block, which are not filled yet."""
-    config = GPTConfig(1, 1, n_heads * head_dim, n_heads, 1, 0.0, qkv_bias)
+    config = GPTConfig(1, 1, n_heads * head_dim, n_heads, 1, 0.0, qkv_bias, bias=bias)
     return allocate(config, np.float64).trf_blocks[0]
 
 
-def random_block(source: Source, n_heads: int, head_dim: int) -> p.TransformerBlock:
-    """The parameters of a block with biases everywhere, filled with normal values."""
-    block: p.TransformerBlock = random_parameters(source, block_parameters(n_heads, head_dim))
+def random_block(source: Source, n_heads: int, head_dim: int, *, biases: bool = True) -> p.TransformerBlock:
+    """The parameters of a block with biases everywhere or nowhere, filled with normal values."""
+    unfilled = block_parameters(n_heads, head_dim, qkv_bias=biases, bias=biases)
+    block: p.TransformerBlock = random_parameters(source, unfilled)
     return block
 
 

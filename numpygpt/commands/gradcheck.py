@@ -2,6 +2,8 @@
 
 import argparse
 
+import numpy as np
+
 from numpygpt.checks import gradcheck
 from numpygpt.commands.tables import print_table
 from numpygpt.errors import InputError
@@ -30,4 +32,8 @@ def run(parsed: argparse.Namespace) -> int:
     )
     right, zero, wrong = (sum(verdict.passed is passed for verdict in verdicts) for passed in (True, None, False))
     print(f"{right} right, {zero} zero, {wrong} wrong")
+    cases = gradcheck.cases(np.random.default_rng(parsed.seed))
+    left_out = [case.name for case in cases if not gradcheck.can_be_computed(case)]
+    if left_out:
+        print(f"not checked, because SciPy is not installed (pip install scipy): {'; '.join(left_out)}")
     return 1 if wrong else 0

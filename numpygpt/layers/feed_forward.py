@@ -5,7 +5,7 @@
     y        (..., D)     output
 
     (1)  hidden = x @ W0ᵀ + b0
-    (2)  activated = gelu(hidden)
+    (2)  activated = gelu(hidden)                  `activation` says in which form
     (3)  y = activated @ W2ᵀ + b2
 """
 
@@ -13,15 +13,19 @@ from typing import Any, NamedTuple
 
 from numpygpt.layers import parameters as p
 from numpygpt.layers import projection
-from numpygpt.ops import gelu
+from numpygpt.ops import gelu, gelu_erf
 from numpygpt.shapes import Array, Inexact
 from numpygpt.tree import Trained, any_trained, everything, nowhere, within
 from numpygpt.watch import Watch, unwatched
 
+#: The operation of each form of GELU, by the name that `GPTConfig` has for it.
+ACTIVATIONS = {"gelu_tanh": gelu, "gelu_erf": gelu_erf}
+
 
 class Saved(NamedTuple):
     expand: Any
-    gelu: gelu.Saved
+    activation: str
+    gelu: gelu.Saved | gelu_erf.Saved
     contract: Any
     parameters: p.FeedForward
 
@@ -30,6 +34,7 @@ def forward(
     x: Inexact[Array, "*rows D"],
     parameters: p.FeedForward,
     *,
+    activation: str = "gelu_tanh",
     wants_x: bool = True,
     trained: Trained = everything,
     watch: Watch = unwatched,
@@ -38,12 +43,12 @@ def forward(
     trained0, trained2 = within(trained, "layers.0"), within(trained, "layers.2")
     hidden, expanded = projection.forward(x, expand, wants_x=wants_x, trained=trained0)  # (1)
     watch("layers.0", hidden)
-    activated, bent = gelu.forward(hidden)  # (2)
+    activated, bent = ACTIVATIONS[activation].forward(hidden)  # (2)
     watch("layers.1", activated)
     wants_activated = wants_x or any_trained(expand, trained0)
     y, contracted = projection.forward(activated, contract, wants_x=wants_activated, trained=trained2)  # (3)
     watch("layers.2", y)
-    return y, Saved(expanded, bent, contracted, parameters)
+    return y, Saved(expanded, activation, bent, contracted, parameters)
 
 
 class Gradients(NamedTuple):
@@ -57,7 +62,7 @@ def backward(d_y: Inexact[Array, "*rows D"], saved: Saved, *, watch: Watch = unw
     if d_activated is None:
         return Gradients(None, p.FeedForward((nowhere(saved.parameters.layers[0]), (), d_contract)))
     watch("d_layers.1", d_activated)
-    d_hidden = gelu.backward(d_activated, saved.gelu).x  # undoes (2)
+    d_hidden = ACTIVATIONS[saved.activation].backward(d_activated, saved.gelu).x  # undoes (2)
     watch("d_layers.0", d_hidden)
     d_x, d_expand = projection.backward(d_hidden, saved.expand)  # undoes (1)
     return Gradients(d_x, p.FeedForward((d_expand, (), d_contract)))

@@ -39,10 +39,10 @@ class Linear(NamedTuple):
 
 
 class LayerNorm(NamedTuple):
-    """What each normalized feature is multiplied by, and what is then added."""
+    """What each normalized feature is multiplied by, and what is then perhaps added."""
 
     scale: Inexact[Array, "D"]
-    shift: Inexact[Array, "D"]
+    shift: Inexact[Array, "D"] | None = None
 
 
 class FeedForward(NamedTuple):

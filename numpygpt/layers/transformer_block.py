@@ -67,6 +67,8 @@ def forward(
     drop_rate: float = 0.0,
     past: KeyValueCache | None = None,
     flash: bool = False,
+    activation: str = "gelu_tanh",
+    norm_eps: float = 1e-5,
     wants_x: bool = True,
     trained: Trained = everything,
     watch: Watch = unwatched,
@@ -77,7 +79,7 @@ def forward(
     wants_f = wants_r or any_trained(parameters.norm2, norm2_trained)
 
     a, norm1 = layer_norm.forward(  # (1)
-        x, *parameters.norm1, wanted=wanted(norm1_trained, "scale", "shift", x=wants_x)
+        x, *parameters.norm1, eps=norm_eps, wanted=wanted(norm1_trained, "scale", "shift", x=wants_x)
     )
     watch("norm1", a)
     b, att = multi_head_attention.forward(  # (2)
@@ -98,11 +100,16 @@ def forward(
     r = x + dropped  # (3)
     watch("residual", r)
     f, norm2 = layer_norm.forward(  # (4)
-        r, *parameters.norm2, wanted=wanted(norm2_trained, "scale", "shift", x=wants_r)
+        r, *parameters.norm2, eps=norm_eps, wanted=wanted(norm2_trained, "scale", "shift", x=wants_r)
     )
     watch("norm2", f)
     g, ff = feed_forward.forward(  # (5)
-        f, parameters.ff, wants_x=wants_f, trained=within(trained, "ff"), watch=under(watch, "ff")
+        f,
+        parameters.ff,
+        activation=activation,
+        wants_x=wants_f,
+        trained=within(trained, "ff"),
+        watch=under(watch, "ff"),
     )
     dropped, drop_ff = dropout.forward(g, masks.after_feed_forward, drop_rate=drop_rate)
     watch("drop_ff", dropped)

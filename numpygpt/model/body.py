@@ -77,6 +77,8 @@ def forward(
     drop_rate: float = 0.0,
     past: Sequence[KeyValueCache] = (),
     flash: bool = False,
+    activation: str = "gelu_tanh",
+    norm_eps: float = 1e-5,
     recompute: bool = False,
     wants_x: bool = False,
     trained: Trained = everything,
@@ -90,6 +92,8 @@ def forward(
     masks       of dropout; None: no dropout
     past        each block's cache of earlier tokens; () without caches
     flash       attention tile by tile (`numpygpt.ops.flash_attention`)
+    activation  between the layers of each feed-forward network (`numpygpt.layers.feed_forward`)
+    norm_eps    what the norms add to the variance
     recompute   save each block's input alone (`numpygpt.layers.recomputed_block`)
     wants_x     whether the gradient of embeddings given as `inputs` will be asked for
     trained     which parameters are trained (`numpygpt.tree`)
@@ -126,6 +130,8 @@ def forward(
             drop_rate=drop_rate,
             past=past[i] if past else None,
             flash=flash,
+            activation=activation,
+            norm_eps=norm_eps,
             wants_x=wants,
             trained=trained_block,
             watch=under(watch, f"trf_blocks.{i}"),
@@ -137,7 +143,9 @@ def forward(
         del saved
         wants = wanted_here
     norm_wanted = wanted(within(trained, "final_norm"), "scale", "shift", x=wants)
-    hidden, final_norm = layer_norm.forward(x, *parameters.final_norm, wanted=norm_wanted)  # (3)
+    hidden, final_norm = layer_norm.forward(  # (3)
+        x, *parameters.final_norm, eps=norm_eps, wanted=norm_wanted
+    )
     watch("final_norm", hidden)
     return hidden, Saved(
         tok_emb,

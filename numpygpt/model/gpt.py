@@ -25,6 +25,7 @@ from numpygpt.model.body import DropoutMasks
 from numpygpt.model.config import ATTENTIONS, GPTConfig
 from numpygpt.model.initialization import allocate, initialize
 from numpygpt.objectives import next_token
+from numpygpt.ops import gelu_erf
 from numpygpt.random.masks import RandomSource
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.shapes import Array, Bool, Inexact, Integer
@@ -56,7 +57,8 @@ class GPTModel:
     checkpoint_activations  save each block's input alone and compute the block again in the backward: the same
                             gradients bit for bit, for less memory and a fifth more time
 
-    Both may be set later, as attributes. Raises InputError for an invalid configuration, seed, dtype or attention.
+    Both may be set later, as attributes. Raises InputError for an invalid configuration, seed, dtype or attention, and
+    for GELU's exact form if SciPy is not installed.
     """
 
     config: GPTConfig
@@ -112,6 +114,8 @@ class GPTModel:
     ) -> None:
         self.attention, self.checkpoint_activations = attention, checkpoint_activations
         self.config = GPTConfig.of(cfg)
+        if self.config.activation == "gelu_erf":
+            gelu_erf.error_function()  # raises InputError now, not at the first forward, if SciPy is missing
         if np.dtype(dtype) not in DTYPES:
             raise InputError(f"dtype is {np.dtype(dtype)}; expected float32, float64 or complex128")
         self.parameters = allocate(self.config, np.dtype(dtype))
@@ -319,6 +323,8 @@ class GPTModel:
             n_heads=self.config.n_heads,
             drop_rate=self.config.drop_rate,
             flash=self.attention == "flash" and in_idx.shape[1] > 1,  # one query has nothing to be tiled
+            activation=self.config.activation,
+            norm_eps=self.config.norm_eps,
             recompute=self.checkpoint_activations,
             trained=trained,
             **options,

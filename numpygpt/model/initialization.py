@@ -21,9 +21,9 @@ def allocate(config: GPTConfig, dtype: Any) -> p.GPT:
         return np.empty(shape, dtype)
 
     def layer_norm() -> p.LayerNorm:
-        return p.LayerNorm(empty(D), empty(D))
+        return p.LayerNorm(empty(D), empty(D) if config.bias else None)
 
-    def linear(inputs: int, outputs: int, *, bias: bool = True) -> p.Linear:
+    def linear(inputs: int, outputs: int, *, bias: bool = config.bias) -> p.Linear:
         return p.Linear(empty(outputs, inputs), empty(outputs) if bias else None)
 
     def block() -> p.TransformerBlock:
@@ -64,7 +64,9 @@ def initialize(node: Any, generator: TorchGenerator) -> None:
             if bias is not None:
                 _fill_uniform(bias, weight.shape[1], generator)
         case p.LayerNorm(scale, shift):
-            scale[...], shift[...] = 1, 0
+            scale[...] = 1
+            if shift is not None:
+                shift[...] = 0
         case _:
             for child in children(node).values():
                 initialize(child, generator)

@@ -20,16 +20,17 @@ class Row(NamedTuple):
 def parameter_table(config: GPTConfig) -> list[Row]:
     """The rows of the parameter count, the blocks' parts once, multiplied out in the row of all blocks; no total."""
     V, C, D, L = config.vocab_size, config.context_length, config.emb_dim, config.n_layers
-    attention = 3 * (D * D + D * config.qkv_bias) + D * D + D
-    feed_forward = 4 * D * D + 4 * D + 4 * D * D + D
-    norms = 2 * 2 * D
+    attention = 3 * (D * D + D * config.qkv_bias) + D * D + D * config.bias
+    feed_forward = 4 * D * D + 4 * D * D + (4 * D + D) * config.bias
+    norm = D + D * config.bias
+    norms = 2 * norm
     block = attention + feed_forward + norms
     parts = f"attention {attention:,}, feed-forward {feed_forward:,}, norms {norms:,}"
     return [
         Row("tok_emb", f"({V}, {D})", V * D),
         Row("pos_emb", f"({C}, {D})", C * D) if config.position == "learned" else Row("pos_emb", "fixed sinusoids", 0),
         Row("trf_blocks", f"{L} x {block:,}: {parts}", L * block),
-        Row("final_norm", f"scale and shift ({D})", 2 * D),
+        Row("final_norm", f"scale and shift ({D})" if config.bias else f"scale ({D})", norm),
         Row("out_head", "tied to tok_emb" if config.tie_weights else f"({V}, {D})", 0 if config.tie_weights else V * D),
     ]
 
@@ -126,7 +127,7 @@ def _saved_block(config: GPTConfig, batch_size: int, tokens: int, size: int, att
         + 3 * stream  # queries, keys, values
         + (flash if attention == "flash" else math)
         + stream  # context_vec
-        + 3 * 4 * stream  # GELU: its input, its tanh, its output
+        + 3 * 4 * stream  # GELU: its input, the share of it that passes, its output
     )
 
 

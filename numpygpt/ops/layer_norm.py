@@ -2,7 +2,7 @@
 
     x            (..., D)   input
     scale        (D)        g
-    shift        (D)        b
+    shift        (D)        b, optional
     y            (..., D)   output
     centered     (..., D)   c
     inv_std      (..., 1)   r
@@ -30,7 +30,8 @@ Each row of d_x is orthogonal to 1, because shifting x changes nothing. Except f
 because scaling c changes nothing.
 
 Saved: n and r, and g; x itself is not needed again.
-Traps: the unbiased variance (D - 1); eps outside the root; E[x²] - E[x]², which cancels where the mean is large.
+Traps: the unbiased variance (D - 1); eps outside the root; another eps than the weights were trained with; E[x²] -
+E[x]², which cancels where the mean is large.
 """
 
 from collections.abc import Collection
@@ -52,12 +53,13 @@ class Saved(NamedTuple):
 def forward(
     x: Inexact[Array, "*rows D"],
     scale: Inexact[Array, "D"],
-    shift: Inexact[Array, "D"],
+    shift: Inexact[Array, "D"] | None = None,
     *,
     eps: float = 1e-5,
     wanted: Collection[str] = ("x", "scale", "shift"),
 ) -> tuple[Inexact[Array, "*rows D"], Saved]:
-    y = np.empty(x.shape, np.result_type(x, scale, shift))
+    given = [array for array in (x, scale, shift) if array is not None]
+    y = np.empty(x.shape, np.result_type(*given))
     normalized = np.empty(x.shape, x.dtype)
     inv_std = np.empty((*x.shape[:-1], 1), x.dtype)
 
@@ -67,9 +69,12 @@ def forward(
         np.divide(1, np.sqrt(variance + eps), out=inv_std)  # (2)
         np.multiply(centered, inv_std, out=normalized)  # (3)
         np.multiply(scale, normalized, out=y)  # (4)
-        y += shift
+        if shift is not None:
+            y += shift
 
     over_rows(block, x, inv_std, normalized, y)
+    if shift is None:
+        wanted = [name for name in wanted if name != "shift"]
     return y, Saved(normalized, inv_std, scale, wanted)
 
 

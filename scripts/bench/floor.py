@@ -24,7 +24,7 @@ PARTS = {
     "products": ("ops.linear",),
     "attention": ("ops.attention", "ops.flash_attention"),
     "softmax": ("ops.softmax",),
-    "GELU": ("ops.gelu",),
+    "GELU": ("ops.gelu", "ops.gelu_erf"),
     "norms": ("ops.layer_norm",),
     "dropout": ("ops.dropout",),
     "copies of heads": ("layers.multi_head_attention",),

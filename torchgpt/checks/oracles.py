@@ -34,16 +34,23 @@ def embedding(ids: Tensor, weight: Tensor) -> Outcome:
     return F.embedding(ids, weight), {}
 
 
-def layer_norm(x: Tensor, scale: Tensor, shift: Tensor, *, eps: float = 1e-5) -> Outcome:
+def layer_norm(x: Tensor, scale: Tensor, shift: Tensor | None = None, *, eps: float = 1e-5) -> Outcome:
     """The formula is written out, because what is saved is needed too."""
     inv_std = 1 / torch.sqrt(x.var(dim=-1, keepdim=True, unbiased=False) + eps)
     normalized = (x - x.mean(dim=-1, keepdim=True)) * inv_std
-    return scale * normalized + shift, {"normalized": normalized, "inv_std": inv_std}
+    y = scale * normalized if shift is None else scale * normalized + shift
+    return y, {"normalized": normalized, "inv_std": inv_std}
 
 
 def gelu(x: Tensor) -> Outcome:
     """The formula is written out, because what is saved is needed too."""
     s = 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return x * s, {"s": s}
+
+
+def gelu_erf(x: Tensor) -> Outcome:
+    """The formula is written out, because what is saved is needed too."""
+    s = 0.5 * (1 + torch.erf(x / math.sqrt(2)))
     return x * s, {"s": s}
 
 
@@ -122,10 +129,11 @@ def projection(x: Tensor, parameters: Any) -> Outcome:
     return linear(x, *parameters)
 
 
-def feed_forward(x: Tensor, parameters: Any) -> Outcome:
+def feed_forward(x: Tensor, parameters: Any, *, activation: str = "gelu_tanh") -> Outcome:
     """Two projections, with GELU between them."""
     expand, _, contract = parameters.layers
-    return linear(gelu(linear(x, *expand)[0])[0], *contract)
+    form = {"gelu_tanh": gelu, "gelu_erf": gelu_erf}[activation]
+    return linear(form(linear(x, *expand)[0])[0], *contract)
 
 
 def multi_head_attention(x: Tensor, parameters: Any, *, n_heads: int, flash: bool = False, **options: Any) -> Outcome:
@@ -137,12 +145,20 @@ def multi_head_attention(x: Tensor, parameters: Any, *, n_heads: int, flash: boo
 
 
 def transformer_block(
-    x: Tensor, parameters: Any, *, n_heads: int, masks: Any = (None, None, None), drop_rate: float = 0.0, **options: Any
+    x: Tensor,
+    parameters: Any,
+    *,
+    n_heads: int,
+    masks: Any = (None, None, None),
+    drop_rate: float = 0.0,
+    activation: str = "gelu_tanh",
+    norm_eps: float = 1e-5,
+    **options: Any,
 ) -> Outcome:
     """Attention and feed-forward, with a residual around each. The other options are `multi_head_attention`'s."""
     keep, after_attention, after_feed_forward = masks
     attended, _ = multi_head_attention(
-        layer_norm(x, *parameters.norm1)[0],
+        layer_norm(x, *parameters.norm1, eps=norm_eps)[0],
         parameters.att,
         n_heads=n_heads,
         keep=keep,
@@ -150,7 +166,8 @@ def transformer_block(
         **options,
     )
     x = x + dropout(attended, after_attention, drop_rate=drop_rate)[0]
-    fed_forward, _ = feed_forward(layer_norm(x, *parameters.norm2)[0], parameters.ff)
+    normalized, _ = layer_norm(x, *parameters.norm2, eps=norm_eps)
+    fed_forward, _ = feed_forward(normalized, parameters.ff, activation=activation)
     return x + dropout(fed_forward, after_feed_forward, drop_rate=drop_rate)[0], {}
 
 
@@ -161,6 +178,7 @@ def body(
     positions: Tensor | None = None,
     masks: Any = None,
     drop_rate: float = 0.0,
+    norm_eps: float = 1e-5,
     **options: Any,
 ) -> Outcome:
     """Embeddings, blocks and the last norm. The other options are `transformer_block`'s."""
@@ -172,8 +190,8 @@ def body(
     keep, block_masks = (None, [(None, None, None)] * len(parameters.trf_blocks)) if masks is None else masks
     x, _ = dropout(x, keep, drop_rate=drop_rate)
     for block, kept in zip(parameters.trf_blocks, block_masks, strict=True):
-        x, _ = transformer_block(x, block, masks=kept, drop_rate=drop_rate, **options)
-    return layer_norm(x, *parameters.final_norm)[0], {}
+        x, _ = transformer_block(x, block, masks=kept, drop_rate=drop_rate, norm_eps=norm_eps, **options)
+    return layer_norm(x, *parameters.final_norm, eps=norm_eps)[0], {}
 
 
 # Objectives
@@ -189,7 +207,7 @@ def next_token(logits: Tensor, targets: Tensor) -> Outcome:
 ORACLES: Mapping[str, Callable[..., Outcome]] = {
     oracle.__name__: oracle
     for oracle in (
-        linear, embedding, layer_norm, gelu, softmax, dropout, attention, flash_attention, cross_entropy,
+        linear, embedding, layer_norm, gelu, gelu_erf, softmax, dropout, attention, flash_attention, cross_entropy,
         projection, feed_forward, multi_head_attention, transformer_block, body, next_token,
     )
 } | {"recomputed_block": transformer_block}  # fmt: skip

@@ -42,6 +42,8 @@ def draw(source: Source) -> Call:
             ),
             "drop_rate": rate,
             "flash": source.yes(),
+            "activation": config.activation,
+            "norm_eps": config.norm_eps,
             "recompute": source.yes(),
             "wants_x": source.yes(),
             "trained": source.trained(parameters),
@@ -49,8 +51,8 @@ def draw(source: Source) -> Call:
     )
 
 
-def _parameters(source: Source, position: str, n_layers: int) -> p.Body:
-    config = GPTConfig(7, 6, 6, 3, n_layers, drop_rate=0.0, qkv_bias=True, position=position)
+def _parameters(source: Source, position: str, n_layers: int, biases: bool = True) -> p.Body:
+    config = GPTConfig(7, 6, 6, 3, n_layers, drop_rate=0.0, qkv_bias=biases, position=position, bias=biases)
     parameters: p.Body = random_parameters(source, allocate(config, np.float64).body)
     return parameters
 
@@ -61,10 +63,11 @@ def _call(
     embeddings: bool = False,
     position: str = "learned",
     n_layers: int = 2,
+    biases: bool = True,
     **options: object,
 ) -> Call:
     inputs = source.normal(2, 5, 6) if embeddings else source.rng.integers(0, 7, (2, 5))
-    parameters = _parameters(source, position, n_layers)
+    parameters = _parameters(source, position, n_layers, biases)
     masks = body.draw_masks(source.rng, (2, 5, 6), 3, n_layers, 0.3)
     if embeddings:
         parameters, options = parameters._replace(tok_emb=NO_TABLE), {"wants_x": True, **options}
@@ -102,6 +105,9 @@ SPECIAL = {
         at_random(5), embeddings=True, position="sinusoidal", trained=Only()
     ),
     "nothing has a gradient": _call(at_random(6), trained=Only()),
+    "no biases, exact GELU, a large eps, recomputed": _call(
+        at_random(7), biases=False, activation="gelu_erf", norm_eps=0.5, recompute=True
+    ),
 }
 
 BUGS = (
@@ -140,6 +146,14 @@ BUGS = (
                 "if saved.pos_emb.ids.ndim == 1 else np.broadcast_to(d_embedded.sum(axis=0), d_embedded.shape)",
             ),
         ),
+    ),
+    Bug(
+        "final_norm_with_an_eps_of_its_own",
+        "the last norm keeps the default eps, and the blocks' have the model's",
+        "no public report known",
+        "final_norm",
+        ("forward", "gradients"),
+        (Change("model.body:forward", "x, *parameters.final_norm, eps=norm_eps,", "x, *parameters.final_norm,"),),
     ),
     Bug(
         "gradient_ends_at_a_frozen_block",

@@ -16,18 +16,20 @@ _VARIANCE = "variance = (centered * centered).mean(axis=-1, keepdims=True)"
 
 
 def draw(source: Source) -> Call:
-    """Draw rows with any number of features, also with one."""
+    """Draw rows with any number of features, also with one, and a norm with or without a shift."""
     features = source.features()
-    arguments = {"x": source.normal(*source.rows(), features)}
-    arguments |= {"scale": source.normal(features), "shift": source.normal(features)}
-    return Call(arguments, {"eps": source.choose.one_of([1e-5, 0.5, 100.0]), "wanted": source.wanted(*arguments)})
+    arguments = {"x": source.normal(*source.rows(), features), "scale": source.normal(features)}
+    if not source.yes():
+        arguments["shift"] = source.normal(features)
+    return Call(arguments, {"eps": source.norm_eps(), "wanted": source.wanted(*arguments)})
 
 
 def complex_step(source: Source) -> Mapping[str, Call]:
-    """A call with an eps that hardly matters, and one with an eps that does."""
+    """A call with an eps that hardly matters, one with an eps that does, and one without a shift."""
     scale, shift = source.normal(2, 12)
-    arguments = {"x": source.normal(2, 5, 12), "scale": scale, "shift": shift}
-    return {"": Call(arguments), "eps 0.5": Call(arguments, {"eps": 0.5})}
+    without_shift = {"x": source.normal(2, 5, 12), "scale": scale}
+    arguments = {**without_shift, "shift": shift}
+    return {"": Call(arguments), "eps 0.5": Call(arguments, {"eps": 0.5}), "no shift": Call(without_shift)}
 
 
 def _of(x: Array) -> Call:
@@ -39,6 +41,10 @@ SPECIAL = {
     "mean 2000": _of(2000 + np.random.default_rng(1).standard_normal((5, 16))),
     "equal features": _of(np.full((3, 5), 0.7)),
     "one feature": _of(np.array([[1.0], [-2.0], [0.0]])),
+    "no shift is there, and it is wanted": Call(
+        {"x": np.arange(6.0).reshape(2, 3) ** 2, "scale": np.array([1.0, -2.0, 0.5]), "shift": None},
+        {"wanted": ("scale", "shift")},
+    ),
 }
 
 BUGS = (
@@ -63,6 +69,14 @@ BUGS = (
         "trf_blocks.0.norm1",
         ("forward", "complex_step"),
         (Change(_FORWARD, "np.sqrt(variance + eps)", "np.sqrt(variance) + eps"),),
+    ),
+    Bug(
+        "eps_of_another_model",
+        "eps is 1e-5, whatever the model was trained with",
+        "no public report known",
+        "trf_blocks.0.norm1",
+        ("forward", "gradients"),
+        (Change(_FORWARD, "variance + eps", "variance + 1e-5"),),
     ),
     Bug(
         "variance_squared",

@@ -26,17 +26,19 @@ def draw(source: Source) -> Call:
             "masks": source.block_masks(x.shape, n_heads, rate),
             "drop_rate": rate,
             "flash": source.yes(),
+            "activation": source.activation(),
+            "norm_eps": source.norm_eps(),
             "wants_x": not source.yes(),
             "trained": source.trained(block),
         },
     )
 
 
-def _call(source: Source, **options: object) -> Call:
+def _call(source: Source, *, biases: bool = True, **options: object) -> Call:
     x = source.normal(2, 5, 6)
     masks = transformer_block.draw_masks(source.rng, x.shape, 3, 0.3)
     return Call(
-        {"x": x, "parameters": random_block(source, 3, 2)},
+        {"x": x, "parameters": random_block(source, 3, 2, biases=biases)},
         {"n_heads": 3, "masks": masks, "drop_rate": 0.3, **options},
     )
 
@@ -59,6 +61,7 @@ SPECIAL = {
     "the last norm alone": _call(at_random(2), trained=Only({"norm2.scale"}), wants_x=False),
     "x alone": _call(at_random(3), trained=Only(), flash=True),
     "no key is seen": _call(at_random(4), visible=np.zeros_like(SOME_SEEN)),
+    "no biases, exact GELU, a large eps": _call(at_random(5), biases=False, activation="gelu_erf", norm_eps=0.5),
 }
 
 BUGS = (
@@ -88,7 +91,8 @@ BUGS = (
             Change(
                 _FORWARD,
                 "a, norm1 = layer_norm.forward(  # (1)\n"
-                '        x, *parameters.norm1, wanted=wanted(norm1_trained, "scale", "shift", x=wants_x)\n'
+                "        x, *parameters.norm1, eps=norm_eps, "
+                'wanted=wanted(norm1_trained, "scale", "shift", x=wants_x)\n'
                 "    )",
                 "a = x",
             ),
