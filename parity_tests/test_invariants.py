@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from numpygpt import parallel
 from numpygpt.checks import gradcheck
+from numpygpt.checks.record import Call
 from numpygpt.layers.key_value_cache import KeyValueCache
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
@@ -24,7 +25,6 @@ from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.training.adamw import AdamW
 from numpygpt.training.clipping import clip_grad_norm
 from numpygpt.training.step import loss_and_grads_of
-from numpygpt.tree import mapped, named
 from parity_tests.small_models import (
     FEWER,
     Followed,
@@ -396,8 +396,7 @@ def test_the_tied_gradient_is_the_sum_of_both_paths(config, seed):
 @each_case
 def test_an_operation_changes_nothing_and_remembers_nothing(case):
     """Everything that it is given is read-only. A second forward and a second backward give the same, bit for bit."""
-    given_arrays = [array for name in case.arguments for _, array in named(case.arguments[name], name)]
-    for array in (*given_arrays, *arrays_in(tuple(case.options.values()))):
+    for array in arrays_in((*case.arguments.values(), *case.options.values())):
         array.setflags(write=False)
     output, saved, d_output, gradients = run(case)
     for array in (*arrays_in(output), d_output, *arrays_in(saved)):
@@ -415,7 +414,7 @@ def test_an_operation_changes_nothing_and_remembers_nothing(case):
 def test_a_model_changes_nothing_and_remembers_nothing(config, seed):
     model, in_idx, targets = model_of(config, seed), ids_of(config, seed), ids_of(config, seed + 1)
     masks = model.draw_dropout_masks(np.random.default_rng(seed), *in_idx.shape)
-    for array in (in_idx, targets, *arrays_in(masks), *model.state_dict().values()):
+    for array in (in_idx, targets, *arrays_in(masks), *arrays_in(model.parameters)):
         array.setflags(write=False)
     seen = {}
     logits, saved = model.forward(in_idx, masks=masks, watch=seen.__setitem__)
@@ -455,8 +454,13 @@ def test_there_is_no_dropout_without_a_generator(config, seed):
 # Dtypes
 
 
-def in_dtype(tree, dtype):
-    return mapped(lambda array: array.astype(dtype) if np.issubdtype(array.dtype, np.inexact) else array, tree)
+def in_dtype(case, dtype):
+    """The case with its arrays of this dtype, as the nodes hold them: stacked ones, and a table that is fixed."""
+
+    def cast(array):
+        return array.astype(dtype) if np.issubdtype(array.dtype, np.inexact) else array
+
+    return case._replace(**Call(case.arguments, case.options).changed(cast)._asdict())
 
 
 def dtypes_of(tree):
@@ -466,8 +470,7 @@ def dtypes_of(tree):
 @each_case
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex128])
 def test_an_operation_keeps_the_dtype(case, dtype):
-    values = in_dtype(tuple(case.arguments.values()), dtype)
-    converted = case._replace(arguments=dict(zip(case.arguments, values, strict=True)))
+    converted = in_dtype(case, dtype)
     for part in run(converted):
         assert dtypes_of(part) <= {np.dtype(dtype)}
     assert dtypes_of(run(converted)[3]) == {np.dtype(dtype)}
@@ -499,8 +502,8 @@ def test_a_training_step_keeps_the_dtype(dtype, tie_weights):
 @each_case
 def test_nothing_inside_an_operation_is_wider_than_float32(case):
     """Nothing that is computed from its arguments or from what it saved is wider, and no array that it meets is."""
-    values = in_dtype(tuple(case.arguments.values()), np.float32)
-    output, saved = case.operation.forward(*followed(values), **case.options)
+    case = in_dtype(case, np.float32)
+    output, saved = case.operation.forward(*followed(tuple(case.arguments.values())), **case.options)
     forward = list(Followed.calls)
     d_output = np.random.default_rng(1).standard_normal(output.shape).astype(np.float32)
     d_output, saved = followed((d_output, saved))
