@@ -12,6 +12,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -21,6 +22,10 @@ from numpygpt.errors import InputError
 
 LOCK_NAME = ".lock"
 WORKSHOP_PREFIX, WORKSHOP_SUFFIX = ".numpygpt-", ".unfinished"
+#: Version 0.1 wrote a file NAME in the folder .NAME.unfinished, without a lock, and within minutes. If nothing has been
+#: written there for so many seconds, the folder was left behind. A process that was suspended as long as that, and goes
+#: on, cannot finish its file then: it says so, and the file that it would have replaced stays.
+ABANDONED_AFTER = 3600
 #: The errors by which flock says that the file system has no locks. There, nobody is kept out.
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
@@ -36,6 +41,7 @@ def replacing(path: Path) -> Iterator[Path]:
     because safetensors itself writes a temporary file beside its target.
     """
     _remove_abandoned_workshops(path.parent)
+    _remove_abandoned_workshop_of_version_0_1(path)
     with _workshop(path.parent) as workshop:
         unfinished = workshop / path.name
         yield unfinished
@@ -88,6 +94,14 @@ def _remove_abandoned_workshops(parent: Path) -> None:
     for workshop in parent.glob(f"{WORKSHOP_PREFIX}*{WORKSHOP_SUFFIX}"):
         with suppress(OSError), (workshop / LOCK_NAME).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an OSError while its writer lives
+            shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _remove_abandoned_workshop_of_version_0_1(path: Path) -> None:
+    workshop = path.with_name(f".{path.name}{WORKSHOP_SUFFIX}")
+    with suppress(OSError):  # usually there is none
+        written = max(entry.stat().st_mtime for entry in (workshop, *workshop.iterdir()))
+        if time.time() - written > ABANDONED_AFTER:
             shutil.rmtree(workshop, ignore_errors=True)
 
 

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from numpygpt.errors import InputError
-from numpygpt.files import LOCK_NAME, check_writable, locked, replacing, write_text
+from numpygpt.files import ABANDONED_AFTER, LOCK_NAME, check_writable, locked, replacing, write_text
 from numpygpt.formats.checkpoint import FILE_NAME, read_checkpoint, write_checkpoint
 from numpygpt.sections import Section
+from numpygpt.training.run import refuse_another_run
 
 PRELUDE = """
 import os, sys
@@ -230,6 +231,59 @@ def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_of_one_that_
         assert not errors
     assert names_in(tmp_path) == ["file"]
     assert (tmp_path / "file").read_text() == "theirs"
+
+
+def left_by_version_0_1(folder, name, seconds_ago):
+    """What its killed run left of a file of this name, last written to so long ago."""
+    workshop = folder / f".{name}.unfinished"
+    workshop.mkdir(parents=True)
+    for file in (name, ".tmpQ3vR"):  # safetensors writes by way of a file of its own
+        (workshop / file).write_bytes(b"half a checkpoint")
+    for path in (*workshop.iterdir(), workshop):
+        os.utime(path, (time.time() - seconds_ago,) * 2)
+    return workshop
+
+
+def test_what_version_0_1_left_is_no_checkpoint_and_is_removed_when_its_writer_cannot_live(tmp_path):
+    """That version held no lock, so its writer is known to be gone only by the time."""
+    abandoned = left_by_version_0_1(tmp_path, FILE_NAME, 2 * ABANDONED_AFTER)
+    living = left_by_version_0_1(tmp_path / "best", FILE_NAME, ABANDONED_AFTER / 2)
+    for folder in (tmp_path, tmp_path / "best"):
+        refuse_another_run(folder, overwrite=False)
+        with pytest.raises(InputError, match="there is no checkpoint"):
+            read_checkpoint(folder)
+        with locked(folder):
+            write_checkpoint(folder, {"part": Section({"a": 1}, {})})
+        assert read_checkpoint(folder).values("part") == {"a": 1}
+    assert not abandoned.exists()
+    assert len(names_in(living)) == 2
+
+
+def test_a_work_folder_of_version_0_1_is_kept_as_long_as_any_part_of_it_is_written_to(tmp_path):
+    workshop = left_by_version_0_1(tmp_path, "file", 2 * ABANDONED_AFTER)
+    for path in (workshop, workshop / "file"):
+        os.utime(path)
+        write_text(tmp_path / "file", "text")
+        assert len(names_in(workshop)) == 2
+        os.utime(path, (time.time() - 2 * ABANDONED_AFTER,) * 2)
+    write_text(tmp_path / "other", "text")
+    assert len(names_in(workshop)) == 2, "it is of another file"
+    write_text(tmp_path / "file", "text")
+    assert names_in(tmp_path) == ["file", "other"]
+
+
+def test_what_only_has_the_name_of_a_work_folder_is_kept(tmp_path):
+    """A file, and a link to a folder, which version 0.1 did not make."""
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "dear").touch()
+    (tmp_path / ".file.unfinished").touch()
+    (tmp_path / ".other.unfinished").symlink_to(tmp_path / "target")
+    for path in (tmp_path / ".file.unfinished", tmp_path / "target" / "dear", tmp_path / "target"):
+        os.utime(path, (0, 0))
+    for name in ("file", "other"):
+        write_text(tmp_path / name, "text")
+    assert names_in(tmp_path) == [".file.unfinished", ".other.unfinished", "file", "other", "target"]
+    assert names_in(tmp_path / "target") == ["dear"]
 
 
 def test_a_work_folder_that_is_taken_for_an_abandoned_one_is_replaced_by_another(tmp_path, monkeypatch):
