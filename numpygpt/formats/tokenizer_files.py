@@ -23,6 +23,7 @@ from numpygpt.reading import inside, read_file, read_json
 from numpygpt.sections import value_of
 
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
+OPENAIS = ("encoder.json", "vocab.bpe")
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 #: What `write_tokenizer` writes.
 WRITTEN = {VOCABULARY, MERGES, TOKENIZER, SETTINGS}
@@ -77,7 +78,7 @@ NO_TOKENIZER = TokenizerFiles(None, None)
 
 
 def read_tokenizer(folder: Path) -> TokenizerFiles:
-    """The tokenizer of a Hugging Face folder. Nothing is raised here, so that a model can be read without it."""
+    """The tokenizer of a folder of Hugging Face's or OpenAI's files. Nothing is raised here, so that a model can be read without it."""
     try:
         vocabulary = _vocabulary_of(folder)
     except InputError as error:
@@ -106,8 +107,9 @@ def _vocabulary_of(folder: Path) -> Vocabulary | None:
         raise InputError(f"{folder / SETTINGS} asks for a space or a token before each text, which is not done here")
     if (folder / TOKENIZER).exists():
         return _read_in_one(inside(folder, TOKENIZER))
-    if (folder / VOCABULARY).exists() and (folder / MERGES).exists():
-        return read_vocabulary(inside(folder, VOCABULARY), inside(folder, MERGES), _added(settings))
+    for vocabulary, merges in ((VOCABULARY, MERGES), OPENAIS):
+        if (folder / vocabulary).exists() and (folder / merges).exists():
+            return read_vocabulary(inside(folder, vocabulary), inside(folder, merges), _added(settings))
     return None
 
 
