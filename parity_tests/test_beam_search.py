@@ -174,7 +174,9 @@ def test_a_search_leaves_nothing_behind():
     ("changes", "message"),
     [
         ({"num_beams": 0}, "num_beams is 0; expected at least 1"),
-        ({"length_penalty": float("nan")}, "length_penalty is nan; expected a finite number"),
+        ({"length_penalty": float("nan")}, "length_penalty is nan; expected a number from -50 to 50"),
+        ({"length_penalty": 51.0}, "length_penalty is 51.0; expected"),
+        ({"length_penalty": -1000.0}, "length_penalty is -1000.0; expected"),
         ({"max_new_tokens": -1}, "max_new_tokens is -1; expected 0 or more"),
         ({"context_size": 0}, "context_size is 0; expected at least 1"),
         ({"idx": [1, 3]}, "the prompt has shape"),
@@ -185,3 +187,22 @@ def test_unusable_arguments_are_named(changes, message):
     arguments = {"idx": PROMPTS, "max_new_tokens": NEW, "context_size": CONTEXT, "num_beams": 2, **changes}
     with pytest.raises(InputError, match=message):
         beam_search(model_of(1), **arguments)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_told(value):
+    model = model_of(1)
+    model.parameters.out_head.weight[:, 0] = value
+    with pytest.raises(InputError, match="the model's logits are not finite: its weights are damaged or too large"):
+        beam_search(model, PROMPTS, NEW, CONTEXT, 2)
+
+
+@pytest.mark.parametrize("length_penalty", [-50.0, 50.0])
+def test_the_largest_length_penalties_leave_scores_that_differ(length_penalty):
+    """A short continuation of a likely text has the largest score at -50, and a long one at 50."""
+    continuations = {
+        eos_id: beam_search(model_of(1), PROMPTS[:1], NEW, CONTEXT, V**NEW, eos_id, length_penalty)[0]
+        for eos_id in range(V)
+    }
+    lengths = {len(tokens) - PROMPTS.shape[1] for tokens in continuations.values()}
+    assert lengths == ({0} if length_penalty < 0 else {NEW})

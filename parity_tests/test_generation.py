@@ -257,6 +257,14 @@ def test_a_stream_has_no_end():
 # What is refused
 
 
+@pytest.mark.parametrize("options", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 2.0}], ids=str)
+def test_bad_options_are_named_at_once_and_not_with_the_first_token(options):
+    (name,) = options
+    for call in (lambda: generate(MODEL, PROMPTS, 0, 6, **options), lambda: stream(MODEL, PROMPTS, 6, **options)):
+        with pytest.raises(InputError, match=f"{name} is "):
+            call()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

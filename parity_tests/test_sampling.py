@@ -62,10 +62,10 @@ def test_the_smallest_nucleus_is_the_likeliest_token(seed, dtype, p):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("top_k", [None, 2])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_logits_that_are_not_finite_are_told(temperature, top_k, value):
+@pytest.mark.parametrize("row", [[0, 1, np.nan], [0, 1, np.inf], [-np.inf] * 3], ids=str)
+def test_logits_that_are_not_finite_are_told(temperature, top_k, row):
     with pytest.raises(InputError, match="the model's logits are not finite: its weights are damaged or too large"):
-        choose(np.array([[0.0, 1.0, value]]), temperature, top_k, None, TorchGenerator(0))
+        choose(np.array([[0.0, 1.0, 2.0], row]), temperature, top_k, None, TorchGenerator(0))
 
 
 def test_a_token_that_cannot_come_may_have_a_logit_of_minus_infinity():

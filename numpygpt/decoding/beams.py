@@ -7,9 +7,13 @@ import numpy as np
 
 from numpygpt.decoding.generation import check_max_new_tokens, decode_after
 from numpygpt.decoding.prompts import Prompts, checked_prompts
+from numpygpt.decoding.sampling import refuse_useless_logits
 from numpygpt.errors import InputError
 from numpygpt.model.gpt import GPTModel
 from numpygpt.shapes import Array, Inexact
+
+#: With this one, the score of a million tokens can still be computed.
+LARGEST_PENALTY = 50
 
 
 def beam_search(
@@ -42,8 +46,10 @@ def beam_search(
     prompts = checked_prompts(idx, context_size)
     if num_beams < 1:
         raise InputError(f"num_beams is {num_beams}; expected at least 1")
-    if not math.isfinite(length_penalty):
-        raise InputError(f"length_penalty is {length_penalty}; expected a finite number")
+    if not abs(length_penalty) <= LARGEST_PENALTY:
+        raise InputError(
+            f"length_penalty is {length_penalty}; expected a number from {-LARGEST_PENALTY} to {LARGEST_PENALTY}"
+        )
     rows = np.arange(len(prompts.ids))[:, np.newaxis]
     beams = prompts.ids[:, np.newaxis]  # (B, N, tokens): prompts and continuations, the likeliest first
     log_probs = np.zeros(beams.shape[:2])  # (B, N): of each continuation; -inf if the beam is narrower
@@ -53,6 +59,7 @@ def beam_search(
         B, N, tokens = beams.shape
         text = Prompts(beams.reshape(B * N, tokens), np.repeat(prompts.starts, N))
         logits, past = decode_after(model, text, past, context_size)
+        refuse_useless_logits(logits)
         extended = log_probs[..., np.newaxis] + _log_softmax(logits).reshape(B, N, -1)
         best = np.argsort(-extended.reshape(B, -1), axis=1, kind="stable")[:, :num_beams]
         parents, token_ids = np.divmod(best, logits.shape[1])

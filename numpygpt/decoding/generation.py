@@ -55,6 +55,7 @@ def generate(
     top_p, context_size or max_new_tokens out of range.
     """
     check_max_new_tokens(max_new_tokens)
+    check_sampling(temperature, top_k, top_p)
     prompts = checked_prompts(idx, context_size)
     stopped = np.zeros(len(prompts.ids), dtype=bool)
     choices = _stream(model, prompts, context_size, temperature, top_k, top_p, rng)
@@ -98,6 +99,7 @@ def stream(
     before. After that the window slides: every token changes its position with each step, so each step is computed
     anew.
     """
+    check_sampling(temperature, top_k, top_p)
     return _stream(model, checked_prompts(idx, context_size), context_size, temperature, top_k, top_p, rng)
 
 
@@ -110,7 +112,6 @@ def _stream(
     top_p: float | None,
     rng: TorchGenerator | None,
 ) -> Iterator[Integer[Array, "B"]]:
-    check_sampling(temperature, top_k, top_p)
     rng = TorchGenerator() if rng is None else rng
     past = None
     while True:

@@ -18,9 +18,8 @@ def choose(
     top_p: float | None,
     rng: TorchGenerator,
 ) -> Integer[Array, "B"]:
-    """One token id a row, as `generate` describes. InputError for a logit that is NaN or +inf."""
-    if not (logits < np.inf).all():
-        raise InputError("the model's logits are not finite: its weights are damaged or too large")
+    """One token id a row, as `generate` describes. InputError as `refuse_useless_logits`."""
+    refuse_useless_logits(logits)
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
     if temperature == 0:
@@ -84,6 +83,12 @@ def print_sampled_tokens(
     drawn = [rng.multinomial(probas).item() for _ in range(1000)]
     for token_id, count in enumerate(np.bincount(drawn, minlength=len(probas))):
         print(f"{count} x {inverse_vocab[token_id]}")
+
+
+def refuse_useless_logits(logits: Inexact[Array, "B V"]) -> None:
+    """InputError for a logit that is NaN or +inf, and for a row in which all are -inf."""
+    if not np.isfinite(logits.max(axis=-1)).all():
+        raise InputError("the model's logits are not finite: its weights are damaged or too large")
 
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
