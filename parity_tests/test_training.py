@@ -284,6 +284,27 @@ def test_the_cosine_is_half_way_down_in_the_middle():
     assert math.isclose(warmup_cosine(20, **options), 0.5 + 0.25 * (1 + math.sqrt(0.5)), rel_tol=2 * EPS)
 
 
+# An optimizer of a part of the model
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_step_trains_what_its_optimizer_trains_and_computes_no_other_gradients(monkeypatch, count):
+    """With one micro-batch and with two."""
+    model, names = model_of(), {"out_head.weight", "trf_blocks.0.att.W_key.weight"}
+    computed, loss_and_grads = [], model.loss_and_grads
+
+    def noted(*batch, **options):
+        loss, grads = loss_and_grads(*batch, **options)
+        computed.append(set(grads))
+        return loss, grads
+
+    monkeypatch.setattr(model, "loss_and_grads", noted)
+    before = {name: array.copy() for name, array in model.state_dict().items()}
+    training_step(model, AdamW(model, trained=names.__contains__), [batch_of()] * count, max_norm=1.0)
+    assert {name for name, array in model.state_dict().items() if not np.array_equal(array, before[name])} == names
+    assert computed == [names] * count
+
+
 # A loss that is not finite
 
 
@@ -308,7 +329,7 @@ def test_an_infinite_gradient_under_a_finite_loss_leaves_everything_as_it_was(mo
     optimizer = AdamW(model)
     loss, grads = model.loss_and_grads(*batch_of())
     infinite = {**grads, "final_norm.shift": np.full_like(grads["final_norm.shift"], np.inf)}
-    monkeypatch.setattr(model, "loss_and_grads", lambda *batch, rng: (loss, infinite))
+    monkeypatch.setattr(model, "loss_and_grads", lambda *batch, **options: (loss, infinite))
     before = state_of(model, optimizer)
     with pytest.raises(InputError, match=r"not finite in final_norm\.shift"):
         training_step(model, optimizer, [batch_of()], max_norm=1.0)

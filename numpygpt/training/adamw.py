@@ -104,6 +104,10 @@ class AdamW:
         refuse_changed_model(arrays, self.exp_avg)
         return {name: arrays[name] for name in self.exp_avg}
 
+    def trains(self, name: str) -> bool:
+        """Whether the parameter of this name is trained."""
+        return name in self.exp_avg
+
     def __getstate__(self) -> dict[str, Any]:
         """What is copied or pickled. InputError for parts of other arrays, unless they are a model's."""
         if isinstance(self.model, dict):

@@ -12,12 +12,17 @@ from numpygpt.random.masks import RandomSource
 from numpygpt.shapes import Array
 from numpygpt.training.adamw import AdamW
 from numpygpt.training.clipping import clip_grad_norm
+from numpygpt.tree import Trained, everything
 
 Batch = tuple[Array, Array]
 
 
 def loss_and_grads_of(
-    model: GPTModel, micro_batches: Sequence[Batch], *, rng: RandomSource | None = None
+    model: GPTModel,
+    micro_batches: Sequence[Batch],
+    *,
+    rng: RandomSource | None = None,
+    trained: Trained = everything,
 ) -> tuple[float, dict[str, Array]]:
     """The loss, in nats a token, and the gradients {name: gradient} of one batch that is cut into micro-batches.
 
@@ -25,13 +30,14 @@ def loss_and_grads_of(
     targets, so that every target has the same weight in the result. A plain mean of the micro-batches' means would not
     do that. With one micro-batch this is `model.loss_and_grads`.
 
-    rng   draws the dropout masks; None: no dropout
+    rng       draws the dropout masks; None: no dropout
+    trained   whether the parameter of a name is trained, and has a gradient; by default all are
     """
     counts = [int(np.count_nonzero(np.asarray(targets) != cross_entropy.IGNORE_INDEX)) for _, targets in micro_batches]
     total_loss = 0.0
     total: dict[str, Array] = {}
     for (inputs, targets), count in zip(micro_batches, counts, strict=True):
-        loss, grads = model.loss_and_grads(inputs, targets, rng=rng)
+        loss, grads = model.loss_and_grads(inputs, targets, rng=rng, trained=trained)
         share = count / max(1, sum(counts))
         total_loss += share * float(loss)
         if len(micro_batches) == 1:
@@ -54,13 +60,15 @@ def training_step(
 ) -> float:
     """Take one step of the optimizer on the gradients of the micro-batches together; returns the loss, in nats a token.
 
+    Gradients are computed for what the optimizer trains, and for nothing else.
+
     rng        draws the dropout masks; None: no dropout
     max_norm   clip the gradients to this norm; None: they are not clipped
 
     Raises InputError, with the weights unchanged, if the loss is not finite, or if the norm of gradients that are
     clipped is not finite.
     """
-    loss, grads = loss_and_grads_of(model, micro_batches, rng=rng)
+    loss, grads = loss_and_grads_of(model, micro_batches, rng=rng, trained=optimizer.trains)
     if not math.isfinite(loss):
         raise InputError(
             f"the loss is {loss} at optimizer step {optimizer.steps + 1}; the weights are those before that step: "
