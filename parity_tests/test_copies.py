@@ -32,7 +32,9 @@ LEARNED = GPTConfig(11, 6, 12, 3, n_layers=2, drop_rate=0.25, qkv_bias=True)
 CONFIGS = {
     "learned": LEARNED,
     "tied": replace(LEARNED, tie_weights=True),
-    "sinusoidal, no bias": replace(LEARNED, position="sinusoidal", qkv_bias=False),
+    "sinusoidal, no biases": replace(
+        LEARNED, position="sinusoidal", qkv_bias=False, bias=False, activation="gelu_erf", norm_eps=0.1
+    ),
 }
 INPUTS, TARGETS = np.random.default_rng(0).integers(0, 11, (2, 2, 5))
 MADE_AGAIN = {"deepcopy": copy.deepcopy, "pickle": lambda whole: pickle.loads(pickle.dumps(whole))}
@@ -237,7 +239,7 @@ def test_a_tree_made_of_another_keeps_the_arrays_it_is_not_asked_to_change():
     parameters = model_of(LEARNED, 1).parameters
     same = mapped(lambda array: array, parameters)
     assert all_shared(dict(named(same)), dict(named(parameters)))
-    sinusoids = model_of(CONFIGS["sinusoidal, no bias"], 1).parameters.pos_emb
+    sinusoids = model_of(CONFIGS["sinusoidal, no biases"], 1).parameters.pos_emb
     assert with_children(sinusoids, {}) is sinusoids
     assert parameters.body.tok_emb is parameters.tok_emb
 

@@ -18,8 +18,8 @@ LEARNED = GPTConfig(11, 6, 12, 3, n_layers=2, drop_rate=0.25, qkv_bias=True)
 CONFIGS = {
     "learned": LEARNED,
     "tied": replace(LEARNED, tie_weights=True),
-    "sinusoidal": replace(LEARNED, position="sinusoidal"),
-    "no dropout": replace(LEARNED, drop_rate=0.0),
+    "sinusoidal, exact GELU": replace(LEARNED, position="sinusoidal", activation="gelu_erf"),
+    "no dropout, no biases": replace(LEARNED, drop_rate=0.0, qkv_bias=False, bias=False, norm_eps=0.1),
 }
 INPUTS, TARGETS = np.random.default_rng(0).integers(0, 11, (2, 2, 5))
 
@@ -94,7 +94,7 @@ def test_whatever_is_trained_and_wherever_tokens_stand(attention, trained):
 
 
 @each_way
-@pytest.mark.parametrize("config", [LEARNED, CONFIGS["sinusoidal"]], ids=["learned", "sinusoidal"])
+@pytest.mark.parametrize("config", [LEARNED, CONFIGS["sinusoidal, exact GELU"]], ids=["learned", "sinusoidal"])
 def test_through_decoding_with_a_past_that_is_gone_on_from_twice(config, attention):
     model = model_of(config, 0)
     model.attention = attention
