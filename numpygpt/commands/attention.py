@@ -5,7 +5,7 @@ from pathlib import Path
 
 from numpygpt.commands.trained import add_checkpoint_options, encoded, labels, picture_path, tokenizer_of
 from numpygpt.errors import InputError
-from numpygpt.formats.checkpoint import read_checkpoint
+from numpygpt.formats.kinds import read_model
 from numpygpt.model.saving import model_of
 from numpygpt.pictures.attention import plot_attention
 from numpygpt.shapes import Array
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Draw how much each token of a text reads of the others, one panel an attention head."""
-    checkpoint = read_checkpoint(parsed.checkpoint)
+    checkpoint = read_model(parsed.checkpoint)
     path = picture_path(parsed.out, checkpoint, "attention.png")
     tokenizer = tokenizer_of(checkpoint, parsed.vocab)
     idx = encoded(parsed.prompt, tokenizer)

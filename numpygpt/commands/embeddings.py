@@ -7,7 +7,7 @@ from pathlib import Path
 from numpygpt.commands.trained import add_checkpoint_options, labels, picture_path, tokenizer_of
 from numpygpt.data.tokenizer import Encoding, text_to_token_ids
 from numpygpt.errors import InputError
-from numpygpt.formats.checkpoint import read_checkpoint
+from numpygpt.formats.kinds import read_model
 from numpygpt.model.saving import model_of
 from numpygpt.pictures.vectors import plot_word_vectors
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Draw tokens as points in two dimensions, found from their word vectors by principal component analysis."""
-    checkpoint = read_checkpoint(parsed.checkpoint)
+    checkpoint = read_model(parsed.checkpoint)
     path = picture_path(parsed.out, checkpoint, "embeddings.png")
     tokenizer = tokenizer_of(checkpoint, parsed.vocab)
     ids = [_single_token(text, tokenizer) for text in parsed.tokens or []] or _common_tokens(tokenizer)

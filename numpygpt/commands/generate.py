@@ -6,12 +6,12 @@ from typing import Any
 
 from numpygpt.commands.model_options import flag
 from numpygpt.commands.trained import add_checkpoint_options, encoded, token_bytes, tokenizer_of
-from numpygpt.data.tokenizer import Encoding, token_ids_to_text
+from numpygpt.data.tokenizer import ENDOFTEXT, Encoding, token_ids_to_text
 from numpygpt.decoding.beams import beam_search
 from numpygpt.decoding.generation import stream
 from numpygpt.decoding.sampling import check_sampling
 from numpygpt.errors import InputError
-from numpygpt.formats.checkpoint import read_checkpoint
+from numpygpt.formats.kinds import read_model
 from numpygpt.model.saving import model_of
 from numpygpt.model.sizes import check_memory, decoding_bytes
 from numpygpt.random.torch_generator import TorchGenerator
@@ -44,7 +44,7 @@ def run(parsed: argparse.Namespace) -> int:
             raise InputError(f"{flag(name)} is {getattr(parsed, name)}; expected {smallest} or more")
     temperature = DEFAULT_TEMPERATURE if parsed.temperature is None else parsed.temperature
     check_sampling(temperature, parsed.top_k, parsed.top_p)
-    checkpoint = read_checkpoint(parsed.checkpoint)
+    checkpoint = read_model(parsed.checkpoint)
     tokenizer = tokenizer_of(checkpoint, parsed.vocab)
     idx = encoded(parsed.prompt, tokenizer)
     model = model_of(checkpoint)
@@ -68,7 +68,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _end_of_text(tokenizer: Encoding) -> int | None:
-    return tokenizer.eot_token if tokenizer.special_tokens_set else None
+    return tokenizer.eot_token if ENDOFTEXT in tokenizer.special_tokens_set else None
 
 
 def _refuse_sampling_options(parsed: argparse.Namespace) -> None:

@@ -9,16 +9,15 @@ from numpygpt.commands.model_options import (
     add_model_options,
     add_step_options,
     config_of,
-    flag,
-    given_model_options,
+    refuse_model_options,
     tokens_of,
 )
 from numpygpt.commands.tables import print_table
-from numpygpt.errors import InputError
-from numpygpt.formats.checkpoint import read_checkpoint
+from numpygpt.commands.trained import CHECKPOINT_HELP, origin_of
+from numpygpt.formats.kinds import read_model
 from numpygpt.model import sizes
 from numpygpt.model.config import GPTConfig
-from numpygpt.model.saving import saved_config, saved_tokenizer
+from numpygpt.model.saving import saved_config
 from numpygpt.sections import named_in_errors, value_of
 from numpygpt.training.book import perplexity
 from numpygpt.training.options import Options
@@ -27,7 +26,7 @@ from numpygpt.training.run import SECTION, Evaluation
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="folder of a training run")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help=CHECKPOINT_HELP)
     add_step_options(parser, batch_size=None)
     parser.add_argument("--dtype", choices=("float32", "float64"), help="(default: float32, or the run's)")
     add_compute_options(parser)
@@ -57,18 +56,17 @@ def run(parsed: argparse.Namespace) -> int:
 
 def _of_a_run(parsed: argparse.Namespace) -> tuple[GPTConfig, Options | None, list[str]]:
     """The configuration and the options of the run in --checkpoint, and the lines that say how far it has come."""
-    if given_model_options(parsed):
-        flags = ", ".join(map(flag, given_model_options(parsed)))
-        raise InputError(f"the model of --checkpoint has its own sizes; leave out {flags}")
-    checkpoint = read_checkpoint(parsed.checkpoint)
-    config, tokenizer = saved_config(checkpoint), saved_tokenizer(checkpoint)
+    refuse_model_options(parsed)
+    checkpoint = read_model(parsed.checkpoint)
+    config = saved_config(checkpoint)
+    origin, *notes = origin_of(checkpoint)
     if SECTION not in checkpoint:
-        return config, None, [f"{checkpoint.path}: tokenizer {tokenizer}, a model without a training run"]
+        return config, None, [f"{origin}, a model without a training run", *notes]
     saved = checkpoint.values(SECTION)
     with named_in_errors(checkpoint):
         options = Options.of(value_of(saved, "options", dict))
         history = [Evaluation.of(entry) for entry in value_of(saved, "history", list)]
-        lines = [f"{checkpoint.path}: tokenizer {tokenizer}, step {value_of(saved, 'step', int)}"]
+        lines = [f"{origin}, step {value_of(saved, 'step', int)}"]
     if history:
         last = history[-1]
         lines.append(

@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": "continue a prompt with a trained model",
     "info": "parameters and memory of a model",
     "attention": "draw what each attention head reads",
+    "convert": "a model from the files of one program to those of another",
     "embeddings": "draw the word vectors in two dimensions",
     "gradcheck": "check every gradient against complex step",
 }

@@ -83,6 +83,14 @@ def given_model_options(parsed: argparse.Namespace) -> list[str]:
     return [name for name in names if getattr(parsed, name, None) is not None]
 
 
+def refuse_model_options(parsed: argparse.Namespace) -> None:
+    """Raise InputError if the command line holds such options beside --checkpoint, whose model has its own sizes."""
+    given = given_model_options(parsed)
+    if given:
+        flags = ", ".join(map(flag, given))
+        raise InputError(f"the model of --checkpoint has its own sizes; leave out {flags}")
+
+
 def add_step_options(parser: argparse.ArgumentParser, batch_size: int | None = 2) -> None:
     """Declare the size of a training step. No default for the batch size: the command takes a run's own, or else 2."""
     default = "" if batch_size else " (default: 2, or the run's)"

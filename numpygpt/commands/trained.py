@@ -6,24 +6,39 @@ from pathlib import Path
 from numpygpt.data.tokenizer import Encoding, get_tokenizer, text_to_token_ids
 from numpygpt.errors import InputError
 from numpygpt.files import check_writable
-from numpygpt.formats.checkpoint import Checkpoint
+from numpygpt.formats.foreign import ForeignModel
 from numpygpt.model.saving import saved_tokenizer
 from numpygpt.pictures.figure import token_label
+from numpygpt.sections import SavedSections
 from numpygpt.shapes import Array
+
+#: The help of --checkpoint.
+CHECKPOINT_HELP = "folder of a training run, or of a GPT-2 that another program wrote (numpygpt convert --help)"
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options for the trained model, and for the file that its tokenizer may need."""
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="folder of a training run")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help=CHECKPOINT_HELP)
     parser.add_argument("--vocab", metavar="FILE", help="file of GPT-2's ranks, where the model needs them")
 
 
-def tokenizer_of(checkpoint: Checkpoint, vocab: str | None) -> Encoding:
-    """The tokenizer that the model learned with. InputError if the checkpoint names none."""
+def tokenizer_of(checkpoint: SavedSections, vocab: str | None) -> Encoding:
+    """The tokenizer that the model learned with. InputError if the checkpoint has none, or one that cannot be used."""
+    if isinstance(checkpoint, ForeignModel):
+        return checkpoint.encoding(vocab)
     name = saved_tokenizer(checkpoint)
     if name is None:
         raise InputError(f"the checkpoint {checkpoint.path} names no tokenizer, so a prompt cannot be encoded")
     return get_tokenizer(name, vocab)
+
+
+def origin_of(checkpoint: SavedSections) -> list[str]:
+    """Lines that say whose files a model was read from, with which tokenizer, and what else is worth telling of it."""
+    tokenizer = saved_tokenizer(checkpoint)
+    if not isinstance(checkpoint, ForeignModel):
+        return [f"{checkpoint.path}: tokenizer {tokenizer}"]
+    tokenizer = tokenizer or ("of its own" if checkpoint.own_tokenizer else "none")
+    return [f"{checkpoint.path}: {checkpoint.kind}, tokenizer {tokenizer}", *checkpoint.notes]
 
 
 def encoded(prompt: str, tokenizer: Encoding) -> Array:
@@ -50,7 +65,7 @@ def labels(ids: list[int], tokenizer: Encoding) -> list[str]:
     return [token_label(token_bytes(token_id, tokenizer)) for token_id in ids]
 
 
-def picture_path(given: Path | None, checkpoint: Checkpoint, name: str) -> Path:
+def picture_path(given: Path | None, checkpoint: SavedSections, name: str) -> Path:
     """The path of a picture: the given one, or a file of this name beside the checkpoint.
 
     Raises InputError, before any work, if the file cannot be written.

@@ -56,7 +56,8 @@ class TensorFile:
         try:
             if not path.is_file():
                 raise InputError(f"{path} is no regular file; expected a safetensors file")
-            opened: Any = safe_open(path, framework="numpy")  # Any: its methods are untyped
+            # Not by a memory map, which would count as memory of the process, and end it if the file is cut meanwhile.
+            opened: Any = safe_open(path, framework="numpy", backend="pread")  # Any: its methods are untyped
         except (SafetensorError, OSError) as error:
             raise InputError(
                 f"the checkpoint {path} is truncated, damaged or no safetensors file ({error}); use another"
@@ -68,11 +69,13 @@ class TensorFile:
 
     def read(self, name: str) -> Array:
         """The tensor of that name, as a new array. InputError if it cannot be read."""
+        from safetensors import SafetensorError
+
         try:
             if self._file.get_slice(name).get_dtype() == BFLOAT16:
                 return _read_bfloat16(self.path, name, self.layouts[name].shape)
             array: Array = self._file.get_tensor(name)
-        except (ValueError, MemoryError, OSError) as error:
+        except (SafetensorError, ValueError, MemoryError, OSError) as error:
             raise InputError(f"{name} of the checkpoint {self.path} cannot be read: {error}") from error
         return array
 

@@ -343,15 +343,35 @@ def report(
 
     Raises InputError for an unusable configuration, and for a dtype other than float32 and float64.
     """
-    if str(np.dtype(dtype)) not in DTYPES:
-        raise InputError(f"dtype is {np.dtype(dtype)}; expected {' or '.join(DTYPES)}")
     rng = TorchGenerator(seed)
     model = GPTModel(cfg, rng, dtype)
-    config = model.config
     for name, array in model.named_parameters().items():
         if "norm" in name:
             array += rng.uniform(array.shape, -0.5, 0.5)
-    size = batch_size, config.context_length if tokens is None else tokens
+    size = batch_size, model.config.context_length if tokens is None else tokens
+    return report_of(model, size, seed, rng=rng, probes=probes, progress=progress)
+
+
+def report_of(
+    model: GPTModel,
+    size: tuple[int, int],
+    seed: int = 0,
+    *,
+    rng: TorchGenerator | None = None,
+    probes: int = REPORT_PROBES,
+    progress: Progress = iter,
+) -> list[Row]:
+    """The same of a model with weights of its own.
+
+    size   (B, T) of the step
+    rng    draws the token ids; None: a generator of the seed, which also draws the dropout masks
+
+    Raises InputError for a dtype other than float32 and float64.
+    """
+    config, dtype = model.config, model.dtype
+    if str(dtype) not in DTYPES:
+        raise InputError(f"dtype is {dtype}; expected {' or '.join(DTYPES)}")
+    rng = TorchGenerator(seed) if rng is None else rng
     inputs, targets = rng.randint(0, config.vocab_size, (2, *size))
     batch = Batch(inputs, targets, dropout_seed=seed if config.drop_rate else None)
     judged_by = step_reference(model, batch, probes=probes, progress=progress)

@@ -12,11 +12,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import numpygpt
-from numpygpt.commands.model_options import add_model_options, add_step_options, config_of, tokens_of
+from numpygpt.commands.model_options import (
+    add_model_options,
+    add_step_options,
+    config_of,
+    refuse_model_options,
+    tokens_of,
+)
 from numpygpt.commands.tables import print_table
+from numpygpt.commands.trained import CHECKPOINT_HELP, origin_of
 from numpygpt.files import check_writable, write_text
+from numpygpt.formats.kinds import read_model
 from numpygpt.model.config import GPTConfig
+from numpygpt.model.saving import model_of, saved_config
 from numpygpt.model.sizes import check_memory, training_bytes
+from numpygpt.sections import SavedSections
 from torchgpt.commands.parity_page import page
 from torchgpt.commands.parity_picture import plot_parity
 
@@ -34,6 +44,8 @@ DEFAULT_CONFIG = GPTConfig(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
+    help_of_checkpoint = f"{CHECKPOINT_HELP} (default: a model of random weights)"
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help=help_of_checkpoint)
     add_step_options(parser)
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--seed", type=int, default=0, help="of weights, token ids and dropout")
@@ -44,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Check every tensor of a training step, forward and backward, against PyTorch; exit status 1 if one is wrong."""
-    config = config_of(parsed, DEFAULT_CONFIG)
+    saved = _saved(parsed)
+    config = config_of(parsed, DEFAULT_CONFIG) if saved is None else saved_config(saved)
     tokens = tokens_of(parsed.batch_size, parsed.tokens, config)
     for path in filter(None, (parsed.html, parsed.png)):
         check_writable(path)
@@ -52,12 +65,15 @@ def run(parsed: argparse.Namespace) -> int:
     check_memory(truth.peak - truth.optimizer, "the step in float64")
     from tqdm import tqdm
 
-    from torchgpt.checks.parity import report
+    from torchgpt.checks.parity import report, report_of
 
     progress = partial(tqdm, desc="rounding errors", unit="run", delay=2, leave=False, dynamic_ncols=True)
-    rows = report(
-        config, parsed.dtype, parsed.seed, batch_size=parsed.batch_size, tokens=tokens, progress=progress
-    )
+    size = parsed.batch_size, tokens
+    if saved is None:
+        rows = report(config, parsed.dtype, parsed.seed, batch_size=size[0], tokens=tokens, progress=progress)
+    else:
+        rows = report_of(model_of(saved, parsed.dtype), size, parsed.seed, progress=progress)
+        print(*origin_of(saved), sep="\n")
     print_table(
         "lrrrrl",
         [_cells(row) for row in rows],
@@ -72,6 +88,14 @@ def run(parsed: argparse.Namespace) -> int:
         plot_parity(rows, summary(rows), parsed.png)
         print(f"wrote {parsed.png}")
     return 0 if all(row.passed for row in rows) else 1
+
+
+def _saved(parsed: argparse.Namespace) -> SavedSections | None:
+    """The model of --checkpoint, if it was given."""
+    if parsed.checkpoint is None:
+        return None
+    refuse_model_options(parsed)
+    return read_model(parsed.checkpoint)
 
 
 def _cells(row: "Row") -> tuple[str, ...]:

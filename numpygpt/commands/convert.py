@@ -1,0 +1,151 @@
+"""numpygpt convert: a model from the files of one program to those of another."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from numpygpt.commands.trained import origin_of
+from numpygpt.errors import InputError
+from numpygpt.files import check_writable, locked
+from numpygpt.formats import book, checkpoint, hugging_face, nanogpt
+from numpygpt.formats.kinds import read_model
+from numpygpt.model.config import GPTConfig
+from numpygpt.model.saving import SECTION, checked, parameter_shapes, saved_tokenizer
+from numpygpt.sections import SavedSections, Section
+from numpygpt.shapes import Array
+
+
+class Model(NamedTuple):
+    """What is written: a configuration, the weights by our names, in our order, and a tokenizer's name."""
+
+    config: GPTConfig
+    weights: Mapping[str, Array]
+    tokenizer: str | None
+
+
+class Writer(NamedTuple):
+    """How a kind of files is written.
+
+    check       raises InputError if the target cannot be written, or may not be replaced; its arguments are the target,
+                and whether it may be
+    refuse      raises InputError for a model that the kind cannot hold
+    write       writes the target, in place of what is there
+    next_step   what can be done with it then, where TARGET stands for the target
+    """
+
+    check: Callable[[Path, bool], None]
+    refuse: Callable[[GPTConfig], None]
+    write: Callable[[Path, Model], None]
+    next_step: str
+
+
+def _takes_all(config: GPTConfig) -> None:
+    """Refuse no model."""
+
+
+def _check_file(path: Path, overwrite: bool) -> None:
+    try:
+        is_there = path.exists()
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; name another") from error
+    if is_there and not overwrite:
+        raise InputError(f"{path} is already there; replace it with --overwrite, or name another")
+    if path.parent.exists():
+        check_writable(path)
+
+
+def _write_checkpoint(target: Path, model: Model) -> None:
+    _make(target)
+    with locked(target):
+        values = {"config": model.config.to_dict(), "tokenizer": model.tokenizer}
+        checkpoint.write_checkpoint(target, {SECTION: Section(values, model.weights)})
+
+
+def _write_nanogpt(target: Path, model: Model) -> None:
+    _make(target)
+    nanogpt.write_file(target / nanogpt.FILE_NAME, model.config, model.weights)
+
+
+def _write_pth(target: Path, model: Model) -> None:
+    _make(target.parent)
+    book.write_file(target, *model)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}; name another") from error
+
+
+WRITERS = {
+    "numpygpt": Writer(
+        lambda target, overwrite: _check_file(target / checkpoint.FILE_NAME, overwrite),
+        _takes_all,
+        _write_checkpoint,
+        'numpygpt generate --checkpoint TARGET --prompt "Every effort moves you"',
+    ),
+    "hf": Writer(
+        lambda target, overwrite: hugging_face.refuse_other_files(target, overwrite=overwrite),
+        _takes_all,
+        lambda target, model: hugging_face.write_folder(target, *model, overwrite=True),
+        'transformers.pipeline("text-generation", "TARGET")("Every effort moves you"), in Python',
+    ),
+    "nanogpt": Writer(
+        lambda target, overwrite: _check_file(target / nanogpt.FILE_NAME, overwrite),
+        nanogpt.refuse_what_nanogpt_lacks,
+        _write_nanogpt,
+        "python sample.py --out_dir=TARGET, in nanoGPT",
+    ),
+    "pth": Writer(
+        _check_file,
+        _takes_all,
+        _write_pth,
+        'model.load_state_dict(torch.load("TARGET", weights_only=True)), with the book\'s GPTModel',
+    ),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add = parser.add_argument
+    add(
+        "source",
+        type=Path,
+        metavar="SOURCE",
+        help="the folder of a training run, or one of Hugging Face's, OpenAI's or nanoGPT's; or a .pth of the book's",
+    )
+    add("target", type=Path, metavar="TARGET", help="the folder to write; with --to pth, the file")
+    add("--to", choices=WRITERS, required=True, help="whose files to write")
+    add("--dtype", choices=("float32", "float64"), help="of the weights (default: the source's)")
+    add("--n-heads", type=int, help="attention heads of a .pth, which does not tell them (default: of 64 features)")
+    add("--overwrite", action="store_true", help="replace a model of the same kind that is there")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Convert a model from the files of one program to those of another. Of which kind the source is, is found out."""
+    source, target, writer = read_model(parsed.source, n_heads=parsed.n_heads), parsed.target, WRITERS[parsed.to]
+    config, dtype = checked(source, parsed.dtype)
+    writer.refuse(config)
+    writer.check(target, parsed.overwrite)
+    if target.exists() and target.samefile(parsed.source):
+        raise InputError(f"the target {target} is the source itself; name another")
+    print(*origin_of(source), sep="\n")
+    print(", ".join(f"{name} {value}" for name, value in config.to_dict().items()))
+    model = Model(config, _weights(source, config, dtype), saved_tokenizer(source))
+    writer.write(target, model)
+    print(f"wrote {target}: {len(model.weights)} arrays of {dtype}, tokenizer {model.tokenizer or 'none'}")
+    print(f"let it write: {writer.next_step.replace('TARGET', str(target))}")
+    return 0
+
+
+def _weights(source: SavedSections, config: GPTConfig, dtype: Any) -> dict[str, Array]:
+    """The weights in our order. A bar shows how many are read."""
+    from tqdm import tqdm
+
+    names = parameter_shapes(config)
+    arrays = source.each_array(SECTION)
+    bar = tqdm(arrays, "reading", len(names), delay=1, leave=False, unit="array", dynamic_ncols=True)
+    weights = {name: array.astype(dtype, copy=False) for name, array in bar}
+    return {name: weights[name] for name in names}
