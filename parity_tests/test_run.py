@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from copy import deepcopy
 from dataclasses import asdict, replace
 from hashlib import sha256
@@ -21,9 +22,10 @@ from numpygpt.layers import recomputed_block
 from numpygpt.model.saving import model_of, saved_config, saved_tokenizer
 from numpygpt.model.sizes import training_bytes
 from numpygpt.sections import Section
-from numpygpt.training.loop import stop_between_steps
+from numpygpt.training.loop import Plan, stop_between_steps, train
 from numpygpt.training.numpy_backend import NumpyBackend
 from numpygpt.training.options import Options
+from numpygpt.training.progress import Progress
 from numpygpt.training.run import TrainingRun
 from parity_tests.checkpoint_files import safetensors_of, sealed_v1, taken_apart
 from parity_tests.command import TEXT, TRAINING, files, python, run, write_text
@@ -541,6 +543,15 @@ def test_the_first_signal_asks_and_the_second_interrupts(number):
     finally:
         signal.signal(number, previous[number])
     assert {number: signal.getsignal(number) for number in previous} == previous
+
+
+def test_a_run_may_be_trained_in_another_thread_than_the_main_one(tmp_path, text):
+    """Python lets the main thread alone say what a signal does."""
+    training, saved = start(replace(SHORT, text=(str(text),)), CONFIG, tmp_path), []
+    thread = threading.Thread(target=lambda: saved.append(train(training, Plan.of(training.options), Progress())))
+    thread.start()
+    thread.join()
+    assert saved == [tmp_path / FILE_NAME]
 
 
 def test_numbers_that_json_writes_come_back_exactly(tmp_path, text):

@@ -4,6 +4,7 @@ It does not touch arrays. The backend of the run computes, and the progress show
 """
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -109,9 +110,12 @@ class StopRequest:
 def stop_between_steps() -> Iterator[StopRequest]:
     """Within the `with`, the first Ctrl-C (or SIGTERM) only sets `requested`, so that the current step is finished.
 
-    A second one interrupts.
+    A second one interrupts. In another thread than the main one, which alone may handle signals, nothing is changed.
     """
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
 
     def ask(number: int, frame: Any) -> None:
         request.requested = True

@@ -97,7 +97,11 @@ class NumpyBackend:
         """Raise InputError, before any memory is taken, if a training step needs more than the machine has."""
         options, tokens = self.options, self.config.context_length
         step = training_bytes(self.config, options.batch_size, tokens, options.dtype, **self._how_to_compute())
-        check_memory(step.peak, f"a training step of this model on {options.batch_size} x {tokens} tokens")
+        count = f"{options.accumulate} times " if options.accumulate > 1 else ""
+        token_ids = options.accumulate * options.batch_size * tokens * 2 * 8  # inputs and targets, int64, drawn at once
+        check_memory(
+            step.peak + token_ids, f"a training step of this model on {count}{options.batch_size} x {tokens} tokens"
+        )
 
     def _loader(self, name: str, text: str, *, shuffle: bool) -> DataLoader:
         """The batches of one part of the text. Its windows do not overlap. A shuffled epoch has only full batches."""
