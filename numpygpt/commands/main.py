@@ -21,9 +21,10 @@ from numpygpt.process import keep_freed_memory
 COMMANDS = {
     "train": "train a model on text",
     "generate": "continue a prompt with a trained model",
+    "evaluate": "score a trained model: perplexity, last words, multiple choice",
     "info": "parameters and memory of a model",
-    "attention": "draw what each attention head reads",
     "convert": "a model from the files of one program to those of another",
+    "attention": "draw what each attention head reads",
     "embeddings": "draw the word vectors in two dimensions",
     "gradcheck": "check every gradient against complex step",
 }

@@ -1,0 +1,132 @@
+"""numpygpt evaluate: how well a model predicts a text, last words, or the right ending."""
+
+import argparse
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import numpy as np
+
+from numpygpt.commands.model_options import flag
+from numpygpt.commands.tables import print_table
+from numpygpt.commands.trained import add_checkpoint_options, origin_of, tokenizer_of
+from numpygpt.data.texts import read_text
+from numpygpt.data.tokenizer import Encoding, text_to_token_ids
+from numpygpt.errors import InputError
+from numpygpt.evaluation.lambada import read_passages, score_lambada
+from numpygpt.evaluation.multiple_choice import read_questions, score_choices
+from numpygpt.evaluation.perplexity import score_text
+from numpygpt.evaluation.scores import LogitsOf, progress_bar
+from numpygpt.formats.kinds import read_model
+from numpygpt.model.gpt import GPTModel
+from numpygpt.model.saving import model_of
+
+#: The group of entry points by which other packages compute logits. Each is a function of a NumPy model and the name of
+#: a device, and gives a `LogitsOf`.
+BACKENDS = "numpygpt.logits"
+
+Table = list[tuple[str, str]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add_checkpoint_options(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    add = what.add_argument
+    add("--text", type=Path, metavar="FILE", help="loss, perplexity and bits a byte of this text")
+    add("--lambada", type=Path, metavar="FILE", help="the last word of each passage: a text a line, or JSON lines")
+    add("--multiple-choice", type=Path, metavar="FILE", help="the right ending of each question: HellaSwag's lines")
+    parser.add_argument("--stride", type=int, help="with --text: tokens from window to window (default: half a window)")
+    parser.add_argument("--batch-size", type=int, default=1, help="sequences that the model reads at a time")
+    parser.add_argument("--backend", choices=("numpy", "torch"), default="numpy", help="who computes the logits")
+    parser.add_argument("--device", help="with --backend torch: cpu, cuda, cuda:1, mps (default: cuda if there is one)")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Score a trained model by one of the protocols."""
+    if parsed.batch_size < 1:
+        raise InputError(f"--batch-size is {parsed.batch_size}; expected 1 or more")
+    for name, wanted in (("stride", parsed.text is not None), ("device", parsed.backend == "torch")):
+        if getattr(parsed, name) is not None and not wanted:
+            raise InputError(f"{flag(name)} has no meaning here; leave it out (it goes with "
+                             f"{'--text' if name == 'stride' else '--backend torch'})")
+    checkpoint = read_model(parsed.checkpoint)
+    tokenizer = tokenizer_of(checkpoint, parsed.vocab)
+    protocol = _of_text if parsed.text else _of_last_words if parsed.lambada else _of_choices
+    lines, table = protocol(parsed, model_of(checkpoint), tokenizer)
+    for line in (*origin_of(checkpoint), *lines):
+        print(line)
+    print_table("lr", table)
+    return 0
+
+
+def _logits_of(parsed: argparse.Namespace, model: GPTModel) -> LogitsOf:
+    if parsed.backend == "numpy":
+        return model
+    found = entry_points(group=BACKENDS, name=parsed.backend)
+    if not found:
+        raise InputError(f"no installed package computes with {parsed.backend}; install numpygpt anew")
+    logits_of: LogitsOf = next(iter(found)).load()(model, parsed.device)
+    return logits_of
+
+
+def _of_text(parsed: argparse.Namespace, model: GPTModel, tokenizer: Encoding) -> tuple[list[str], Table]:
+    text = read_text(parsed.text)
+    ids = text_to_token_ids(text, tokenizer)[0]
+    length = model.config.context_length
+    stride = max(1, length // 2) if parsed.stride is None else parsed.stride
+    logits_of = _logits_of(parsed, model)
+    with progress_bar(len(ids) - 1, "token") as advance:
+        score = score_text(
+            logits_of, ids, length=length, stride=stride, batch_size=parsed.batch_size, advance=advance
+        )
+    lines = [
+        f"{parsed.text}: {len(text.encode()):,} bytes, {len(ids):,} tokens, all but the first of which are scored",
+        f"windows of {length} tokens, one every {stride}; each token is scored once, in the first window that has it",
+    ]
+    return lines, [
+        ("loss, nats a token", f"{score.loss:.4f}"),
+        ("perplexity a token", f"{score.perplexity:.6g}"),
+        ("perplexity a word", f"{score.perplexity_a_word(text):.6g}"),
+        ("bits a byte", f"{score.bits_a_byte(text):.4f}"),
+    ]
+
+
+def _of_last_words(parsed: argparse.Namespace, model: GPTModel, tokenizer: Encoding) -> tuple[list[str], Table]:
+    passages = read_passages(parsed.lambada)
+    logits_of = _logits_of(parsed, model)
+    with progress_bar(len(passages), "passage") as advance:
+        score = score_lambada(
+            logits_of,
+            passages,
+            tokenizer,
+            context_length=model.config.context_length,
+            batch_size=parsed.batch_size,
+            advance=advance,
+        )
+    lines = [
+        f"{parsed.lambada}: {score.passages:,} passages",
+        "the last word, with the space before it, after all that stands before; right if each of its tokens is the "
+        "likeliest one",
+    ]
+    return lines, [("accuracy", f"{score.accuracy:.4f}"), ("perplexity of the word", f"{score.perplexity:.6g}")]
+
+
+def _of_choices(parsed: argparse.Namespace, model: GPTModel, tokenizer: Encoding) -> tuple[list[str], Table]:
+    questions = read_questions(parsed.multiple_choice)
+    logits_of = _logits_of(parsed, model)
+    with progress_bar(sum(len(question.endings) for question in questions), "ending") as advance:
+        score = score_choices(
+            logits_of,
+            questions,
+            tokenizer,
+            context_length=model.config.context_length,
+            batch_size=parsed.batch_size,
+            advance=advance,
+        )
+    chance = np.mean([1 / len(question.endings) for question in questions])
+    lines = [
+        f"{parsed.multiple_choice}: {score.questions:,} questions; choosing blindly would be right in {chance:.4f}",
+        "the ending, with a space before it, after the text; chosen is the likeliest one, and normalized the one whose "
+        "tokens are likeliest on average",
+    ]
+    return lines, [("accuracy", f"{score.accuracy:.4f}"), ("normalized accuracy", f"{score.normalized_accuracy:.4f}")]

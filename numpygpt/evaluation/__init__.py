@@ -1,0 +1,1 @@
+"""How well a model predicts: perplexity of a text, the last word of a passage, the right one of several endings."""

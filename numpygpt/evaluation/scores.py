@@ -1,0 +1,122 @@
+"""What a model says of given tokens: the loss of each, and whether it was the likeliest.
+
+A protocol needs no more of a model than its logits, so it takes a function that computes them, on whatever device.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numpygpt.errors import InputError
+from numpygpt.parallel import over_rows
+from numpygpt.shapes import Array, Bool, Inexact, Integer
+
+#: From token ids (B, T), int64, to the logits of each next token (B, T, V).
+LogitsOf = Callable[[Array], Array]
+
+
+class Scores(NamedTuple):
+    """Of each target.
+
+    losses   -log p(target) in nats, float64
+    greedy   whether no other token was likelier
+    """
+
+    losses: Inexact[Array, "B T"]
+    greedy: Bool[Array, "B T"]
+
+
+def scores(logits: Inexact[Array, "B T V"], targets: Integer[Array, "B T"]) -> Scores:
+    """The scores of the targets, -log softmax(logits)[target], with log-sum-exp taken from the largest logit.
+
+    Raises InputError for logits that are not finite.
+    """
+    log_sum = np.empty((*logits.shape[:-1], 1), logits.dtype)
+    highest = np.empty_like(log_sum)
+
+    def block(logits: Array, highest: Array, log_sum: Array) -> None:
+        highest[...] = logits.max(axis=-1, keepdims=True)
+        log_sum[...] = np.log(np.exp(logits - highest).sum(axis=-1, keepdims=True))
+
+    over_rows(block, logits, highest, log_sum)
+    below = highest - np.take_along_axis(logits, targets[..., np.newaxis], axis=-1)
+    losses = (log_sum.astype(np.float64) + below)[..., 0]
+    if not np.isfinite(losses).all():
+        raise InputError("the model's logits are not finite: its weights are damaged or too large")
+    return Scores(losses, below[..., 0] == 0)
+
+
+class Completion(NamedTuple):
+    """Token ids, and those that shall follow them."""
+
+    context: Sequence[int]
+    tokens: Sequence[int]
+
+
+class CompletionScore(NamedTuple):
+    """Of a completion after its context.
+
+    loss     the sum of its tokens' losses, in nats
+    tokens   how many they are
+    greedy   whether each of them was the likeliest
+    """
+
+    loss: float
+    tokens: int
+    greedy: bool
+
+
+def score_completions(
+    logits_of: LogitsOf,
+    completions: Sequence[Completion],
+    context_length: int,
+    batch_size: int,
+    advance: Callable[[int], Any] = lambda done: None,
+) -> list[CompletionScore]:
+    """The score of each completion.
+
+    A context that is too long loses its first tokens. Shorter sequences of a batch are filled up at their end, which
+    attention to earlier tokens alone does not see.
+
+    advance   is told how many more completions are done
+
+    Raises InputError for a context or a completion without a token, and for a completion that does not fit.
+    """
+    for number, (context, tokens) in enumerate(completions, 1):
+        if not context or not tokens:
+            raise InputError(f"completion {number} has {len(context)} tokens before it and {len(tokens)} of its own; "
+                             "expected at least one of each")
+        if len(tokens) > context_length:
+            raise InputError(f"completion {number} has {len(tokens)} tokens; the model takes {context_length} at most")
+    sequences = [[*context, *tokens][-(context_length + 1) :] for context, tokens in completions]
+    found: dict[int, CompletionScore] = {}
+    by_length = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+    for batch in _batches(by_length, batch_size):
+        longest = max(len(sequences[index]) for index in batch)
+        ids = np.zeros((len(batch), longest), np.int64)
+        for filled, index in zip(ids, batch, strict=True):
+            filled[: len(sequences[index])] = sequences[index]
+        losses, greedy = scores(logits_of(ids[:, :-1]), ids[:, 1:])
+        for row, index in enumerate(batch):
+            end = len(sequences[index]) - 1
+            own = slice(end - len(completions[index].tokens), end)
+            found[index] = CompletionScore(
+                float(losses[row, own].sum()), len(completions[index].tokens), bool(greedy[row, own].all())
+            )
+        advance(len(batch))
+    return [found[index] for index in range(len(completions))]
+
+
+def _batches(items: Sequence[int], batch_size: int) -> Iterable[Sequence[int]]:
+    return (items[start : start + batch_size] for start in range(0, len(items), batch_size))
+
+
+@contextmanager
+def progress_bar(total: int, unit: str) -> Iterator[Callable[[int], Any]]:
+    """Within the `with`, a bar on the terminal; its function is told how many more are done."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit=unit, unit_scale=True, dynamic_ncols=True) as bar:
+        yield bar.update
