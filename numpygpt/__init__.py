@@ -11,6 +11,7 @@ from numpygpt.decoding.generation import generate, generate_text_simple
 from numpygpt.decoding.sampling import print_sampled_tokens, softmax_with_temperature
 from numpygpt.errors import InputError
 from numpygpt.formats import load_model
+from numpygpt.formats.openai import assign, download_and_load_gpt2, load_weights_into_gpt
 from numpygpt.model.config import GPT_CONFIG_124M, PRESETS, GPTConfig
 from numpygpt.model.gpt import GPTModel
 from numpygpt.pictures.losses import plot_losses
@@ -39,17 +40,20 @@ __all__ = [
     "Group",
     "InputError",
     "TorchGenerator",
+    "assign",
     "beam_search",
     "calc_loss_batch",
     "calc_loss_loader",
     "clip_grad_norm",
     "create_dataloader_v1",
+    "download_and_load_gpt2",
     "evaluate_model",
     "generate",
     "generate_and_print_sample",
     "generate_text_simple",
     "get_tokenizer",
     "load_model",
+    "load_weights_into_gpt",
     "perplexity",
     "plot_losses",
     "print_sampled_tokens",

@@ -41,7 +41,7 @@ def masks(config):
     return {f"trf_blocks.{block}.att.mask": mask for block in range(config.n_layers)}
 
 
-@pytest.mark.parametrize("changes", [{}, {"qkv_bias": True}], ids=repr)
+@pytest.mark.parametrize("changes", [{}, {"qkv_bias": True}, {"bias": False}], ids=repr)
 def test_a_state_dict_alone_is_read_with_the_books_masks(path, changes):
     model = random_model(replace(CONFIG, **changes), 0, np.float32)
     torch.save(state_dict_of(model) | masks(CONFIG), path)
@@ -114,10 +114,11 @@ def test_ours_to_a_pth_to_ours_is_the_same_bit_for_bit_and_torchgpt_takes_it(pat
     assert_equal({name: tensor.numpy() for name, tensor in twin.state_dict().items()}, model.state_dict())
 
 
-def test_the_books_own_class_takes_what_is_written_strictly(path):
-    """nn.Module's own load_state_dict, which no code of ours has a part in."""
-    model = random_model(CONFIG, 5, np.float32)
-    book.write_file(path, CONFIG, model.named_parameters())
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_books_own_class_takes_what_is_written_strictly(path, tied):
+    """nn.Module's own load_state_dict, which no code of ours has a part in; it knows no tied weights."""
+    model = random_model(replace(CONFIG, tie_weights=tied), 5, np.float32)
+    book.write_file(path, model.config, model.named_parameters())
     twin = torchgpt.GPTModel(CFG)
     nn.Module.load_state_dict(twin, torch.load(path, weights_only=True), strict=True)
     assert_equal({name: tensor.numpy() for name, tensor in twin.state_dict().items()}, model.state_dict())

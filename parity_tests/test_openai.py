@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import numpygpt
 import torchgpt
 from numpygpt.checks.compare import compare, normwise
 from numpygpt.errors import InputError
@@ -350,6 +351,35 @@ FLOAT = "float32"
 LAYOUTS = {name: Layout(FLOAT, shape) for name, shape in TABLE.shapes(CONFIG).items()}
 
 
+def leaves(tree, path=()):
+    """Each array of nested dicts and lists, with the keys that lead to it."""
+    if isinstance(tree, np.ndarray):
+        yield path, tree
+        return
+    for key, child in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        yield from leaves(child, (*path, key))
+
+
+class Given(Listed):
+    """In the place of TensorFlow: it gives these arrays."""
+
+    def __init__(self, arrays):
+        super().__init__({name: Layout(array.dtype.name, array.shape) for name, array in arrays.items()})
+        self.arrays = arrays
+
+    def read(self, name):
+        return self.arrays[name]
+
+
+def test_params_are_those_of_the_book_with_more_than_ten_blocks_too(folder, monkeypatch):
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal(shape) for name, shape in TABLE.shapes(CONFIG).items()}
+    monkeypatch.setattr(openai, "TensorFlowFile", Given(arrays))
+    _, params = read_openai_folder(folder)
+    expected = params_of(CONFIG)
+    assert_equal(dict(leaves(params)), dict(leaves(expected)))
+
+
 # The tokenizer
 
 
@@ -644,6 +674,11 @@ def test_without_tensorflow_there_is_the_line_that_installs_it(folder, monkeypat
     monkeypatch.setattr(tensorflow_file, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"^TensorFlow is not installed, .*: pip install 'numpygpt\[tf\]'$"):
         read_openai_folder(folder)
+
+
+def test_the_books_functions_are_in_both_packages():
+    for name in ("assign", "download_and_load_gpt2", "load_weights_into_gpt"):
+        assert getattr(numpygpt, name) is getattr(torchgpt, name) is getattr(openai, name)
 
 
 def test_tensorflow_is_imported_by_nobody_but_its_own_process():

@@ -20,6 +20,9 @@ if find_spec("torch") is None:
     raise ImportError("torchgpt needs PyTorch, which is not installed: pip install 'numpygpt[torch]'")
 
 if TYPE_CHECKING:
+    from numpygpt.formats.openai import assign as assign
+    from numpygpt.formats.openai import download_and_load_gpt2 as download_and_load_gpt2
+    from numpygpt.formats.openai import load_weights_into_gpt as load_weights_into_gpt
     from numpygpt.model.config import GPT_CONFIG_124M as GPT_CONFIG_124M
     from numpygpt.model.config import GPTConfig as GPTConfig
     from torchgpt.bridge import dropout_masks as dropout_masks
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 
 #: {module: the names that are imported from it}
 _NAMES = {
+    "numpygpt.formats.openai": ("assign", "download_and_load_gpt2", "load_weights_into_gpt"),
     "numpygpt.model.config": ("GPT_CONFIG_124M", "GPTConfig"),
     "torchgpt.bridge": ("dropout_masks", "to_numpy", "to_torch"),
     "torchgpt.generation": (
