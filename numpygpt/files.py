@@ -13,7 +13,7 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -33,19 +33,25 @@ NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, check: Callable[[Path], object] | None = None) -> Iterator[Path]:
     """Yield a path to write a file to. Then the file replaces `path` in one step, or is removed if anything is raised.
+
+    check   is called with the path of the new file before it replaces `path`. It reads what is on the disk, as far as
+            the system allows, and not what the system remembers of the file. If it raises, `path` stays as it was.
 
     Each caller writes in a folder of its own beside `path`, so that several may write at a time; the file of the one
     that finishes last stays. The next caller removes the folder that a killed process left behind. A folder is needed
     because safetensors itself writes a temporary file beside its target.
     """
-    _remove_abandoned_workshops(path.parent)
+    remove_abandoned(path.parent)
     _remove_abandoned_workshop_of_version_0_1(path)
     with _workshop(path.parent) as workshop:
         unfinished = workshop / path.name
         yield unfinished
         _flush_to_disk(unfinished)
+        if check is not None:
+            _forget(unfinished)
+            check(unfinished)
         unfinished.replace(path)
         _flush_to_disk(path.parent)
 
@@ -57,7 +63,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     A folder at `path`, which is then gone with all that is in it, is moved away just before. The files reach the disk
     before either happens, so that `path` never holds a part of them.
     """
-    _remove_abandoned_workshops(path.parent)
+    remove_abandoned(path.parent)
     with _workshop(path.parent) as workshop:
         unfinished, replaced = workshop / "unfinished", workshop / "replaced"
         unfinished.mkdir()
@@ -90,7 +96,8 @@ def _workshop(parent: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _remove_abandoned_workshops(parent: Path) -> None:
+def remove_abandoned(parent: Path) -> None:
+    """Remove the folders that killed processes left in `parent` while they replaced a file in it."""
     for workshop in parent.glob(f"{WORKSHOP_PREFIX}*{WORKSHOP_SUFFIX}"):
         with suppress(OSError), (workshop / LOCK_NAME).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an OSError while its writer lives
@@ -112,6 +119,35 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _forget(path: Path) -> None:
+    """Let the system forget the contents of a file that is on the disk, so that they are read from there again.
+
+    This is advice, which Linux follows. macOS has no such call.
+    """
+    if hasattr(os, "posix_fadvise"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+# Files with a second name
+
+
+def name_also(path: Path, other: Path) -> None:
+    """Give the file at `path` the second name `other`, in one step and in place of what had that name.
+
+    The file is the same under both names until one of the two is replaced. A file system without second names gets a
+    copy. OSError if neither can be made.
+    """
+    with replacing(other) as unfinished:
+        try:
+            unfinished.hardlink_to(path.resolve())
+        except OSError:
+            shutil.copy(path, unfinished)
 
 
 # Folders that one process at a time may write to

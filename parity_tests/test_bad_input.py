@@ -90,6 +90,8 @@ def refused(capsys, folder, *arguments):
         (("--sample-every", -1), "sample_every is -1; expected 0 or more"),
         (("--sample-every", 1, "--sample-prompt", ""), "sample_prompt is empty; expected text"),
         (("--save-every", -1), "save_every is -1; expected 0 or more"),
+        (("--keep", 0), "keep is 0; expected at least 1"),
+        (("--keep", -1), "keep is -1; expected at least 1"),
         (("--seed", 2**64), f"seed: found {2**64}; give an int"),
         (("--schedule", "linear"), "argument --schedule: invalid choice: 'linear'"),
         (("--dtype", "float16"), "argument --dtype: invalid choice: 'float16'"),

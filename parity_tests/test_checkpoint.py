@@ -446,20 +446,24 @@ def test_what_reads_back_differently_does_not_replace_the_previous_checkpoint(tm
 
 
 def test_a_file_is_on_disk_before_it_takes_the_place_of_the_previous(tmp_path, monkeypatch):
+    """It is read back between the two, from the disk and not from what the system remembers of it."""
     calls = []
-    fsync, replace = os.fsync, Path.replace
+    fsync, replace, read = os.fsync, Path.replace, TensorFile.read
 
     def watched_fsync(descriptor):
         calls.append(("fsync", Path(f"/dev/fd/{descriptor}").resolve() if sys.platform == "linux" else None))
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "posix_fadvise", lambda *_: calls.append(("forget", None)), raising=False)
+    monkeypatch.setattr(os, "POSIX_FADV_DONTNEED", 4, raising=False)
+    monkeypatch.setattr(TensorFile, "read", lambda *names: calls.append(("read", None)) or read(*names))
     monkeypatch.setattr(Path, "replace", lambda *paths: calls.append(("replace", None)) or replace(*paths))
-    saved(tmp_path)
-    assert [name for name, _ in calls] == ["fsync", "replace", "fsync"]
+    write_checkpoint(tmp_path, {"part": Section({}, {"array": np.ones(2)})})
+    assert [name for name, _ in calls] == ["fsync", "forget", "read", "replace", "fsync"]
     if sys.platform == "linux":
         assert calls[0][1].name == FILE_NAME
-        assert calls[2][1] == tmp_path.resolve()
+        assert calls[-1][1] == tmp_path.resolve()
 
 
 def test_a_checkpoint_has_the_permissions_of_any_new_file(tmp_path):

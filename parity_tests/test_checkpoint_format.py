@@ -20,6 +20,7 @@ from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import Section
 from numpygpt.training.adamw import AdamW
 from numpygpt.training.groups import Group
+from numpygpt.training.run import TrainingRun
 from parity_tests.checkpoint_files import safetensors_of, sealed_v1
 from parity_tests.command import TRAINING, run, write_text
 
@@ -90,6 +91,20 @@ def test_the_documents_example_is_a_checkpoint_as_we_write_it(tmp_path, monkeypa
     assert "`example`" in DOCUMENT
     assert contents[8 + length :].hex() in [block.strip() for block in code("")]
     assert re.search(rf"safetensors header has\s+{length} bytes, and the file {len(contents)}", DOCUMENT)
+
+
+def test_the_document_names_every_checkpoint_of_a_run_and_its_reader_reads_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingRun, "plot", lambda training: "no picture")
+    options = ("--steps", 3, "--save-every", 1, "--keep", 2)
+    assert run("train", "--text", write_text(tmp_path), "--out", tmp_path / "run", *TRAINING, *options) == 0
+    steps = {}
+    for path in (tmp_path / "run").rglob("*.*"):
+        name = str(path.relative_to(tmp_path / "run"))
+        documented = re.sub(r"\d{13}", "N" * 13, name)
+        assert f"\n| `{documented}` |" in DOCUMENT
+        steps[name] = the_documents_reader()(path)["run"][0]["step"]
+    earlier = "earlier/step-0000000000002.safetensors"
+    assert steps == {FILE_NAME: 3, earlier: 2, f"best/{FILE_NAME}": 3}
 
 
 def test_the_document_names_every_section_and_value_of_a_run(tmp_path):

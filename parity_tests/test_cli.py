@@ -78,8 +78,8 @@ def test_the_text_may_be_several_files_and_every_option_reaches_the_run(tmp_path
     options = {
         "steps": 2, "batch_size": 2, "accumulate": 2, "lr": 0.01, "min_lr": 0.001, "warmup_steps": 1, "clip": 0.5,
         "weight_decay": 0.2, "eval_every": 5, "eval_batches": 2, "sample_every": 0, "sample_prompt": "x",
-        "save_every": 7, "seed": 5, "schedule": "cosine", "schedule_steps": 9, "dtype": "float64", "tokenizer": "bytes",
-        "attention": "flash",
+        "save_every": 7, "keep": 2, "seed": 5, "schedule": "cosine", "schedule_steps": 9, "dtype": "float64",
+        "tokenizer": "bytes", "attention": "flash",
     }  # fmt: skip
     sizes = {"context_length": 5, "emb_dim": 6, "n_heads": 3, "n_layers": 2, "drop_rate": 0.25}
     flags = [part for name, value in {**options, **sizes}.items() for part in (f"--{name.replace('_', '-')}", value)]

@@ -1,15 +1,21 @@
 """The training loop with a backend that computes nothing: what is done after which steps, and what is kept."""
 
+import errno
 import math
+import os
 import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from numpygpt import GPTConfig, InputError
 from numpygpt.formats.checkpoint import FILE_NAME, read_checkpoint
 from numpygpt.sections import Section
+from numpygpt.training import earlier
 from numpygpt.training.loop import Every, Plan, train
 from numpygpt.training.options import Options
 from numpygpt.training.progress import Progress
@@ -185,6 +191,189 @@ def test_the_best_of_a_run_that_was_overwritten_goes_with_it(tmp_path):
     assert files(tmp_path) == before, "until the first save"
     other.save()
     assert sorted(files(tmp_path / "run")) == [FILE_NAME]
+
+
+# Earlier checkpoints
+
+
+def kept(folder):
+    """The steps of the earlier checkpoints, in the order of their names. What each holds is checked."""
+    paths = sorted((folder / "run" / earlier.FOLDER).iterdir())
+    checkpoints = [read_checkpoint(path) for path in paths]
+    steps = [checkpoint.values("run")["step"] for checkpoint in checkpoints]
+    assert [checkpoint.arrays("model")["a"].tolist() for checkpoint in checkpoints] == [[step] for step in steps]
+    assert paths == [earlier.path_of(folder / "run", step) for step in steps]
+    return steps
+
+
+@pytest.mark.parametrize(("keep", "expected"), [(2, [11]), (3, [10, 11]), (99, [*range(1, 12)])])
+def test_the_newest_checkpoints_are_kept_under_names_that_sort_by_step(tmp_path, keep, expected):
+    run = started(tmp_path, steps=12, save_every=1, keep=keep)
+    told(run)
+    assert saved_step(tmp_path / "run") == 12
+    assert kept(tmp_path) == expected
+    assert run.earlier_checkpoints == sorted((tmp_path / "run" / earlier.FOLDER).iterdir())
+
+
+def test_by_default_the_last_checkpoint_alone_is_kept(tmp_path):
+    run = started(tmp_path, save_every=1)
+    told(run)
+    assert sorted(files(tmp_path / "run")) == [f"{BEST}/{FILE_NAME}", FILE_NAME]
+    assert run.earlier_checkpoints == []
+
+
+def test_a_resumed_run_may_keep_more_or_fewer(tmp_path):
+    told(started(tmp_path, save_every=1, keep=3))
+    assert kept(tmp_path) == [3, 4]
+    told(TrainingRun.resume(Counting, tmp_path / "run", steps=7, keep=4))
+    assert kept(tmp_path) == [4, 5, 6]
+    told(TrainingRun.resume(Counting, tmp_path / "run", steps=8, keep=2))
+    assert kept(tmp_path) == [7]
+    told(TrainingRun.resume(Counting, tmp_path / "run", steps=9, keep=1))
+    assert not (tmp_path / "run" / earlier.FOLDER).exists()
+
+
+def test_a_step_that_is_saved_twice_is_kept_once(tmp_path):
+    run = started(tmp_path, keep=9)
+    for _ in range(2):
+        run.train_step()
+        run.save()
+        run.save()
+    TrainingRun.resume(Counting, tmp_path / "run").save()
+    assert kept(tmp_path) == [1]
+
+
+def saved_thrice(folder, **options):
+    run = started(folder, keep=3, **options)
+    for _ in range(3):
+        run.train_step()
+        run.save()
+    return run
+
+
+def test_a_write_that_comes_back_damaged_replaces_and_removes_nothing(tmp_path, monkeypatch):
+    run = saved_thrice(tmp_path)
+    before = files(tmp_path)
+    save_file = safetensors.numpy.save_file
+
+    def flip_the_last_bit(tensors, path, metadata):
+        save_file(tensors, path, metadata=metadata)
+        contents = bytearray(path.read_bytes())
+        path.write_bytes(contents[:-1] + bytes([contents[-1] ^ 1]))
+
+    run.train_step()
+    monkeypatch.setattr(safetensors.numpy, "save_file", flip_the_last_bit)
+    with pytest.raises(InputError, match="what was written reads back differently"):
+        run.save()
+    assert files(tmp_path) == before
+    monkeypatch.undo()
+    run.save()
+    assert (kept(tmp_path), saved_step(tmp_path / "run")) == ([2, 3], 4)
+
+
+def test_what_a_killed_process_left_among_the_earlier_ones_or_beside_the_best_goes(tmp_path):
+    run = saved_thrice(tmp_path)
+    run.save_best()
+    for folder in (earlier.FOLDER, BEST):
+        (tmp_path / "run" / folder / ".numpygpt-left.unfinished").mkdir()
+    run.save()
+    assert [path.name for path in (tmp_path / "run").rglob("*.unfinished")] == []
+
+
+def test_files_of_other_names_are_no_checkpoints_and_stay(tmp_path):
+    run = saved_thrice(tmp_path)
+    for name in ("notes.txt", "step-2.safetensors", "step-0000000000002.safetensors.old"):
+        (tmp_path / "run" / earlier.FOLDER / name).write_text("dear")
+    run = TrainingRun.resume(Counting, tmp_path / "run", keep=1)
+    run.save()
+    assert run.earlier_checkpoints == []
+    assert len(list((tmp_path / "run" / earlier.FOLDER).iterdir())) == 3
+
+
+def test_after_going_back_to_an_earlier_checkpoint_the_later_ones_stay(tmp_path):
+    run = saved_thrice(tmp_path)
+    for _ in range(2):
+        run.train_step()
+        run.save()
+    assert kept(tmp_path) == [3, 4]
+    shutil.copy(earlier.path_of(tmp_path / "run", 3), tmp_path / "run" / FILE_NAME)
+    run = TrainingRun.resume(Counting, tmp_path / "run", keep=1)
+    run.save()
+    assert (kept(tmp_path), saved_step(tmp_path / "run")) == ([4], 3)
+
+
+def test_an_earlier_checkpoint_starts_a_folder_of_its_own(tmp_path):
+    """In the folder that it is in, it would go on as another run: the one whose last checkpoint is there."""
+    saved_thrice(tmp_path)
+    path = earlier.path_of(tmp_path / "run", 2)
+    before = files(tmp_path)
+    message = f"^{path} is not the last checkpoint of a run, .*; copy it to a new folder as {FILE_NAME}, and resume"
+    with pytest.raises(InputError, match=message):
+        TrainingRun.resume(Counting, path)
+    assert files(tmp_path) == before
+    (tmp_path / "other").mkdir()
+    shutil.copy(path, tmp_path / "other" / FILE_NAME)
+    run = TrainingRun.resume(Counting, tmp_path / "other" / FILE_NAME)
+    assert (run.step, run.directory) == (2, tmp_path / "other")
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EXDEV, errno.EMLINK])
+def test_a_file_system_without_second_names_gets_a_copy(tmp_path, monkeypatch, number):
+    def refuse(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    saved_thrice(tmp_path)
+    assert kept(tmp_path) == [1, 2]
+
+
+def test_a_last_checkpoint_that_is_a_link_is_kept_as_what_it_leads_to(tmp_path):
+    run = saved_thrice(tmp_path)
+    (tmp_path / "run" / FILE_NAME).rename(tmp_path / "elsewhere")
+    (tmp_path / "run" / FILE_NAME).symlink_to("../elsewhere")
+    run.train_step()
+    run.save()
+    assert kept(tmp_path) == [2, 3]
+
+
+def test_a_last_checkpoint_that_somebody_removed_costs_no_later_one(tmp_path):
+    run = saved_thrice(tmp_path)
+    (tmp_path / "run" / FILE_NAME).unlink()
+    run.train_step()
+    run.save()
+    assert (kept(tmp_path), saved_step(tmp_path / "run")) == ([1, 2], 4)
+
+
+def test_an_earlier_checkpoint_that_cannot_be_removed_is_named(tmp_path, monkeypatch):
+    run = saved_thrice(tmp_path)
+    run.train_step()
+
+    def refuse(path, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    path = earlier.path_of(tmp_path / "run", 1)
+    with pytest.raises(InputError, match=f"^cannot remove the earlier checkpoint {path}: Permission denied$"):
+        run.save()
+    assert saved_step(tmp_path / "run") == 4
+
+
+def test_the_checkpoints_of_a_run_that_is_overwritten_go_when_the_new_one_stands(tmp_path, monkeypatch):
+    """They do not go before: not if the first save fails, and not for a best one beside another run's last one."""
+    saved_thrice(tmp_path).save_best()
+    before = files(tmp_path)
+    other = TrainingRun.start(Counting, options_of(tmp_path, lr=0.5), CONFIG, tmp_path / "run", overwrite=True)
+    other.train_step()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            other.save()
+    assert files(tmp_path) == before
+    other.evaluate()
+    other.save_best()
+    assert sorted(files(tmp_path / "run")) == [f"{BEST}/{FILE_NAME}", FILE_NAME]
+    for folder in (tmp_path / "run", tmp_path / "run" / BEST):
+        assert read_checkpoint(folder).values("run")["options"]["lr"] == 0.5
 
 
 # A run that has diverged

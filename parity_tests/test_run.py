@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from numpygpt import GPTConfig, InputError
+from numpygpt.formats import load_model
 from numpygpt.formats.checkpoint import FILE_NAME, read_checkpoint, write_checkpoint
 from numpygpt.layers import recomputed_block
 from numpygpt.model.saving import model_of, saved_config, saved_tokenizer
@@ -178,6 +179,24 @@ def test_a_checkpoint_says_what_the_run_is(tmp_path, text):
     (entry,) = values["history"]
     assert (entry["step"], entry["tokens_seen"], entry["epochs_seen"]) == (2, 324, 2 * 3 / 8)
     assert training.plot().read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_keeps_checkpoints_that_every_command_takes(tmp_path, text, monkeypatch, capsys):
+    monkeypatch.setattr(TrainingRun, "plot", lambda training: "no picture")
+    folder = tmp_path / "run"
+    arguments = ("train", "--text", text, *TRAINING, "--steps", 4, "--save-every", 1, "--keep", 3, "--out", folder)
+    assert run(*arguments) == 0
+    first, last = (folder / "earlier" / f"step-{step:013}.safetensors" for step in (2, 3))
+    assert f"\nkept 2 of the checkpoints before it, from {first} to {last.name}\n" in capsys.readouterr().out
+    for path in (first, last):
+        assert run("generate", "--checkpoint", path, "--prompt", "The", "--max-new-tokens", 1) == 0
+        weights = model_of(read_checkpoint(path)).state_dict()
+        assert all(np.array_equal(array, weights[name]) for name, array in load_model(path).state_dict().items())
+    assert run("train", "--resume", folder, "--steps", 5, "--keep", 0) == 2
+    assert capsys.readouterr().err == "numpygpt: error: keep is 0; expected at least 1\n"
+    assert run("train", "--resume", folder, "--steps", 5, "--keep", 1) == 0
+    assert "kept" not in capsys.readouterr().out
+    assert not (folder / "earlier").exists()
 
 
 @pytest.fixture(scope="module")

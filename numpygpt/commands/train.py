@@ -45,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Train a model on text. Ctrl-C saves and says how to go on.
 
-    The last checkpoint is in DIR; the one with the lowest validation loss is in DIR/best. A --preset also brings a
-    learning rate, a batch size and a warm-up for its size.
+    The last checkpoint is in DIR, and with --keep those before it in DIR/earlier; the one with the lowest validation
+    loss is in DIR/best. A --preset also brings a learning rate, a batch size and a warm-up for its size.
     """
     use_own_threads()
     with output_may_fail() as output:
@@ -74,9 +74,9 @@ def _resume(parsed: argparse.Namespace) -> int:
     if fixed:
         flags = ", ".join(map(flag, sorted(fixed)))
         raise InputError(f"{flags} cannot change in a resumed run; leave them out, or start a new run with --out")
-    directory = read_checkpoint(parsed.resume).path.parent
-    with locked(directory):
-        training = TrainingRun.resume(NumpyBackend, directory, **given)
+    path = read_checkpoint(parsed.resume).path
+    with locked(path.parent):
+        training = TrainingRun.resume(NumpyBackend, path, **given)
         schedule_ends = training.options.schedule_steps
         if "steps" in given and schedule_ends is not None and training.options.steps > schedule_ends:
             print(
@@ -96,6 +96,8 @@ def _train(training: TrainingRun) -> int:
         f"at a learning rate of at most {highest_rate:g}"
     )
     print(f"wrote {train(training, Plan.of(options), progress)}")
+    if kept := training.earlier_checkpoints:
+        print(f"kept {len(kept)} of the checkpoints before it, from {kept[0]} to {kept[-1].name}")
     try:
         print(f"wrote {training.plot()}")
     except InputError as error:

@@ -14,7 +14,7 @@ docs/checkpoint-format.md describes the file for programs in other languages.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,14 +35,20 @@ FILE_NAME = "checkpoint.safetensors"
 METADATA = "numpygpt"
 
 
-def write_checkpoint(directory: str | os.PathLike[str], sections: Mapping[str, Section]) -> Path:
+def write_checkpoint(
+    directory: str | os.PathLike[str],
+    sections: Mapping[str, Section],
+    before_replacing: Callable[[], object] | None = None,
+) -> Path:
     """Write DIR/checkpoint.safetensors in the place of an older one, and return its path.
 
-    directory   the folder DIR, which is made if it does not exist
-    sections    {name: section}; a name has no dot in it
+    directory          the folder DIR, which is made if it does not exist
+    sections           {name: section}; a name has no dot in it
+    before_replacing   is called when the new file is on the disk and was found to be right, just before it replaces the
+                       previous one
 
-    What was written is read back and compared before it replaces the previous checkpoint. If a save fails or is
-    interrupted, the previous one stays as it was.
+    What was written is read back from the disk and compared before it replaces the previous checkpoint. If a save fails
+    or is interrupted, the previous one stays as it was.
 
     Raises InputError for a folder that cannot be made or written, for values that JSON cannot hold, for arrays of a
     dtype that safetensors and NumPy do not share, and for floating-point arrays that hold NaN or infinity.
@@ -53,11 +59,16 @@ def write_checkpoint(directory: str | os.PathLike[str], sections: Mapping[str, S
     sections = {name: _in_c_order(name, section) for name, section in sections.items()}
     _refuse_what_is_not_finite(path, sections)
     header = checkpoint_header.written(sections, __version__)
+
+    def check(unfinished: Path) -> None:
+        _refuse_what_reads_back_differently(unfinished, path)
+        if before_replacing is not None:
+            before_replacing()
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as unfinished:
+        with replacing(path, check) as unfinished:
             _write_tensors(unfinished, sections, header)
-            _refuse_what_reads_back_differently(unfinished, path)
     except OSError as error:
         raise InputError(f"cannot write the checkpoint {path}: {error.strerror or error}") from error
     return path

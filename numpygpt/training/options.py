@@ -98,6 +98,9 @@ class Options:
     sample_every: int = option(150, "steps between samples; 0: none", smallest=0, changeable=True)
     sample_prompt: str = option("The ", "what the samples continue", changeable=True)
     save_every: int = option(300, "steps between checkpoints; 0: only at the end", smallest=0, changeable=True)
+    keep: int = option(
+        1, "newest checkpoints that are kept; those before the last are in DIR/earlier", smallest=1, changeable=True
+    )
     seed: int = option(123, "of weights, batches and dropout")
     dtype: str = option("float32", "format of every number", choices=("float32", "float64"))
     attention: str = option("math", "flash: tile by tile, faster at 1024 tokens, and smaller", choices=ATTENTIONS)

@@ -1,6 +1,7 @@
 """A training run: how far it has come, and what it saves.
 
     DIR/checkpoint.safetensors        the run as it was saved last, which is after its last step if it has ended
+    DIR/earlier/step-....safetensors  the run as it was saved before that, if more than one checkpoint is kept
     DIR/best/checkpoint.safetensors   the run as it was when its validation loss was lowest
     DIR/losses.png                    the loss curves
 
@@ -11,7 +12,7 @@ that is stopped and resumed gives the same, bit for bit, as a run that never sto
 
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
@@ -22,11 +23,13 @@ import numpy as np
 from numpygpt.data.texts import split_text
 from numpygpt.data.tokenizer import get_tokenizer
 from numpygpt.errors import InputError
+from numpygpt.files import remove_abandoned
 from numpygpt.formats.checkpoint import FILE_NAME, read_checkpoint, write_checkpoint
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.saving import saved_config
 from numpygpt.pictures.losses import plot_losses
 from numpygpt.sections import Section, named_in_errors, value_of
+from numpygpt.training import earlier
 from numpygpt.training.backend import Backend, Task
 from numpygpt.training.options import Options
 
@@ -99,12 +102,20 @@ class TrainingRun:
     def resume(cls, backend: type[Backend], directory: Path, **changes: Any) -> "TrainingRun":
         """The run whose checkpoint is in `directory`, at the step of that checkpoint, computed by this kind of backend.
 
+        The checkpoint itself may be named, too.
+
         changes   options to replace: for example `steps`, to train for longer
 
         Raises InputError if there is no checkpoint of a run, if the text is not the one that the run learns from, and
         for fewer steps than it has done.
         """
         saved = read_checkpoint(directory)
+        if saved.path.name != FILE_NAME:
+            raise InputError(
+                f"{saved.path} is not the last checkpoint of a run, so no run goes on from it; copy it to a new folder "
+                f"as {FILE_NAME}, and resume that folder"
+            )
+        directory = saved.path.parent
         if SECTION not in saved:
             raise InputError(f"the checkpoint {saved.path} holds a model but no training run; start one with --out")
         state = saved.values(SECTION)
@@ -119,7 +130,7 @@ class TrainingRun:
                 f"steps is {options.steps}, but the run in {directory} has done {step}; expected at least as many"
             )
         task = _task(options, saved_config(saved), _same_text(options, directory, text_sha256))
-        run = cls(options, task.config, saved.path.parent, backend.load(task, saved), text_sha256)
+        run = cls(options, task.config, directory, backend.load(task, saved), text_sha256)
         run.step, run.tokens_seen, run.history, run.saved_step = step, tokens_seen, history, step
         run._has_written = True
         return run
@@ -172,19 +183,30 @@ class TrainingRun:
     def save(self) -> Path:
         """Write the checkpoint in the place of the last one; returns its path.
 
+        If the options say so, the last one is kept among the earlier ones, and the oldest of these goes.
+
         Raises InputError, and leaves the last one as it was, if the weights or their loss are not finite: nobody could
         go on from such weights.
         """
         evaluated_now = bool(self.history) and self.history[-1].step == self.step
         if not evaluated_now and not math.isfinite(loss := self.backend.probe()):
             raise self._diverged(f"the loss is {loss}")
-        path = self._write(self.directory)
+        path = self._write(self.directory, self._keep_last)
         self.saved_step = self.step
+        earlier.prune(self.directory, self.step, self.options.keep - 1)
+        remove_abandoned(self.directory / BEST)
         return path
 
     def save_best(self) -> Path:
         """Write the run as the best so far, beside its last checkpoint; returns the path."""
+        if not self._has_written and (self.directory / FILE_NAME).exists():
+            self.save()  # first, because the last checkpoint is of another run until then, and this is not its best
         return self._write(self.directory / BEST)
+
+    @property
+    def earlier_checkpoints(self) -> list[Path]:
+        """The checkpoints that were saved before the last one and are kept, by step."""
+        return [earlier.path_of(self.directory, step) for step in earlier.steps(self.directory)]
 
     def plot(self) -> Path:
         """Draw the loss curves so far, in losses.png beside the checkpoint; returns the path."""
@@ -198,15 +220,24 @@ class TrainingRun:
         )
         return path
 
-    def _write(self, directory: Path) -> Path:
+    def _write(self, directory: Path, before_replacing: Callable[[], object] | None = None) -> Path:
         if not self._has_written:
-            (self.directory / BEST / FILE_NAME).unlink(missing_ok=True)  # it is of a run that this one replaces
+            before_replacing = self._remove_the_run_before
         try:
-            path = write_checkpoint(directory, {**self.backend.state(), SECTION: self._section()})
+            path = write_checkpoint(directory, {**self.backend.state(), SECTION: self._section()}, before_replacing)
         except InputError as error:
             raise (self._diverged("the run cannot be saved") if self._not_finite() else error) from error
         self._has_written = True
         return path
+
+    def _keep_last(self) -> None:
+        if self.options.keep > 1 and self.saved_step is not None and self.saved_step != self.step:
+            earlier.keep(self.directory, self.saved_step)
+
+    def _remove_the_run_before(self) -> None:
+        """Remove the best and the earlier checkpoints of another run, whose last one is about to be replaced."""
+        (self.directory / BEST / FILE_NAME).unlink(missing_ok=True)
+        earlier.remove_all(self.directory)
 
     def _section(self) -> Section:
         values = {
