@@ -24,10 +24,10 @@ MODULES := $(subst /,.,$(patsubst %/__init__,%,$(SOURCES:.py=)))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test lint test-quick parity-long docs clean
+.PHONY: help demo install test lint test-quick parity-long survival-long docs clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 	@echo 'Settings, as in `make test PYTHON=python3.12`:'
 	@echo '  PYTHON       the Python (3.11 or newer) that makes $(VENV); now $(PYTHON)'
 	@echo '  TORCH_BUILD  a build of PyTorch from its own index: `cpu` spares a Linux without a GPU several GB'
@@ -53,6 +53,9 @@ test-quick: $(VENV)/.test ## every test, on few random draws, up to the first fa
 
 parity-long: $(VENV)/.test ## the parity tests marked long_run, on up to 10,000 random draws each
 	$(PYTEST) --hypothesis-profile long -m long_run
+
+survival-long: $(VENV)/.test ## kill a run 200 times while it saves, and stop and resume one at 50 random moments
+	$(PYTEST) --hypothesis-profile long -m long_run parity_tests/test_survival.py
 
 docs: $(VENV)/.docs ## the docstrings as pages, in build/docs
 	$(BIN)/python -m pdoc --output-directory build/docs $(MODULES)
