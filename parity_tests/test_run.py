@@ -187,14 +187,16 @@ def test_the_command_keeps_checkpoints_that_every_command_takes(tmp_path, text, 
     arguments = ("train", "--text", text, *TRAINING, "--steps", 4, "--save-every", 1, "--keep", 3, "--out", folder)
     assert run(*arguments) == 0
     first, last = (folder / "earlier" / f"step-{step:013}.safetensors" for step in (2, 3))
-    assert f"\nkept 2 of the checkpoints before it, from {first} to {last.name}\n" in capsys.readouterr().out
+    assert f"\nkept 2 before it: {first} to {last.name}\n" in capsys.readouterr().out
     for path in (first, last):
         assert run("generate", "--checkpoint", path, "--prompt", "The", "--max-new-tokens", 1) == 0
         weights = model_of(read_checkpoint(path)).state_dict()
         assert all(np.array_equal(array, weights[name]) for name, array in load_model(path).state_dict().items())
     assert run("train", "--resume", folder, "--steps", 5, "--keep", 0) == 2
     assert capsys.readouterr().err == "numpygpt: error: keep is 0; expected at least 1\n"
-    assert run("train", "--resume", folder, "--steps", 5, "--keep", 1) == 0
+    assert run("train", "--resume", folder, "--steps", 5, "--keep", 2) == 0
+    assert re.search(r"\nkept 1 before it: \S+/earlier/step-0000000000004\.safetensors\n", capsys.readouterr().out)
+    assert run("train", "--resume", folder, "--steps", 6, "--keep", 1) == 0
     assert "kept" not in capsys.readouterr().out
     assert not (folder / "earlier").exists()
 

@@ -97,7 +97,7 @@ def _train(training: TrainingRun) -> int:
     )
     print(f"wrote {train(training, Plan.of(options), progress)}")
     if kept := training.earlier_checkpoints:
-        print(f"kept {len(kept)} of the checkpoints before it, from {kept[0]} to {kept[-1].name}")
+        print(f"kept {len(kept)} before it: {kept[0]}{f' to {kept[-1].name}' if len(kept) > 1 else ''}")
     try:
         print(f"wrote {training.plot()}")
     except InputError as error:
