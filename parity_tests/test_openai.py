@@ -659,6 +659,14 @@ def test_a_program_that_fails_is_one_line(folder, program, lines, message):
     assert "\n" not in str(refused.value)
 
 
+def test_a_program_that_has_ended_answers_no_more(folder, program):
+    program(LISTED)
+    file = TensorFlowFile(folder, "model.ckpt")
+    for _ in range(2):
+        with pytest.raises(InputError, match="does not give x"):
+            file.read("x")
+
+
 def test_the_program_ends_when_nobody_needs_it(folder, program):
     program(f"{LISTED}\nfor line in sys.stdin: sys.stdout.buffer.write(bytes(24)), sys.stdout.flush()")
     file = TensorFlowFile(folder, "model.ckpt")

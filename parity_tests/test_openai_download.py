@@ -330,6 +330,14 @@ def test_two_do_not_fetch_into_one_folder(tmp_path):
 
 
 @pytest.mark.usefixtures("server")
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    folder = fetch("124M", tmp_path)
+    (folder / DATA).unlink()
+    (folder / DATA).mkdir()
+    assert_refused(tmp_path, f"cannot read {folder / DATA}: Is a directory")
+
+
+@pytest.mark.usefixtures("server")
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "models").write_bytes(b"a file")
     assert_refused(tmp_path / "models", "cannot fetch GPT-2 124M to")

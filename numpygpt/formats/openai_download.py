@@ -1,9 +1,9 @@
 """The released GPT-2, fetched: seven files, from OpenAI's own address or from the copy that the book keeps.
 
-Each file is fetched under another name, in a folder that vanishes if anything goes wrong, and counts when it has the
-length that the server states and begins as such a file does. What is finished stays, so that the next call fetches the
-rest. No hashes of these files were ever published. So that of each file is written down when the file has been fetched,
-in SHA256SUMS beside it, and every later call compares the file with it (as `sha256sum -c SHA256SUMS` does).
+Each file is fetched into a folder that vanishes if anything goes wrong. It counts when it has the length that the
+server states, and begins as such a file does. What is finished stays, and the next call fetches the rest. Nobody has
+published hashes of these files. So the SHA-256 of each is written down in SHA256SUMS beside it when it has been fetched,
+and every later call compares the file with it, as `sha256sum -c SHA256SUMS` does.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from numpygpt.files import locked, replacing, write_text
 from numpygpt.reading import read_file
 
 SIZES = ("124M", "355M", "774M", "1558M")
-#: The files of each, and how they begin; None where the beginning is a number and may be anything.
+#: The files of each, and how they begin; None: like anything.
 BEGINNINGS: dict[str, bytes | None] = {
     "checkpoint": b"model_checkpoint_path:",
     "encoder.json": b"{",
@@ -65,12 +65,12 @@ def fetch(size: str, models_dir: str | os.PathLike[str]) -> Path:
             with locked(folder):
                 for file in _missing(folder):
                     _fetch_file(folder, size, file)
-        _refuse_other_files(folder)
     except OSError as error:
         raise InputError(
             f"cannot fetch GPT-2 {size} to {folder}: {error.strerror or error}; make room, or name another folder: "
             f"what is finished is kept, and the next call fetches the rest"
         ) from error
+    _refuse_other_files(folder)
     return folder
 
 
@@ -107,11 +107,10 @@ def _download(url: str, path: Path) -> None:
     from requests import RequestException
     from tqdm import tqdm
 
-    headers: dict[str, str] = {}
+    lengths: list[str | None] = []  # of the answers that lead elsewhere, and at last of the one that counts
 
-    def note(response: Any, **options: Any) -> None:  # of the answer that leads elsewhere, then of the one that counts
-        headers.clear()
-        headers.update(response.headers)
+    def note(answer: Any, **options: Any) -> None:
+        lengths.append(answer.headers.get("Content-Length"))
 
     # pooch asks whether the bar is true, which tqdm answers by its total; then it sets the total itself.
     with tqdm(desc=path.name, total=1, unit="B", unit_scale=True, dynamic_ncols=True) as bar:
@@ -122,7 +121,7 @@ def _download(url: str, path: Path) -> None:
             download(url, str(path), None)
         except (RequestException, ValueError) as error:  # a ValueError for a length that is no number
             raise _UnusableError(_reason(error)) from error
-    stated, found = {name.lower(): value for name, value in headers.items()}.get("content-length"), path.stat().st_size
+    stated, found = lengths[-1], path.stat().st_size
     if stated != str(found):
         raise _UnusableError(f"{found} bytes came, but the server states a length of {stated or 'none'}")
 
@@ -158,7 +157,10 @@ def _refuse_another_beginning(path: Path) -> None:
 def _refuse_other_files(folder: Path) -> None:
     """InputError if a file is not the one that was fetched."""
     for file, expected in _hashes(folder).items():
-        found = _sha256(folder / file)
+        try:
+            found = _sha256(folder / file)
+        except OSError as error:
+            raise InputError(f"cannot read {folder / file}: {error.strerror}") from error
         if found != expected:
             raise InputError(
                 f"{folder / file} has the SHA-256 {found}, but {expected} was written down in {HASHES} when it was "

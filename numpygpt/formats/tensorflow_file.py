@@ -4,10 +4,8 @@
     model.ckpt.index                    the variables' names, dtypes, shapes and places
     model.ckpt.data-00000-of-00001      their numbers
 
-TensorFlow is kept out of our process for three reasons. It ends the process that it runs in, without an exception, for
-some damaged index files. It and PyTorch each bring their own copies of the same libraries, and what happens in one
-process depends on which was imported first. And with its process the memory goes that it takes, several times that of a
-small model.
+TensorFlow is kept out of our process, because for some damaged index files it ends the process that it is in, without
+an exception. With a process of its own, its memory goes too, and its libraries never meet PyTorch's.
 """
 
 import json
@@ -93,7 +91,7 @@ class TensorFlowFile:
         try:
             self._pipe("stdin").write(json.dumps(name).encode() + b"\n")
             self._pipe("stdin").flush()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # it has ended, now or at an earlier question
             raise self._failure(f"does not give {name}") from error
         array = np.empty(self.layouts[name].shape, self.layouts[name].dtype)
         if self._pipe("stdout").readinto(array.data.cast("B")) != array.nbytes:
