@@ -25,6 +25,7 @@ from numpygpt.model.saving import model_of, model_section, saved_config, saved_t
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import Section
 from numpygpt.training.adamw import AdamW
+from parity_tests.command import python
 
 CONFIG = GPTConfig(vocab_size=11, context_length=5, emb_dim=6, n_heads=2, n_layers=2, drop_rate=0.2, qkv_bias=True)
 #: Options that older checkpoints do not name.
@@ -194,6 +195,36 @@ def test_an_open_checkpoint_stays_whole_when_it_is_replaced(tmp_path):
     saved(tmp_path, steps=2)
     assert_same_arrays(model_of(checkpoint).state_dict(), trained(steps=1)[0].state_dict())
     assert_same_arrays(load_model(tmp_path).state_dict(), trained(steps=2)[0].state_dict())
+
+
+LOADING = """
+import sys
+from pathlib import Path
+from numpygpt import load_model
+import safetensors.numpy
+def most_memory():
+    return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+before = most_memory()
+model = load_model(sys.argv[1])
+print(most_memory() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how much memory a process has had at most")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_loading_takes_at_most_half_the_bytes_of_the_file_above_the_model(tmp_path, threads):
+    """The file is not in memory beside the model, and neither is a copy of the model."""
+    sizes = {"vocab_size": 2000, "context_length": 1024, "emb_dim": 256, "n_layers": 6}
+    model = GPTModel.unfilled({**CONFIG.to_dict(), **sizes})
+    for array in model.named_parameters().values():
+        array.fill(1)
+    size = write_checkpoint(tmp_path, {"model": model_section(model)}).stat().st_size
+    assert size > 20 * 2**20
+    environment = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))}
+    done = python("-c", LOADING, tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    above = int(done.stdout) - sum(array.nbytes for array in model.named_parameters().values())
+    assert above < size // 2
 
 
 # Resume
