@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from numpygpt import GPTModel, InputError, get_tokenizer
 from numpygpt.evaluation import lambada, multiple_choice
 from numpygpt.evaluation.perplexity import TextScore, score_text, windows
-from numpygpt.evaluation.scores import Completion, score_completions, scores
+from numpygpt.evaluation.scores import Completion, completion, score_completions, scores
 from numpygpt.formats import load_model
 from numpygpt.formats.checkpoint import write_checkpoint
 from numpygpt.model.saving import model_section
@@ -165,6 +165,11 @@ def test_the_chosen_ending_is_the_likeliest_by_sum_and_by_mean(theirs, ours, tmp
         assert found == (
             np.mean(np.equal(sums, labels)), np.mean(np.equal(means, labels)), 2
         )
+
+
+def test_a_special_token_in_a_text_is_that_token():
+    gpt2 = get_tokenizer("gpt2")
+    assert completion("so", " it ends<|endoftext|>", gpt2) == ([568], [340, 5645, gpt2.eot_token])
 
 
 def test_scores_are_as_exact_at_large_logits():

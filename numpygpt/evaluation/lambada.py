@@ -19,7 +19,7 @@ from numpygpt.data.texts import read_text
 from numpygpt.data.tokenizer import Encoding
 from numpygpt.errors import InputError
 from numpygpt.evaluation.records import json_lines, text_of
-from numpygpt.evaluation.scores import Completion, LogitsOf, score_completions
+from numpygpt.evaluation.scores import LogitsOf, completion, score_completions
 
 
 class Passage(NamedTuple):
@@ -68,7 +68,7 @@ def score_lambada(
     advance: Callable[[int], Any] = lambda done: None,
 ) -> LambadaScore:
     """The score over all passages; `advance` is told how many more are done."""
-    completions = [Completion(tokenizer.encode(context), tokenizer.encode(word)) for context, word in passages]
+    completions = [completion(passage.context, passage.last_word, tokenizer) for passage in passages]
     found = score_completions(logits_of, completions, context_length, batch_size, advance)
     mean_loss = sum(score.loss for score in found) / len(found)
     return LambadaScore(sum(score.greedy for score in found) / len(found), math.exp(min(mean_loss, 700)), len(found))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from numpygpt.data.tokenizer import Encoding
 from numpygpt.errors import InputError
 from numpygpt.evaluation.records import json_lines, text_of
-from numpygpt.evaluation.scores import Completion, CompletionScore, LogitsOf, score_completions
+from numpygpt.evaluation.scores import CompletionScore, LogitsOf, completion, score_completions
 
 
 class Question(NamedTuple):
@@ -70,7 +70,7 @@ def score_choices(
 ) -> ChoiceScore:
     """The score over all questions; `advance` is told how many more endings are done."""
     completions = [
-        Completion(tokenizer.encode(question.context), tokenizer.encode(" " + ending))
+        completion(question.context, " " + ending, tokenizer)
         for question in questions
         for ending in question.endings
     ]

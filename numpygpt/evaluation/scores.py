@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numpygpt.data.tokenizer import Encoding, text_to_token_ids
 from numpygpt.errors import InputError
 from numpygpt.parallel import over_rows
 from numpygpt.shapes import Array, Bool, Inexact, Integer
@@ -53,6 +54,11 @@ class Completion(NamedTuple):
 
     context: Sequence[int]
     tokens: Sequence[int]
+
+
+def completion(context: str, text: str, tokenizer: Encoding) -> Completion:
+    """The token ids of a text that shall follow another; each text is encoded alone."""
+    return Completion(*(text_to_token_ids(part, tokenizer)[0].tolist() for part in (context, text)))
 
 
 class CompletionScore(NamedTuple):
