@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 import tracemalloc
 
 import numpy as np
@@ -127,6 +128,10 @@ def test_a_target_that_is_there_is_kept_unless_told(capsys, folder, kind):
     ("arguments", "message"),
     [
         (("ours", "ours", "--to", "numpygpt", "--overwrite"), "the target ours is the source itself; name another"),
+        (
+            ("ours/checkpoint.safetensors", "ours", "--to", "numpygpt", "--overwrite"),
+            "the target ours is the source itself; name another",
+        ),
         (("ours", "new", "--to", "onnx"), "argument --to: invalid choice: 'onnx'"),
         (("ours", "new"), "the following arguments are required: --to"),
         (("nowhere", "new", "--to", "hf"), "there is no checkpoint nowhere"),
@@ -143,6 +148,14 @@ def test_nanogpt_holds_no_model_of_another_kind(capsys, folder):
     saved(folder / "untied", {"tie_weights": False})
     line = refused(capsys, folder, "convert", "untied", "new", "--to", "nanogpt")
     assert "nanoGPT cannot compute this model, which has tie_weights False, not True" in line
+
+
+@pytest.mark.parametrize("kind", ["nanogpt", "pth"])
+def test_without_pytorch_its_files_are_not_begun(capsys, folder, monkeypatch, kind):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    line = refused(capsys, folder, "convert", "ours", "new", "--to", kind)
+    assert "PyTorch is not installed" in line
+    assert "pip install" in line
 
 
 def test_the_book_does_not_tell_the_heads(capsys, folder):
@@ -207,6 +220,9 @@ def test_a_tokenizer_of_its_own(capsys, written, tmp_path):
     source = read_model(folder)
     assert saved_tokenizer(source) is None
     assert source.encoding().encode("The") == [255 - value for value in b"The"]
+    assert run("convert", folder, tmp_path / "ours", "--to", "numpygpt") == 0
+    assert f"was not written: keep the files of {folder}" in capsys.readouterr().out
+    assert saved_tokenizer(read_model(tmp_path / "ours")) is None
     assert run("generate", "--checkpoint", folder, "--prompt", "The", "--max-new-tokens", 3) == 0
     assert run("info", "--checkpoint", folder) == 0
     assert "tokenizer of its own" in capsys.readouterr().out

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from numpygpt.commands.trained import origin_of
 from numpygpt.errors import InputError
 from numpygpt.files import check_writable, locked
-from numpygpt.formats import book, checkpoint, hugging_face, nanogpt
+from numpygpt.formats import book, checkpoint, hugging_face, nanogpt, torch_file
+from numpygpt.formats.foreign import ForeignModel
 from numpygpt.formats.kinds import read_model
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.saving import SECTION, checked, parameter_shapes, saved_tokenizer
@@ -29,7 +30,7 @@ class Writer(NamedTuple):
 
     check       raises InputError if the target cannot be written, or may not be replaced; its arguments are the target,
                 and whether it may be
-    refuse      raises InputError for a model that the kind cannot hold
+    refuse      raises InputError for a model that the kind cannot hold, and if a package that it needs is missing
     write       writes the target, in place of what is there
     next_step   what can be done with it then, where TARGET stands for the target
     """
@@ -40,8 +41,17 @@ class Writer(NamedTuple):
     next_step: str
 
 
-def _takes_all(config: GPTConfig) -> None:
-    """Refuse no model."""
+def _refuse_none(config: GPTConfig) -> None:
+    """Any model can be written."""
+
+
+def _refuse_for_pth(config: GPTConfig) -> None:
+    torch_file.pytorch()
+
+
+def _refuse_for_nanogpt(config: GPTConfig) -> None:
+    torch_file.pytorch()
+    nanogpt.refuse_what_nanogpt_lacks(config)
 
 
 def _check_file(path: Path, overwrite: bool) -> None:
@@ -79,28 +89,31 @@ def _make(folder: Path) -> None:
         raise InputError(f"cannot make the folder {folder}: {error.strerror}; name another") from error
 
 
+#: The files of which one holds the model in a folder that is written.
+MODELS = (checkpoint.FILE_NAME, hugging_face.WEIGHTS, nanogpt.FILE_NAME)
+
 WRITERS = {
     "numpygpt": Writer(
         lambda target, overwrite: _check_file(target / checkpoint.FILE_NAME, overwrite),
-        _takes_all,
+        _refuse_none,
         _write_checkpoint,
         'numpygpt generate --checkpoint TARGET --prompt "Every effort moves you"',
     ),
     "hf": Writer(
         lambda target, overwrite: hugging_face.refuse_other_files(target, overwrite=overwrite),
-        _takes_all,
+        _refuse_none,
         lambda target, model: hugging_face.write_folder(target, *model, overwrite=True),
         'transformers.pipeline("text-generation", "TARGET")("Every effort moves you"), in Python',
     ),
     "nanogpt": Writer(
         lambda target, overwrite: _check_file(target / nanogpt.FILE_NAME, overwrite),
-        nanogpt.refuse_what_nanogpt_lacks,
+        _refuse_for_nanogpt,
         _write_nanogpt,
         "python sample.py --out_dir=TARGET, in nanoGPT",
     ),
     "pth": Writer(
         _check_file,
-        _takes_all,
+        _refuse_for_pth,
         _write_pth,
         'model.load_state_dict(torch.load("TARGET", weights_only=True)), with the book\'s GPTModel',
     ),
@@ -129,13 +142,16 @@ def run(parsed: argparse.Namespace) -> int:
     config, dtype = checked(source, parsed.dtype)
     writer.refuse(config)
     writer.check(target, parsed.overwrite)
-    if target.exists() and target.samefile(parsed.source):
+    pairs = [(target, parsed.source), *((target / name, source.path) for name in MODELS)]
+    if any(path.exists() and path.samefile(read) for path, read in pairs):
         raise InputError(f"the target {target} is the source itself; name another")
     print(*origin_of(source), sep="\n")
     print(", ".join(f"{name} {value}" for name, value in config.to_dict().items()))
     model = Model(config, _weights(source, config, dtype), saved_tokenizer(source))
     writer.write(target, model)
     print(f"wrote {target}: {len(model.weights)} arrays of {dtype}, tokenizer {model.tokenizer or 'none'}")
+    if isinstance(source, ForeignModel) and source.own_tokenizer is not None:
+        print(f"its tokenizer is none that numpygpt has, and was not written: keep the files of {parsed.source}")
     print(f"let it write: {writer.next_step.replace('TARGET', str(target))}")
     return 0
 
