@@ -9,6 +9,7 @@ from numpygpt.formats.kinds import read_model
 from numpygpt.model.saving import model_of
 from numpygpt.pictures.attention import plot_attention
 from numpygpt.shapes import Array
+from numpygpt.tree import nothing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +31,7 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.layer is not None and parsed.layer not in layers:
         raise InputError(f"--layer is {parsed.layer}; the model has layers 0 to {layers[-1]}")
     seen: dict[str, Array] = {}
-    model.forward(idx, watch=seen.__setitem__)
+    model.forward(idx, trained=nothing, watch=seen.__setitem__)
     attn_weights = {
         layer: seen[f"trf_blocks.{layer}.att.attn_weights"][0] for layer in layers if parsed.layer in (None, layer)
     }
