@@ -22,10 +22,8 @@ def read_file(path: str | os.PathLike[str], what: str, most: int | None = None) 
     never end, and for a file with more than `most` bytes, of which no more are read.
     """
     path = Path(path)
+    refuse_irregular(path, what)
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise InputError(f"cannot read the {what} {path}: it is a pipe or a device; give a regular file")
         with path.open("rb") as file:
             contents = file.read() if most is None else file.read(most + 1)
     except OSError as error:
@@ -33,6 +31,16 @@ def read_file(path: str | os.PathLike[str], what: str, most: int | None = None) 
     if most is not None and len(contents) > most:
         raise InputError(f"cannot read the {what} {path}: it has more than {most} bytes; such a file has fewer")
     return contents
+
+
+def refuse_irregular(path: Path, what: str) -> None:
+    """InputError for a file that is missing or cannot be looked at, and for a pipe or a device."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise InputError(f"cannot read the {what} {path}: {error.strerror}") from error
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise InputError(f"cannot read the {what} {path}: it is a pipe or a device; give a regular file")
 
 
 def read_json(path: str | os.PathLike[str], what: str, most: int) -> dict[str, Any]:

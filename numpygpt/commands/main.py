@@ -21,6 +21,7 @@ from numpygpt.process import keep_freed_memory
 COMMANDS = {
     "train": "train a model on text",
     "generate": "continue a prompt with a trained model",
+    "tokenize": "write the token ids of texts of any size to a file",
     "evaluate": "score a trained model: perplexity, last words, multiple choice",
     "info": "parameters and memory of a model",
     "convert": "a model from the files of one program to those of another",
