@@ -79,6 +79,22 @@ def test_every_activation_and_gradient_is_pytorchs(config):
             agree(seen[name], expected[name], name)
 
 
+@pytest.mark.parametrize("position", ["learned", "sinusoidal"])
+@pytest.mark.parametrize(
+    ("positions", "said"),
+    [
+        ([[0, 1], [2, -1]], r"position -1 is outside of context_length \d+; expected from 0 to"),
+        ([[0, 1], [2, 10**6]], r"position 1000000 is outside of context_length \d+; expected from 0 to"),
+        ([[0.0, 1.0], [0.0, 1.0]], r"positions are float64 \(2, 2\); expected integers"),
+        ([[0, 1]], r"positions are int64 \(1, 2\); expected integers shaped as the token ids, \(2, 2\)"),
+    ],
+)
+def test_positions_that_the_tokens_cannot_have(position, positions, said):
+    model = GPTModel(replace(CONFIG, position=position))
+    with pytest.raises(InputError, match=said):
+        model.forward(np.array([[1, 2], [3, 4]]), positions=np.array(positions))
+
+
 @pytest.mark.parametrize("qkv_bias", [False, True])
 def test_the_initial_weights_are_pytorchs_and_positions_draw_nothing(qkv_bias):
     config = replace(CONFIG, qkv_bias=qkv_bias)

@@ -208,7 +208,7 @@ class GPTModel:
         in_idx: Any,
         past: tuple[KeyValueCache, ...] | None = None,
         *,
-        positions: Integer[Array, "B T"] | None = None,
+        positions: Any = None,
         visible: Visible = "causal",
         watch: Watch = unwatched,
     ) -> tuple[Inexact[Array, "B V"], tuple[KeyValueCache, ...]]:
@@ -217,6 +217,8 @@ class GPTModel:
         in_idx               (B, T) token ids that follow those of `past`
         past                 what an earlier call returned, a cache a block; it is not changed
         positions, visible   as `forward` takes them; S is the length of `past` and T together
+
+        Raises InputError for token ids, a past and positions that do not fit the model or each other.
         """
         in_idx = self._token_ids(in_idx, past)
         hidden, saved = self._body(
@@ -277,7 +279,7 @@ class GPTModel:
         self,
         in_idx: Any,
         *,
-        positions: Integer[Array, "B T"] | None = None,
+        positions: Any = None,
         visible: Visible = "causal",
         masks: DropoutMasks | None = None,
         trained: Trained = everything,
@@ -286,7 +288,7 @@ class GPTModel:
         """Logits and what `backward` needs.
 
         in_idx      (B, T) token ids
-        positions   of the tokens, each below context_length; None: 0, 1, ... in each sequence
+        positions   (B, T) of the tokens, each below context_length; None: 0, 1, ... in each sequence
         visible     which tokens a token may see: "causal", "all", or booleans (B, 1, T, T)
         masks       of dropout (`draw_dropout_masks`); None: no dropout
         trained     whether the parameter of a name is trained; what no trained parameter needs is not saved
@@ -315,7 +317,7 @@ class GPTModel:
             gradients["tok_emb.weight"] += gradients.pop("out_head.weight")
         return gradients
 
-    def _body(self, in_idx: Array, *, trained: Trained, **options: Any) -> tuple[Array, body.Saved]:
+    def _body(self, in_idx: Array, *, positions: Any, trained: Trained, **options: Any) -> tuple[Array, body.Saved]:
         """The composition, (1), with this model's parameters and way of computing."""
         return body.forward(
             in_idx,
@@ -326,6 +328,7 @@ class GPTModel:
             activation=self.config.activation,
             norm_eps=self.config.norm_eps,
             recompute=self.checkpoint_activations,
+            positions=None if positions is None else self._positions(positions, in_idx.shape),
             trained=trained,
             **options,
         )
@@ -362,6 +365,25 @@ class GPTModel:
                 f"give the model the last {self.config.context_length} tokens, or make it with a longer context"
             )
         return in_idx
+
+    def _positions(self, positions: Any, shape: tuple[int, ...]) -> Integer[Array, "B T"]:
+        """The positions as an array.
+
+        One row for several sequences is refused: the forward would repeat it, and the backward would take the gradient
+        of the first sequence for that of all.
+        """
+        positions = np.asarray(positions)
+        if positions.shape != shape or not np.issubdtype(positions.dtype, np.integer):
+            raise InputError(
+                f"positions are {positions.dtype} {positions.shape}; expected integers shaped as the token ids, {shape}"
+            )
+        outside = positions[(positions < 0) | (positions >= self.config.context_length)]
+        if outside.size:
+            raise InputError(
+                f"position {outside[0]} is outside of context_length {self.config.context_length}; "
+                f"expected from 0 to {self.config.context_length - 1}"
+            )
+        return positions
 
 
 def _without_masks(mapping: Mapping[str, Any]) -> dict[str, Array]:
