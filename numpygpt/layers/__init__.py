@@ -8,5 +8,6 @@ own tree. Two options are common to all layers:
               another is None
     wants_x   whether the gradient of x will be asked for: False if nothing before the layer is trained
 
-What neither a trained parameter nor x needs is not saved in the forward and not computed in the backward.
+What neither a trained parameter nor x needs is not computed in the backward. What a whole block saved for it is
+dropped in the forward (`numpygpt.model.body`), and so is a factor of a projection (`numpygpt.ops.linear`).
 """

@@ -1,7 +1,8 @@
 """A transformer block that saves its input alone, and computes its forward again in the backward.
 
-Time for memory, one forward more for the activations of all blocks but one (Chen et al. 2016, arXiv:1604.06174). The
-same functions get the same values, so the gradients are those of `transformer_block`, bit for bit.
+This costs one more forward, and spares the memory for the activations of all blocks except one (Chen et al. 2016,
+arXiv:1604.06174). The same functions get the same values, so the gradients are those of `transformer_block`, bit for
+bit.
 """
 
 from typing import Any, NamedTuple

@@ -11,8 +11,8 @@
 The sum in (1) gives its gradient to both terms. Positions that the sequences of a batch share get the sum of their
 gradients. Sinusoidal positions are constants and have no gradient.
 
-This is the only composition: training, inference and decoding with a cache differ in its options. If nothing is
-trained, nothing is saved. The blocks before the first trained parameter save nothing, and the backward ends there.
+This is the only composition: training, inference and decoding with a cache differ in its options. The blocks before
+the first trained parameter save nothing, and the backward ends there. If nothing is trained, no block saves anything.
 """
 
 from collections.abc import Sequence

@@ -10,7 +10,7 @@ from numpygpt.process import machine_memory
 
 
 class Row(NamedTuple):
-    """A group of parameters: its name, the shape of its matrix or a remark, and how many numbers it holds."""
+    """A group of parameters: its name, the shape of its matrix or a remark, and how many values it holds."""
 
     name: str
     detail: str
@@ -36,7 +36,7 @@ def parameter_table(config: GPTConfig) -> list[Row]:
 
 
 def num_parameters(config: GPTConfig) -> int:
-    """How many numbers a model of this configuration trains."""
+    """How many values a model of this configuration trains."""
     return sum(row.parameters for row in parameter_table(config))
 
 
@@ -116,7 +116,7 @@ def _gibibytes(size: int) -> str:
 
 
 def _saved_block(config: GPTConfig, batch_size: int, tokens: int, size: int, attention: str) -> int:
-    """Bytes that a block's forward saves, but for the masks."""
+    """Bytes that a block's forward saves, without the masks."""
     rows = batch_size * tokens
     stream = rows * config.emb_dim
     scores = rows * tokens * config.n_heads

@@ -9,12 +9,13 @@ Both are pure: nothing is remembered between calls and no argument is changed. T
 stand again beside the lines of forward that compute them and the lines of backward that undo them.
 
 The option `wanted` of an operation with several differentiable arguments names those whose gradients will be asked for.
-The others get None, what only they need is not saved, and the products for them are not computed.
+The others get None, and the products for them are not computed.
 
 In all formulas, x is the input of an operation and y its output, and
 
     a @ b    is the product of matrices (of the last two axes)
     a * b    is the elementwise product; one factor may be a number, or a vector that is repeated
+    2 a      is 2 * a: only a number may stand before a factor without a sign
     <a, b>   is the sum of a * b over all elements
 
 The derivations use one recipe (Giles 2008, "Collected matrix derivative results for forward and reverse mode

@@ -43,7 +43,7 @@ With w = e / l, and g = d_y / l dividing once a query what would be divided once
     (9)  d_v = dropout(e)ᵀ @ g
     (10) d_s = e * (g @ vᵀ * m / (1 - p) - <g, y>)
 
-Saved: q, k, v, the masks, y, h and l: nothing of size T x S but the masks, a byte an element.
+Saved: q, k, v, the masks, y, h and l. Only the masks are of size T x S; they take a byte an element.
 Traps: what was summed before a larger score came must shrink with it; h and l are kept apart, because log l + h is
 rounded to the size of h, which at scores of 1e5 is a hundredth; a tile on the diagonal needs the mask, and one below it
 does not; for a query that may see no key, h stays -inf, l is taken as 1 in the place of 0, and the context is 0.

@@ -20,7 +20,7 @@ Derivation, from dL = <d_y, dy>, undoing (4), then (3) with (2), then (1):
     dy = g * dn + n * dg + db                      d_n = d_y * g
                                                    d_g = the sum of d_y * n over rows, d_b = the sum of d_y over rows
     dn = r * dc + c * dr
-    dr = -1/2 (mean(c²) + eps)^(-3/2) 2 mean(c * dc) = -r³ mean(c * dc) = -r² mean(n * dc)
+    dr = -1/2 (mean(c²) + eps)^(-3/2) * 2 mean(c * dc) = -r³ * mean(c * dc) = -r² * mean(n * dc)
     c * dr = -r * n * mean(n * dc)                 since r * c = n
     <d_n, dn> = <r * d_n, dc> - <d_n, r * n * mean(n * dc)>
                                                    d_c = r * (d_n - n * mean(d_n * n))
