@@ -1,5 +1,6 @@
-"""What the documents say is true: their links lead somewhere, their commands are commands, their code runs."""
+"""What the documents say is true: links lead somewhere, commands are commands, code runs, rooms are as they say."""
 
+import ast
 import pkgutil
 import re
 import shlex
@@ -80,3 +81,42 @@ def test_every_path_and_module_in_code_quotes_is_there(name):
             assert (ROOT / quoted).exists(), quoted
         else:
             pkgutil.resolve_name(quoted)
+
+
+# The rooms
+
+
+ROOMS = re.findall(r"^numpygpt/([a-z]+) ", TEXTS["docs/library.md"], re.M)
+
+
+def imported_by(path):
+    """The modules that a file imports, also inside of functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_every_room_is_listed():
+    folders = {path.parent.name for path in (ROOT / "numpygpt").glob("*/__init__.py")}
+    assert sorted(ROOMS) == sorted(folders)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_from_those_below_it_alone(room):
+    above = {f"numpygpt.{name}" for name in ROOMS[: ROOMS.index(room)]}
+    for path in (ROOT / "numpygpt" / room).rglob("*.py"):
+        assert not {module for module in imported_by(path) if ".".join(module.split(".")[:2]) in above}, path
+
+
+def test_modules_outside_of_the_rooms_import_from_none():
+    rooms = {f"numpygpt.{name}" for name in ROOMS}
+    for path in (ROOT / "numpygpt").glob("*.py"):
+        if path.name not in ("__init__.py", "__main__.py"):  # the package's face, and the command's
+            assert not {module for module in imported_by(path) if ".".join(module.split(".")[:2]) in rooms}, path
+
+
+def test_numpygpt_imports_torchgpt_nowhere():
+    for path in (ROOT / "numpygpt").rglob("*.py"):
+        assert not [module for module in imported_by(path) if module.partition(".")[0] == "torchgpt"], path
