@@ -14,7 +14,7 @@ the thread that calls it, and `product` gives each of our threads, which wait as
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
@@ -78,6 +78,23 @@ def in_parallel(function: Callable[[Any], Any], parts: Sequence[Any]) -> list[An
             raise share
         results += share
     return results
+
+
+def ahead(items: Iterator[Any]) -> Iterator[Any]:
+    """The same items in their order. While the caller uses one, another thread makes the next.
+
+    If there is one thread only, each item is made when it is asked for. An error while an item is made is raised at the
+    item's turn.
+    """
+    if number_of_threads() == 1:
+        yield from items
+        return
+    end = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="numpygpt-ahead") as maker:
+        coming = maker.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = maker.submit(next, items, end)
+            yield item
 
 
 def _slices(length: int, parts: int) -> list[slice]:

@@ -166,3 +166,39 @@ def test_omp_num_threads_sets_the_number_of_threads(monkeypatch, setting, thread
         monkeypatch.delenv("OMP_NUM_THREADS")
         threads = parallel.number_of_threads()
     assert found == threads >= 1
+
+
+# One item ahead
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_items_come_in_order_and_one_is_made_ahead(monkeypatch, threads):
+    monkeypatch.setattr(parallel, "number_of_threads", lambda: threads)
+    made, second = [], threading.Event()
+
+    def items():
+        for number in range(4):
+            made.append(number)
+            if number == 1:
+                second.set()
+            yield number
+
+    coming = parallel.ahead(items())
+    assert next(coming) == 0
+    assert second.wait(timeout=20 if threads > 1 else 0) == (threads > 1)
+    assert list(coming) == [1, 2, 3]
+    assert made == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_error_is_raised_at_the_turn_of_its_item(monkeypatch, threads):
+    monkeypatch.setattr(parallel, "number_of_threads", lambda: threads)
+
+    def items():
+        yield 0
+        raise ValueError("no second item")
+
+    coming = parallel.ahead(items())
+    assert next(coming) == 0
+    with pytest.raises(ValueError, match="no second item"):
+        next(coming)

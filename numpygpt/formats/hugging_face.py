@@ -123,14 +123,14 @@ def read_folder(folder: Path) -> ForeignModel:
         notes.append(f"weights of {' and '.join(tensors.short)} are read as float32")
     ForeignModel(path, KIND, config, TABLE, tensors)  # refuses tensors of other names and shapes, before any is read
     trained = TABLE.surplus(config, tensors.layouts, tensors.read)
+    if OUR_HEAD in trained:
+        raise InputError(
+            f"the checkpoint {path} cannot be used: {HEAD} differs from wte.weight, but {CONFIG} ties the two; "
+            f"set tie_word_embeddings to false there"
+        )
     if trained:
-        if OUR_HEAD in trained:
-            raise InputError(
-                f"the checkpoint {path} cannot be used: {HEAD} differs from wte.weight, but {CONFIG} ties the two; "
-                f"set tie_word_embeddings to false there"
-            )
         config = with_parameters(config, trained)
-        notes.append(f"{CONFIG} says that the model has no {trained[0]} and the like, but they are trained, and kept")
+        notes.append(f"{CONFIG} says that the model has no {trained[0]} and the like, but they have been trained: kept")
     tokenizer = tokenizer_files.read_tokenizer(folder)
     if tokenizer == tokenizer_files.NO_TOKENIZER and config.vocab_size == GPT_CONFIG_124M["vocab_size"]:
         tokenizer = tokenizer._replace(name="gpt2")

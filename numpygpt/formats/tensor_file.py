@@ -33,6 +33,8 @@ DTYPES = {
 }
 #: The upper half of a float32, a dtype that NumPy does not have.
 BFLOAT16 = "BF16"
+#: The most bytes of a header. The checkpoint of a training run of the largest GPT-2 has less than a million.
+LONGEST_HEADER = 2**24
 #: The most axes that a NumPy array can have.
 MOST_AXES = 64
 
@@ -56,6 +58,7 @@ class TensorFile:
         try:
             if not path.is_file():
                 raise InputError(f"{path} is no regular file; expected a safetensors file")
+            _refuse_a_long_header(path)
             # Not by a memory map, which would count as memory of the process, and end it if the file is cut meanwhile.
             opened: Any = safe_open(path, framework="numpy", backend="pread")  # Any: its methods are untyped
         except (SafetensorError, OSError) as error:
@@ -92,6 +95,17 @@ class TensorFile:
                 f"{max(shape)}; NumPy has no such arrays: use another checkpoint"
             )
         return Layout(self._dtypes[dtype], shape)
+
+
+def _refuse_a_long_header(path: Path) -> None:
+    """safetensors itself takes headers of 100 million bytes, which become gigabytes of Python objects."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > LONGEST_HEADER:
+        raise InputError(
+            f"the checkpoint {path} is truncated, damaged or no safetensors file (its header would have {length} "
+            f"bytes, and that of a model has at most {LONGEST_HEADER}); use another"
+        )
 
 
 def _read_bfloat16(path: Path, name: str, shape: tuple[int, ...]) -> Array:

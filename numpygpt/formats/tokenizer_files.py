@@ -29,7 +29,7 @@ TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 WRITTEN = {VOCABULARY, MERGES, TOKENIZER, SETTINGS}
 
 #: The most bytes that one of these files has. GPT-2's have 1 to 4 million.
-MOST_BYTES = 2**24
+MOST_BYTES = 2**23
 
 #: The bytes whose character in the alphabet has their own number; the others have the numbers from 256 on.
 SEEN = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
@@ -78,7 +78,10 @@ NO_TOKENIZER = TokenizerFiles(None, None)
 
 
 def read_tokenizer(folder: Path) -> TokenizerFiles:
-    """The tokenizer of a folder of Hugging Face's or OpenAI's files. Nothing is raised here, so that a model can be read without it."""
+    """The tokenizer of a folder of Hugging Face's or OpenAI's files.
+
+    What is wrong with it is raised when it is made, so that the model can be read without it.
+    """
     try:
         vocabulary = _vocabulary_of(folder)
     except InputError as error:

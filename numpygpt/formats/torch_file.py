@@ -59,7 +59,7 @@ def load(path: Path) -> Any:
     Raises InputError for a file that is truncated or was not written by torch.save, and for one that asks for anything
     else; nothing of it is run. The message says so too if PyTorch is not installed.
     """
-    torch = _torch()
+    torch = pytorch()
     try:
         _refuse_other_names(path, _pickle_of(path))
         with warnings.catch_warnings(action="ignore"):  # about files that are then refused, or read
@@ -159,7 +159,7 @@ class TorchTensors:
 
 
 def _refuse_what_is_no_plain_tensor(name: str, tensor: Any) -> None:
-    torch = _torch()
+    torch = pytorch()
     if not isinstance(tensor, torch.Tensor):
         raise InputError(f"{name} is a {type(tensor).__name__}; expected a tensor")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
@@ -193,7 +193,7 @@ def foreign_model(
 
 def save(path: Path, contents: Any) -> None:
     """Write a file by `torch.save`, in place of an older one. InputError if that fails."""
-    torch = _torch()
+    torch = pytorch()
     try:
         with replacing(path) as unfinished:
             torch.save(contents, unfinished)
@@ -204,7 +204,7 @@ def save(path: Path, contents: Any) -> None:
 
 def state_dict_of(arrays: Mapping[str, Array]) -> "OrderedDict[str, Any]":
     """The arrays as tensors, by name. One array under two names, as of tied weights, is one tensor under two names."""
-    torch = _torch()
+    torch = pytorch()
     tensors: dict[int, Any] = {}
     for array in arrays.values():
         if id(array) not in tensors:
@@ -212,7 +212,7 @@ def state_dict_of(arrays: Mapping[str, Array]) -> "OrderedDict[str, Any]":
     return OrderedDict((name, tensors[id(array)]) for name, array in arrays.items())
 
 
-def _torch() -> Any:
+def pytorch() -> Any:
     """PyTorch. InputError, with the line that installs it, if it is not installed."""
     try:
         import torch

@@ -16,6 +16,7 @@ from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
 from numpygpt.model.initialization import allocate
 from numpygpt.model.sizes import check_memory, num_parameters
+from numpygpt.parallel import ahead
 from numpygpt.sections import Layout, SavedSections, Section, named_in_errors, value_of
 from numpygpt.shapes import Array
 from numpygpt.tree import named
@@ -55,7 +56,7 @@ def model_of(saved: SavedSections, dtype: Any = None, **options: Any) -> GPTMode
     config, dtype = checked(saved, dtype)
     model = GPTModel.unfilled(config, dtype, **options)
     parameters = model.named_parameters()
-    for name, weights in saved.each_array(SECTION):
+    for name, weights in ahead(saved.each_array(SECTION)):
         _copy(weights, parameters[name])
     return model
 
