@@ -188,6 +188,10 @@ CONFIG = GPTConfig(
 )
 
 
+#: The same with two blocks, for what needs no more.
+FEW = replace(CONFIG, n_layers=2)
+
+
 def models(config):
     return {"numpy": random_model(config, 3, np.float32), "torch": torchgpt.GPTModel(config)}
 
@@ -230,7 +234,7 @@ def test_the_weights_go_where_the_book_puts_them(kind, tied):
 
 
 def test_the_books_own_class_has_masks_and_no_configuration():
-    gpt, params = torchgpt.GPTModel(CONFIG), params_of(CONFIG)
+    gpt, params = torchgpt.GPTModel(FEW), params_of(FEW)
     del gpt.config
     for block in gpt.trf_blocks:
         block.att.register_buffer("mask", torch.ones(5, 5).triu(1))
@@ -261,20 +265,20 @@ def with_array(params, array, *path):
         (lambda p: with_array(p, np.ones((14, 8)), "wte"), r"model/wte \(14, 8\), expected \(13, 8\)"),
         (lambda p: with_array(p, np.ones(7), "g"), r"model/ln_f/g \(7,\), expected \(8,\)"),
         (
-            lambda p: with_array(p, np.ones((24, 8)), "blocks", 10, "attn", "c_attn", "w"),
-            r"model/h10/attn/c_attn/w \(1, 24, 8\), expected \(1, 8, 24\)",
+            lambda p: with_array(p, np.ones((24, 8)), "blocks", 1, "attn", "c_attn", "w"),
+            r"model/h1/attn/c_attn/w \(1, 24, 8\), expected \(1, 8, 24\)",
         ),
-        (lambda p: without(p, "blocks", 10, "mlp", "c_fc", "b"), "missing: model/h10/mlp/c_fc/b"),
+        (lambda p: without(p, "blocks", 1, "mlp", "c_fc", "b"), "missing: model/h1/mlp/c_fc/b"),
         (lambda p: without(p, "wpe"), "missing: model/wpe"),
         (lambda p: without(p, "blocks"), "but there are 4 tensors in all|missing: model/h0"),
-        (lambda p: p["blocks"].pop(), "missing: model/h10"),
-        (lambda p: p["blocks"].append(p["blocks"][0]), "unexpected: model/h11"),
+        (lambda p: p["blocks"].pop(), "missing: model/h1"),
+        (lambda p: p["blocks"].append(p["blocks"][0]), "unexpected: model/h2"),
         (lambda p: with_array(p, np.ones(3), "more"), "unexpected: model/more"),
         (lambda p: with_array(p, np.ones(8, int), "b"), "not floating-point: model/ln_f/b int64"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_and_nothing_is_changed(kind, change, message):
-    gpt, params = models(CONFIG)[kind], params_of(CONFIG)
+    gpt, params = models(FEW)[kind], params_of(FEW)
     change(params)
     before = copies(numbers_of(gpt))
     with pytest.raises(InputError, match=message) as refused:
@@ -285,21 +289,21 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_changed(kind, change
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
 def test_models_that_cannot_take_the_weights_are_refused(kind):
-    params = params_of(CONFIG)
+    params = params_of(FEW)
     for changes in ({"qkv_bias": False}, {"bias": False}):
-        gpt = models(replace(CONFIG, **changes))[kind]
+        gpt = models(replace(FEW, **changes))[kind]
         with pytest.raises(InputError, match=r"the model has no biases.*: make it with qkv_bias=True"):
             load_weights_into_gpt(gpt, params)
     with pytest.raises(InputError, match=r"there is no pos_emb.weight"):
-        load_weights_into_gpt(models(replace(CONFIG, position="sinusoidal"))[kind], params)
+        load_weights_into_gpt(models(replace(FEW, position="sinusoidal"))[kind], params)
 
 
 def test_a_model_with_more_parameters_is_refused():
-    gpt = torchgpt.GPTModel(CONFIG)
+    gpt = torchgpt.GPTModel(FEW)
     gpt.more = torch.nn.Linear(2, 2)
     before = copies(numbers_of(gpt))
     with pytest.raises(InputError, match=r"more.weight \(2, 2\), its weights none; more.bias"):
-        load_weights_into_gpt(gpt, params_of(CONFIG))
+        load_weights_into_gpt(gpt, params_of(FEW))
     assert_equal(numbers_of(gpt), before)
 
 

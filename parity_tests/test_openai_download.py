@@ -150,13 +150,13 @@ def test_a_complete_folder_is_left_as_it_is_without_a_network(server, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == times
 
 
-def test_a_folder_that_somebody_else_fetched_is_left_as_it_is(server, tmp_path):
+def test_a_folder_that_somebody_else_fetched_is_left_as_it_is(server, tmp_path, monkeypatch):
     """The book's own script writes no SHA-256."""
     folder = tmp_path / "124M"
     folder.mkdir()
     for name, contents in FILES.items():
         (folder / name).write_bytes(contents)
-    folder.chmod(0o555)
+    monkeypatch.setattr(openai_download, "locked", None)  # a lock is a file: the folder may be read-only
     assert fetch("124M", tmp_path) == folder
     assert contents_of(folder) == FILES
     assert not server.asked
@@ -206,6 +206,13 @@ def test_a_page_is_no_file(server, tmp_path, file):
     assert not (tmp_path / "124M" / file).exists()
 
 
+@pytest.mark.parametrize("file", [file for file, begin in BEGINNINGS.items() if begin])
+def test_a_text_begins_as_its_name_says(server, tmp_path, file):
+    for address in ("first", "second"):
+        server.answers[f"/{address}/124M/{file}"] = sends(b"[404, 'no such file']")
+    assert_refused(tmp_path, "what came is another file: it begins b\"[404, 'no such file\"")
+
+
 def test_a_redirect_is_followed(server, tmp_path):
     server.answers["/elsewhere"] = sends(FILES[DATA])
     server.answers["/there"] = goes_to("/elsewhere")
@@ -250,7 +257,7 @@ def test_without_a_network_there_is_one_line(tmp_path, monkeypatch):
 def test_a_server_that_says_nothing_is_left(server, tmp_path, monkeypatch):
     monkeypatch.setattr(openai_download, "SECONDS", 0.05)
     released = threading.Event()
-    server.answers["/first/124M/checkpoint"] = lambda handler: released.wait()
+    server.answers["/first/124M/checkpoint"] = lambda handler: released.wait(5)  # much longer than that
     server.answers["/second/124M/checkpoint"] = sends(b"", status=404)
     assert_refused(tmp_path, "/first/124M/checkpoint: no answer within 0.05 seconds")
     released.set()

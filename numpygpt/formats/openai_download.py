@@ -2,8 +2,8 @@
 
 Each file is fetched into a folder that vanishes if anything goes wrong. It counts when it has the length that the
 server states, and begins as such a file does. What is finished stays, and the next call fetches the rest. Nobody has
-published hashes of these files. So the SHA-256 of each is written down in SHA256SUMS beside it when it has been fetched,
-and every later call compares the file with it, as `sha256sum -c SHA256SUMS` does.
+published hashes of these files. So the SHA-256 of each is written down in SHA256SUMS beside it when it has been
+fetched, and every later call compares the file with it, as `sha256sum -c SHA256SUMS` does.
 """
 
 import hashlib
