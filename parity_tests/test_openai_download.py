@@ -210,7 +210,7 @@ def test_a_page_is_no_file(server, tmp_path, file):
 def test_a_text_begins_as_its_name_says(server, tmp_path, file):
     for address in ("first", "second"):
         server.answers[f"/{address}/124M/{file}"] = sends(b"[404, 'no such file']")
-    assert_refused(tmp_path, "what came is another file: it begins b\"[404, 'no such file\"")
+    assert_refused(tmp_path, f"cannot fetch {file} of", "what came is another file: it begins b\"[404, 'no")
 
 
 def test_a_redirect_is_followed(server, tmp_path):
@@ -219,7 +219,7 @@ def test_a_redirect_is_followed(server, tmp_path):
     server.answers[f"/first/124M/{DATA}"] = goes_to("/there")
     fetch("124M", tmp_path)
     assert contents_of(tmp_path / "124M") == COMPLETE
-    assert server.asked[3:6] == [f"/first/124M/{DATA}", "/there", "/elsewhere"]
+    assert server.asked[3:7] == [f"/first/124M/{DATA}", "/there", "/elsewhere", "/first/124M/model.ckpt.index"]
 
 
 def test_a_compressed_answer_is_not_asked_for(server, tmp_path):
