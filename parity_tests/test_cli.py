@@ -1,6 +1,7 @@
 """The commands train, generate and info from end to end at tiny sizes, and the memory that info predicts."""
 
 import re
+import shlex
 from dataclasses import fields, replace
 
 import numpy as np
@@ -57,10 +58,20 @@ def test_training_tells_its_losses_samples_files_and_what_to_do_next(trained):
     assert lines[-3:] == [
         f"wrote {folder}/checkpoint.safetensors",
         f"wrote {folder}/losses.png",
-        f'let it write: numpygpt generate --checkpoint {folder} --prompt "The "',
+        f"let it write: numpygpt generate --checkpoint {folder} --prompt 'The '",
     ]
     assert sorted(files(folder)) == ["best/checkpoint.safetensors", "checkpoint.safetensors", "losses.png"]
     assert files(folder)["losses.png"].startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("prompt", "told"), [('$(exit) "why"', '$(exit) "why"'), ("", "The ")])
+def test_a_shell_takes_the_command_that_is_told(tmp_path, capsys, monkeypatch, prompt, told):
+    monkeypatch.setattr("numpygpt.training.run.TrainingRun.plot", lambda training: "no picture")
+    folder = tmp_path / "a run; exit"
+    given = ("--text", write_text(tmp_path), *TRAINING, "--sample-prompt", prompt, "--out", folder)
+    assert run("train", *given) == 0
+    command = capsys.readouterr().out.splitlines()[-1].removeprefix("let it write: ")
+    assert shlex.split(command) == ["numpygpt", "generate", "--checkpoint", str(folder), "--prompt", told]
 
 
 def test_the_progress_bar_shows_rate_and_remaining_time_and_loss(trained):

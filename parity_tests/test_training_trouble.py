@@ -87,7 +87,7 @@ def test_what_one_output_cannot_tell_the_other_does(folder, monkeypatch, capsys,
         assert printed.err.endswith("numpygpt train: standard output was lost (No space left on device), the training "
                                     "was not\n")
     else:
-        assert printed.out.endswith('let it write: numpygpt generate --checkpoint run --prompt "The "\n')
+        assert printed.out.endswith("let it write: numpygpt generate --checkpoint run --prompt 'The '\n")
     assert saved_step() == 3
 
 

@@ -1,6 +1,7 @@
 """numpygpt train: a model learns from text."""
 
 import argparse
+import shlex
 import sys
 from dataclasses import fields
 from datetime import datetime
@@ -105,8 +106,14 @@ def _train(training: TrainingRun) -> int:
     if not training.finished:
         print(
             f"stopped after step {training.step} of {options.steps}; "
-            f"go on with: numpygpt train --resume {training.directory}"
+            f"go on with: {_command('train', '--resume', training.directory)}"
         )
         return INTERRUPTED
-    print(f'let it write: numpygpt generate --checkpoint {training.directory} --prompt "{options.sample_prompt}"')
+    prompt = options.sample_prompt or "The "  # it may be empty if there are no samples
+    print(f"let it write: {_command('generate', '--checkpoint', training.directory, '--prompt', prompt)}")
     return 0
+
+
+def _command(*words: str | Path) -> str:
+    """The command as a shell takes it, with quotes where it needs them."""
+    return shlex.join(["numpygpt", *map(str, words)])
