@@ -331,6 +331,7 @@ def test_the_command_draws_the_picture(config, capsys, monkeypatch, tmp_path):
         (("--html", "pipe"), "cannot write pipe: it is a pipe or a device; name a regular file"),
         (("--html", "/dev/null"), "cannot write /dev/null: it is a pipe or a device"),
         (("--html", "x" * 300), "cannot write x{300}: File name too long; name another"),
+        (("--html", "new", "--png", "new"), "--html and --png both name new; name two files"),
         (("--png", "nowhere/parity.png"), "there is no folder nowhere; make it, or name another"),
         (("--config", "pipe"), "cannot read the configuration pipe: it is a pipe or a device"),
         (("--config", "deep.json"), r"the configuration deep\.json is no JSON: "),

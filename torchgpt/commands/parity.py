@@ -21,6 +21,7 @@ from numpygpt.commands.model_options import (
 )
 from numpygpt.commands.tables import print_table
 from numpygpt.commands.trained import CHECKPOINT_HELP, origin_of
+from numpygpt.errors import InputError
 from numpygpt.files import check_writable, write_text
 from numpygpt.formats.kinds import read_model
 from numpygpt.model.config import GPTConfig
@@ -61,6 +62,8 @@ def run(parsed: argparse.Namespace) -> int:
     tokens = tokens_of(parsed.batch_size, parsed.tokens, config)
     for path in filter(None, (parsed.html, parsed.png)):
         check_writable(path)
+    if parsed.html and parsed.html == parsed.png:
+        raise InputError(f"--html and --png both name {parsed.png}; name two files")
     truth = training_bytes(config, parsed.batch_size, tokens, np.float64)
     check_memory(truth.peak - truth.optimizer, "the step in float64")
     from tqdm import tqdm
