@@ -106,6 +106,7 @@ def test_token_files_that_cannot_be_used(tmp_path, contents, said):
     ("options", "said"),
     [
         (["{text}", "--out", "{there}"], "is already there"),
+        (["{there}", "{text}", "--out", "{text}", "--overwrite"], "is one of the texts; name another --out"),
         (["{text}", "--out", "{tmp}/no/where"], "no/where"),
         (["{text}", "--out", "{out}", "--processes", "0"], "--processes is 0"),
         (["{text}", "--out", "{out}", "--validation", "1"], "--validation is 1.0"),

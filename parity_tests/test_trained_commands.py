@@ -68,6 +68,13 @@ def test_a_token_that_the_tokenizer_does_not_know(capsys, tmp_path):
     assert "token id 299 is none of the tokenizer bytes, which has 256; the model was trained with another" in line
 
 
+@pytest.mark.parametrize("command", ["attention", "embeddings"])
+def test_a_picture_does_not_take_the_place_of_its_model(capsys, tmp_path, command):
+    model = save(tmp_path) / "checkpoint.safetensors"
+    line = refused(capsys, tmp_path, command, "--out", model)
+    assert f"the picture {model} would take the place of the model; name another --out" in line
+
+
 def test_a_tokenizer_larger_than_the_vocabulary(capsys, tmp_path):
     save(tmp_path, GPTModel({**CONFIG.to_dict(), "vocab_size": 100}))
     line = refused(capsys, tmp_path, "embeddings")

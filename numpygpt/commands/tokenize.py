@@ -44,6 +44,8 @@ def run(parsed: argparse.Namespace) -> int:
     for target in targets:
         if target.exists() and not parsed.overwrite:
             raise InputError(f"{target} is already there; replace it with --overwrite, or name another --out")
+        if target.exists() and any(text.exists() and target.samefile(text) for text in parsed.texts):
+            raise InputError(f"{target} is one of the texts; name another --out")
         check_writable(target)
     length = sum(map(len, characters(parsed.texts)))
     end = int((1 - parsed.validation) * length)

@@ -1,6 +1,7 @@
 """What the commands that use a trained model share: its folder, its tokenizer, and text as its tokens."""
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 
 from numpygpt.data.tokenizer import Encoding, get_tokenizer, text_to_token_ids
@@ -68,8 +69,11 @@ def labels(ids: list[int], tokenizer: Encoding) -> list[str]:
 def picture_path(given: Path | None, checkpoint: SavedSections, name: str) -> Path:
     """The path of a picture: the given one, or a file of this name beside the checkpoint.
 
-    Raises InputError, before any work, if the file cannot be written.
+    Raises InputError, before any work, if the file cannot be written, or holds the model.
     """
     path = given or checkpoint.path.with_name(name)
+    with suppress(OSError):  # usually there is no such file
+        if path.samefile(checkpoint.path):
+            raise InputError(f"the picture {path} would take the place of the model; name another --out")
     check_writable(path)
     return path
