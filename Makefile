@@ -85,7 +85,7 @@ $(VENV)/.runtime: $(VENV)/.made pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/.runtime
 	@echo "installing PyTorch, the peer (a few hundred MB; with CUDA several GB, see TORCH_BUILD in \`make help\`)"
 	@$(PIP_INSTALL) $(TORCH_INDEX) torch
-	@echo "installing the test tools (about a minute)"
+	@echo "installing the test tools, among them TensorFlow, of 1.3 GB (about two minutes)"
 	@$(PIP_INSTALL) --editable ".[test,dev]"
 	@touch $@
 
