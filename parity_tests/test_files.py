@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from numpygpt.errors import InputError
-from numpygpt.files import ABANDONED_AFTER, LOCK_NAME, check_writable, locked, replacing, write_text
+from numpygpt.files import ABANDONED_AFTER, LOCK_NAME, check_writable, locked, replacing, replacing_folder, write_text
 from numpygpt.formats.checkpoint import FILE_NAME, read_checkpoint, write_checkpoint
 from numpygpt.sections import Section
 from numpygpt.training.run import refuse_another_run
@@ -329,3 +329,46 @@ def test_an_exception_leaves_the_file_as_it_was(tmp_path):
         raise ZeroDivisionError
     assert names_in(tmp_path) == ["file"]
     assert (tmp_path / "file").read_text() == "before"
+
+
+# A whole folder
+
+
+def write_folder(path, **contents):
+    with replacing_folder(path) as unfinished:
+        for name, text in contents.items():
+            (unfinished / name).write_text(text)
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    write_folder(tmp_path / "made", a="old", b="old")
+    write_folder(tmp_path / "made", a="new")
+    assert names_in(tmp_path) == ["made"]
+    assert names_in(tmp_path / "made") == ["a"]
+    assert (tmp_path / "made" / "a").read_text() == "new"
+
+
+def test_a_folder_that_is_not_finished_leaves_the_old_one(tmp_path):
+    write_folder(tmp_path / "made", a="old")
+    with suppress(KeyboardInterrupt), replacing_folder(tmp_path / "made") as unfinished:
+        (unfinished / "a").write_text("new")
+        raise KeyboardInterrupt
+    assert names_in(tmp_path) == ["made"]
+    assert (tmp_path / "made" / "a").read_text() == "old"
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch):
+    """The old one was moved away for it."""
+    write_folder(tmp_path / "made", a="old")
+    rename = Path.rename
+
+    def fail_for_the_new(path, target):
+        if path.name == "unfinished":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_folder(tmp_path / "made", a="new")
+    assert names_in(tmp_path) == ["made"]
+    assert (tmp_path / "made" / "a").read_text() == "old"

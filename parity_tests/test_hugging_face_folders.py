@@ -114,6 +114,7 @@ def test_short_numbers_become_float32(tmp_path, dtype):
     theirs.save_pretrained(tmp_path)
     model = numpygpt.load_model(tmp_path)
     assert model.dtype == np.float32
+    assert {array.dtype for array in read_model(tmp_path).arrays("model").values()} == {np.dtype(np.float32)}
     expected = {name: tensor.detach().float().numpy() for name, tensor in theirs.named_parameters()}
     assert_equal(model.named_parameters(), hugging_face.TABLE.to_ours(CONFIG, expected.__getitem__))
     assert numpygpt.load_model(tmp_path, np.float64).dtype == np.float64
