@@ -189,6 +189,15 @@ def test_unusable_arguments_are_named(changes, message):
         beam_search(model_of(1), **arguments)
 
 
+def test_logits_past_what_an_exponential_takes_are_compared():
+    """exp(1000) is infinite in float64. The search takes no probability of it, only differences of logits."""
+    model = model_of(1)
+    model.parameters.out_head.weight[...] *= 1e4
+    expected = beam_of_lists(LogProbs.of_twin(model), PROMPTS[0].tolist(), None, 1.0, num_beams=3)
+    assert model(PROMPTS).max() > 1000
+    assert beam_search(model, PROMPTS[:1], NEW, CONTEXT, 3).tolist() == filled(PROMPTS[:1], [expected], None)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_logits_that_are_not_finite_are_told(value):
     model = model_of(1)

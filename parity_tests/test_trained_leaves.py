@@ -14,6 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from numpygpt.checks.records import OPERATIONS
+from numpygpt.checks.source import at_random
 from numpygpt.errors import InputError
 from numpygpt.formats.checkpoint import read_checkpoint, write_checkpoint
 from numpygpt.layers import parameters as p
@@ -26,7 +28,7 @@ from numpygpt.ops import attention, flash_attention, layer_norm, linear
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.shapes import Array
 from numpygpt.training.adamw import AdamW
-from numpygpt.tree import everything, mapped, mapped_by_name, within
+from numpygpt.tree import everything, mapped, mapped_by_name, named, within
 from parity_tests import small_models
 from parity_tests.small_models import (
     FEWER,
@@ -147,6 +149,18 @@ def test_of_stacked_weights_any_may_be_trained(attention):
 
             _, grads = model.loss_and_grads(INPUTS, TARGETS, trained=trained)
             assert_same_gradients(grads, {name: expected[name] for name in expected if trained(name)})
+
+
+@pytest.mark.parametrize("record", OPERATIONS.values(), ids=list(OPERATIONS))
+def test_every_gradient_is_given_unless_an_option_says_otherwise(record):
+    """The default is to differentiate by everything, so a caller who gives no such option finds no None."""
+    call = record.draw(at_random(0))
+    options = {name: option for name, option in call.options.items() if name not in ("wants_x", "trained", "wanted")}
+    output, saved = record.module.forward(**call.arguments, **options)
+    gradients = dict(named(record.module.backward(np.ones_like(output), saved)._asdict()))
+    shapes = {name: a.shape for name, a in named(dict(call.arguments)) if np.issubdtype(a.dtype, np.inexact)}
+    shapes.pop("inputs", None)  # the body's, which are token ids in most calls
+    assert {name: getattr(gradients[name], "shape", None) for name in shapes} == shapes
 
 
 def test_where_nothing_is_trained_there_are_no_gradients():

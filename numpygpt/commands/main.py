@@ -21,8 +21,8 @@ from numpygpt.process import keep_freed_memory
 COMMANDS = {
     "train": "train a model on text",
     "generate": "continue a prompt with a trained model",
-    "tokenize": "write the token ids of texts of any size to a file",
-    "evaluate": "score a trained model: perplexity, last words, multiple choice",
+    "tokenize": "texts of any size as a file of token ids",
+    "evaluate": "perplexity of a text, last words, right endings",
     "info": "parameters and memory of a model",
     "convert": "a model from the files of one program to those of another",
     "attention": "draw what each attention head reads",
