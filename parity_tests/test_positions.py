@@ -22,6 +22,7 @@ from numpygpt.random.torch_generator import TorchGenerator
 from parity_tests import properties
 from parity_tests.command import TRAINING, run, write_text
 from parity_tests.properties import agree
+from parity_tests.small_models import assert_same_gradients
 from torchgpt.model import SinusoidalPositions
 
 CONFIG = replace(properties.CONFIG, position="sinusoidal")
@@ -133,6 +134,26 @@ def test_decoding_with_a_cache_knows_where_it_is():
     for t in range(2, properties.T):
         logits, past = model.decode(properties.INPUTS[:, t : t + 1], past)
         agree(logits, full[:, t], f"token {t}")
+
+
+@pytest.mark.parametrize("attention", ["math", "flash"])
+@pytest.mark.parametrize("position", ["learned", "sinusoidal"])
+def test_two_texts_in_one_row_have_the_gradients_of_two_rows(position, attention):
+    """Each token sees its own text alone, and is counted from its start. The mean runs over the tokens of both."""
+    config = replace(properties.CONFIG, position=position, drop_rate=0.0)
+    model = GPTModel(config, dtype=np.float64, attention=attention)
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, 1, 5))
+    lengths = (3, 2)
+    texts = [slice(0, 3), slice(3, 5)]
+    visible = np.zeros((1, 1, 5, 5), bool)
+    for text in texts:
+        visible[:, :, text, text] = np.tri(text.stop - text.start, dtype=bool)
+    positions = np.array([[0, 1, 2, 0, 1]])
+    loss, grads = model.loss_and_grads(*ids, positions=positions, visible=visible)
+    alone = [model.loss_and_grads(*ids[:, :, text]) for text in texts]
+    agree(loss, np.average([loss for loss, _ in alone], weights=lengths), "loss")
+    expected = {name: np.average([of[name] for _, of in alone], axis=0, weights=lengths) for name in grads}
+    assert_same_gradients(grads, expected)
 
 
 def test_positions_matter():

@@ -243,16 +243,19 @@ class GPTModel:
         inputs: Any,
         targets: Any,
         *,
+        positions: Any = None,
+        visible: Visible = "causal",
         rng: RandomSource | None = None,
         trained: Trained = everything,
         watch: Watch = unwatched,
     ) -> tuple[Any, dict[str, Array]]:
         """The mean cross-entropy in nats, and the gradient of every trained parameter.
 
-        inputs, targets   (B, T) token ids; targets of cross_entropy.IGNORE_INDEX (-100) do not count
-        rng               draws the dropout masks (a TorchGenerator or numpy.random.Generator); None: no dropout
-        trained           whether the parameter of a name is trained; by default all are
-        returns           the loss, and {PyTorch name: gradient} with the names of `named_parameters`
+        inputs, targets      (B, T) token ids; targets of cross_entropy.IGNORE_INDEX (-100) do not count
+        positions, visible   as `forward` takes them, for several texts in one row, for example
+        rng                  draws the dropout masks (a TorchGenerator or numpy.random.Generator); None: no dropout
+        trained              whether the parameter of a name is trained; by default all are
+        returns              the loss, and {PyTorch name: gradient} with the names of `named_parameters`
 
         Raises InputError for ids outside the vocabulary, a sequence longer than context_length, or unequal shapes.
         """
@@ -262,7 +265,9 @@ class GPTModel:
                 f"targets are {targets.dtype} {targets.shape}; expected integers shaped as the inputs, {inputs.shape}"
             )
         masks = None if rng is None else self.draw_dropout_masks(rng, *inputs.shape)
-        logits, saved = self.forward(inputs, masks=masks, trained=trained, watch=watch)  # (1), (2)
+        logits, saved = self.forward(  # (1), (2)
+            inputs, positions=positions, visible=visible, masks=masks, trained=trained, watch=watch
+        )
         loss, scored = next_token.forward(logits, targets)  # (3)
         watch("loss", loss)
         in_place = watch is unwatched  # the logits are the largest array of the run: kept only for a watch
