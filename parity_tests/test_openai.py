@@ -24,7 +24,7 @@ from numpygpt.model.config import PRESETS, GPTConfig
 from numpygpt.model.gpt import GPTModel
 from numpygpt.model.saving import model_of, saved_tokenizer
 from numpygpt.sections import Layout
-from parity_tests.command import python
+from parity_tests.command import python, run
 from parity_tests.openai_graph import CASES
 from parity_tests.small_models import assert_equal, copies, norm
 from parity_tests.small_models import model_of as random_model
@@ -122,6 +122,16 @@ def test_float32_is_within_the_budget(written, tmp_path):
     found = {name: array for name, array in numpy_step(model, batch).items() if name in expected}
     compared = compare(found, expected, allowed, dtype=np.float32)
     assert not [comparison for comparison in compared if not comparison.passed]
+
+
+@needs_tensorflow
+def test_the_commands_take_the_folder(written, tmp_path, capsys):
+    model = numpygpt.load_model(written / "single")
+    assert run("info", "--checkpoint", written / "single") == 0
+    assert f"{openai.KIND}, tokenizer none, a model without a training run" in capsys.readouterr().out
+    for kind in ("numpygpt", "hf"):
+        assert run("convert", written / "single", tmp_path / kind, "--to", kind) == 0
+        assert_equal(numpygpt.load_model(tmp_path / kind).state_dict(), model.state_dict())
 
 
 @needs_tensorflow
