@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import safetensors.numpy
 
 from numpygpt import GPTConfig, InputError
+from numpygpt.files import LOCK_NAME
 from numpygpt.formats.checkpoint import FILE_NAME, read_checkpoint
 from numpygpt.sections import Section
 from numpygpt.training import earlier
@@ -178,9 +180,29 @@ def test_a_resumed_run_remembers_its_best(tmp_path, monkeypatch):
 def test_the_best_checkpoint_is_a_run_that_can_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(Counting, "val_losses", [9.0, 9.0, 3.0, 9.0, 9.0, 9.0])
     told(started(tmp_path))
-    run = TrainingRun.resume(Counting, tmp_path / "run" / BEST)
+    shutil.copytree(tmp_path / "run" / BEST, tmp_path / "other")
+    run = TrainingRun.resume(Counting, tmp_path / "other")
     assert (run.step, run.backend.weights["a"].tolist()) == (2, [2])
     assert [entry.step for entry in run.history] == [0, 2]
+
+
+@pytest.mark.parametrize("left", [FILE_NAME, LOCK_NAME])
+def test_no_run_is_trained_in_the_folder_of_another_runs_best(tmp_path, monkeypatch, left):
+    """That run would replace what is there. It has saved a last checkpoint, or has only the lock of its folder."""
+    told(started(tmp_path))
+    folder = tmp_path / "run"
+    (folder / FILE_NAME).rename(folder / left)
+    (tmp_path / "link").symlink_to(folder / BEST)
+    before = files(tmp_path)
+    monkeypatch.chdir(folder / BEST)
+    for named in (folder / BEST, folder / BEST / FILE_NAME, tmp_path / "link", Path()):
+        with pytest.raises(InputError, match=f"belongs to the run in {folder}, .*; choose another folder, or go on"):
+            TrainingRun.resume(Counting, named)
+    with pytest.raises(InputError, match="belongs to the run in"):
+        TrainingRun.start(Counting, options_of(tmp_path), CONFIG, folder / BEST, overwrite=True)
+    assert files(tmp_path) == before
+    (folder / left).unlink()
+    assert TrainingRun.resume(Counting, folder / BEST).directory == folder / BEST, "there is no other run"
 
 
 def test_the_best_of_a_run_that_was_overwritten_goes_with_it(tmp_path):
@@ -191,6 +213,37 @@ def test_the_best_of_a_run_that_was_overwritten_goes_with_it(tmp_path):
     assert files(tmp_path) == before, "until the first save"
     other.save()
     assert sorted(files(tmp_path / "run")) == [FILE_NAME]
+
+
+@pytest.mark.parametrize("name", ["config.json", "hparams.json", "ckpt.pt"])
+def test_a_folder_with_a_model_of_another_program_is_refused_before_the_training(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("{}")
+    for overwrite in (False, True):
+        message = f"^{tmp_path}/run holds a model of another kind, {name} .*, .*; choose another$"
+        with pytest.raises(InputError, match=message):
+            TrainingRun.start(Counting, options_of(tmp_path), CONFIG, tmp_path / "run", overwrite=overwrite)
+    assert list(files(tmp_path / "run")) == [name]
+
+
+def test_the_commands_that_errors_tell_are_quoted_for_a_shell(tmp_path):
+    folder = tmp_path / "Bob's run; ls"
+    folder.mkdir()
+    run = TrainingRun.start(Counting, options_of(tmp_path), CONFIG, folder)
+    run.save_best()
+    for told_command in (run._way_back(), refusal(lambda: TrainingRun.resume(Counting, run.save().parent / BEST))):
+        lines = told_command.split("such as ")[-1].split("checkpoint: ")[-1].split(" && ")
+        assert [shlex.split(line)[0] for line in lines] == ["mkdir", "cp", "numpygpt"]
+        assert shlex.split(lines[1])[1] == str(folder / BEST / FILE_NAME)
+    assert shlex.split(run._way_back())[-3:-1] == [str(folder), "--lr"]
+    told_command = refusal(lambda: TrainingRun.start(Counting, options_of(tmp_path), CONFIG, folder))
+    assert f"continue it with --resume {shlex.quote(str(folder))}, " in told_command
+
+
+def refusal(call):
+    with pytest.raises(InputError) as caught:
+        call()
+    return str(caught.value)
 
 
 # Earlier checkpoints
@@ -393,7 +446,11 @@ def test_losses_that_are_not_finite_end_the_run_and_save_nothing(tmp_path, monke
     ("eval_every", "way_back"),
     [
         (100, "nothing was saved: start again with a lower learning rate, such as --lr 0.05"),
-        (2, "the checkpoint of step 2 is as it was: go on from there .* --resume .*/run/best --lr 0.05"),
+        (
+            2,
+            "the checkpoint of step 2 is as it was: go on from there .* mkdir (.*/best-of-run) && "
+            r"cp .*/run/best/checkpoint.safetensors \1 && numpygpt train --resume \1 --lr 0.05",
+        ),
     ],
     ids=["nothing", "the best"],
 )

@@ -64,6 +64,16 @@ def read_model(path: str | os.PathLike[str], *, n_heads: int | None = None) -> S
     return found[0].read(path)
 
 
+def refuse_other_models(folder: Path) -> None:
+    """Raise InputError if the folder holds a model of another program's: beside ours, neither could be read there."""
+    for kind in FOLDERS:
+        if kind.file != checkpoint.FILE_NAME and (folder / kind.file).exists():
+            raise InputError(
+                f"{folder} holds a model of another kind, {kind.file} ({kind.name}), and a folder holds one model; "
+                f"choose another"
+            )
+
+
 def _read_file(path: Path, n_heads: int | None) -> SavedSections:
     if path.name in PARTS:
         raise InputError(f"{path} is one of several files of a model; name its folder, {path.parent}")

@@ -11,6 +11,8 @@ that is stopped and resumed gives the same, bit for bit, as a run that never sto
 """
 
 import math
+import os
+import shlex
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -23,8 +25,9 @@ import numpy as np
 from numpygpt.data.texts import split_text
 from numpygpt.data.tokenizer import get_tokenizer
 from numpygpt.errors import InputError
-from numpygpt.files import remove_abandoned
+from numpygpt.files import LOCK_NAME, remove_abandoned
 from numpygpt.formats.checkpoint import FILE_NAME, read_checkpoint, write_checkpoint
+from numpygpt.formats.kinds import refuse_other_models
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.saving import saved_config
 from numpygpt.pictures.losses import plot_losses
@@ -106,8 +109,8 @@ class TrainingRun:
 
         changes   options to replace: for example `steps`, to train for longer
 
-        Raises InputError if there is no checkpoint of a run, if the text is not the one that the run learns from, and
-        for fewer steps than it has done.
+        Raises InputError if there is no checkpoint of a run, if another run keeps its best one in that folder, if the
+        text is not the one that the run learns from, and for fewer steps than it has done.
         """
         saved = read_checkpoint(directory)
         if saved.path.name != FILE_NAME:
@@ -116,6 +119,7 @@ class TrainingRun:
                 f"as {FILE_NAME}, and resume that folder"
             )
         directory = saved.path.parent
+        refuse_the_best_folder(directory)
         if SECTION not in saved:
             raise InputError(f"the checkpoint {saved.path} holds a model but no training run; start one with --out")
         state = saved.values(SECTION)
@@ -269,10 +273,11 @@ class TrainingRun:
         if not self._has_written:
             return f"nothing was saved: start again with a lower learning rate, such as {lower}"
         last = self.saved_step is not None
-        step, directory = (self.saved_step, self.directory) if last else (self.best_step, self.directory / BEST)
+        step = self.saved_step if last else self.best_step
+        command = shlex.join(_resume(self.directory)) if last else _resume_a_copy_of_the_best(self.directory)
         return (
             f"the checkpoint of step {step} is as it was: go on from there with a lower learning rate, such as "
-            f"numpygpt train --resume {directory} {lower}"
+            f"{command} {lower}"
         )
 
 
@@ -287,16 +292,48 @@ def make_writable(directory: Path) -> None:
 
 
 def refuse_another_run(directory: Path, *, overwrite: bool) -> None:
-    """Raise InputError if the folder holds a checkpoint that may not be overwritten, or cannot be searched for one."""
+    """Raise InputError if a new run cannot have the folder.
+
+    It cannot if the folder holds a checkpoint that may not be overwritten, or a model of another program's, if another
+    run keeps its best checkpoint there, or if the folder cannot be searched for these.
+    """
     try:
         is_there = (directory / FILE_NAME).exists()
     except OSError as error:
         raise InputError(f"cannot write to the folder {directory}: {error.strerror}; choose another") from error
+    refuse_the_best_folder(directory)
     if is_there and not overwrite:
         raise InputError(
-            f"{directory} already holds a checkpoint; continue it with --resume {directory}, "
+            f"{directory} already holds a checkpoint; continue it with --resume {shlex.quote(str(directory))}, "
             f"replace it with --overwrite, or choose another --out"
         )
+    refuse_other_models(directory)
+
+
+def refuse_the_best_folder(directory: Path) -> None:
+    """Raise InputError for the folder in which a run keeps its best checkpoint: that run would replace what is there.
+
+    The folder around it then holds the last checkpoint of the run, or the lock of the process that trains it.
+    """
+    found = directory if directory.name == BEST else Path(os.path.realpath(directory))
+    parent = found.parent
+    if found.name == BEST and any((parent / name).exists() for name in (FILE_NAME, LOCK_NAME)):
+        raise InputError(
+            f"{directory} belongs to the run in {parent}, which replaces what is there; choose another folder, or go on "
+            f"from a copy of its best checkpoint: {_resume_a_copy_of_the_best(parent)}"
+        )
+
+
+def _resume(directory: Path) -> list[str]:
+    """The words of the command that resumes the run in this folder."""
+    return ["numpygpt", "train", "--resume", str(directory)]
+
+
+def _resume_a_copy_of_the_best(directory: Path) -> str:
+    """The commands that go on from the best checkpoint of the run in this folder, in a new folder beside it."""
+    copy = directory.parent / f"{BEST}-of-{Path(os.path.realpath(directory)).name}"
+    commands = (["mkdir", str(copy)], ["cp", str(directory / BEST / FILE_NAME), str(copy)], _resume(copy))
+    return " && ".join(map(shlex.join, commands))
 
 
 def _task(options: Options, config: GPTConfig, text: str) -> Task:
