@@ -566,6 +566,40 @@ def test_the_first_signal_asks_and_the_second_interrupts(number):
     assert {number: signal.getsignal(number) for number in previous} == previous
 
 
+@pytest.fixture
+def no_hangup():
+    """SIGHUP does what a terminal's does by default; afterwards, what it did before."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("no_hangup")
+def test_a_closed_terminal_asks_as_often_as_it_likes():
+    """The shell and the system both send the signal."""
+    with stop_between_steps() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.requested
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+@pytest.mark.usefixtures("no_hangup")
+def test_a_signal_that_is_ignored_as_under_nohup_stays_so():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stop_between_steps() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert not stop.requested
+
+
+def test_a_handler_that_is_not_pythons_is_left_as_it_is(monkeypatch):
+    getsignal = signal.getsignal
+    monkeypatch.setattr(signal, "getsignal", lambda number: None if number == signal.SIGTERM else getsignal(number))
+    with stop_between_steps():
+        assert getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert getsignal(signal.SIGINT) != signal.default_int_handler
+
+
 def test_a_run_may_be_trained_in_another_thread_than_the_main_one(tmp_path, text):
     """Python lets the main thread alone say what a signal does."""
     training, saved = start(replace(SHORT, text=(str(text),)), CONFIG, tmp_path), []

@@ -101,7 +101,7 @@ def _timed(call: Callable[[], Result]) -> tuple[Result, float]:
 
 
 class StopRequest:
-    """Whether Ctrl-C or SIGTERM has asked the run to stop after the current step."""
+    """Whether Ctrl-C, SIGTERM or a closed terminal has asked the run to stop after the current step."""
 
     requested = False
 
@@ -110,7 +110,10 @@ class StopRequest:
 def stop_between_steps() -> Iterator[StopRequest]:
     """Within the `with`, the first Ctrl-C (or SIGTERM) only sets `requested`, so that the current step is finished.
 
-    A second one interrupts. In another thread than the main one, which alone may handle signals, nothing is changed.
+    A second one interrupts. A terminal that is closed (SIGHUP) asks as well, and may ask twice, so a second SIGHUP does
+    not interrupt; if it is ignored, as under nohup, it stays so. A signal that is not handled in Python is left as it
+    is, because its handler could not be restored. In another thread than the main one, which alone may handle signals,
+    nothing is changed.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -119,9 +122,13 @@ def stop_between_steps() -> Iterator[StopRequest]:
 
     def ask(number: int, frame: Any) -> None:
         request.requested = True
-        signal.signal(number, previous[number])
+        if number != signal.SIGHUP:
+            signal.signal(number, previous[number])
 
-    previous: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if handlers[signal.SIGHUP] == signal.SIG_IGN:
+        del handlers[signal.SIGHUP]
+    previous: dict[int, Any] = {number: handler for number, handler in handlers.items() if handler is not None}
     for number in previous:
         signal.signal(number, ask)
     try:
