@@ -113,6 +113,21 @@ def test_convert_says_what_it_read_and_wrote(capsys, folder):
     assert numpygpt.load_model("again").dtype == np.float64
 
 
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("numpygpt", "--checkpoint 'Bob'\"'\"'s model' --prompt"),
+        ("hf", 'pipeline("text-generation", "Bob\'s model")'),
+        ("nanogpt", "--out_dir='Bob'\"'\"'s model', in"),
+        ("pth", 'torch.load("Bob\'s model", weights_only=True)'),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_the_next_step_takes_any_name(capsys, kind, expected):
+    assert run("convert", "ours", "Bob's model", "--to", kind) == 0
+    assert expected in capsys.readouterr().out.splitlines()[-1]
+
+
 @pytest.mark.parametrize("kind", ["numpygpt", "hf", "nanogpt", "pth"])
 def test_a_target_that_is_there_is_kept_unless_told(capsys, folder, kind):
     assert run("convert", "ours", "target", "--to", kind) == 0

@@ -1,6 +1,7 @@
 """numpygpt convert: a model from the files of one program to those of another."""
 
 import argparse
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,12 +34,14 @@ class Writer(NamedTuple):
     refuse      raises InputError for a model that the kind cannot hold, and if a package that it needs is missing
     write       writes the target, in place of what is there
     next_step   what can be done with it then, where TARGET stands for the target
+    quoted      the target as the next step takes it: in a shell's command, or in a line of Python
     """
 
     check: Callable[[Path, bool], None]
     refuse: Callable[[GPTConfig], None]
     write: Callable[[Path, Model], None]
     next_step: str
+    quoted: Callable[[str], str]
 
 
 def _refuse_none(config: GPTConfig) -> None:
@@ -98,24 +101,28 @@ WRITERS = {
         _refuse_none,
         _write_checkpoint,
         'numpygpt generate --checkpoint TARGET --prompt "Every effort moves you"',
+        shlex.quote,
     ),
     "hf": Writer(
         lambda target, overwrite: hugging_face.refuse_other_files(target, overwrite=overwrite),
         _refuse_none,
         lambda target, model: hugging_face.write_folder(target, *model, overwrite=True),
-        'transformers.pipeline("text-generation", "TARGET")("Every effort moves you"), in Python',
+        'transformers.pipeline("text-generation", TARGET)("Every effort moves you"), in Python',
+        repr,
     ),
     "nanogpt": Writer(
         lambda target, overwrite: _check_file(target / nanogpt.FILE_NAME, overwrite),
         _refuse_for_nanogpt,
         _write_nanogpt,
         "python sample.py --out_dir=TARGET, in nanoGPT",
+        shlex.quote,
     ),
     "pth": Writer(
         _check_file,
         _refuse_for_pth,
         _write_pth,
-        'model.load_state_dict(torch.load("TARGET", weights_only=True)), with the book\'s GPTModel',
+        'model.load_state_dict(torch.load(TARGET, weights_only=True)), with the book\'s GPTModel',
+        repr,
     ),
 }
 
@@ -152,7 +159,7 @@ def run(parsed: argparse.Namespace) -> int:
     print(f"wrote {target}: {len(model.weights)} arrays of {dtype}, tokenizer {model.tokenizer or 'none'}")
     if isinstance(source, ForeignModel) and source.own_tokenizer is not None:
         print(f"its tokenizer is none that numpygpt has, and was not written: keep the files of {parsed.source}")
-    print(f"let it write: {writer.next_step.replace('TARGET', str(target))}")
+    print(f"let it write: {writer.next_step.replace('TARGET', writer.quoted(str(target)))}")
     return 0
 
 
