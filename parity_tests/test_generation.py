@@ -58,6 +58,19 @@ def test_greedy_decoding_takes_the_likeliest_token_and_slides_past_the_context(c
     assert np.issubdtype(ids.dtype, np.integer)
 
 
+def test_the_cache_spares_what_was_read_until_the_window_slides(monkeypatch):
+    """The model reads the prompt, then each new token alone, and past the context whole windows."""
+    read, decode = [], GPTModel.decode
+
+    def noted(model, in_idx, *past, **options):
+        read.append(in_idx.shape)
+        return decode(model, in_idx, *past, **options)
+
+    monkeypatch.setattr(GPTModel, "decode", noted)
+    generate(MODEL, PROMPTS, 7, CONFIG.context_length)
+    assert read == [(4, 2), *[(4, 1)] * 4, *[(4, 6)] * 2]
+
+
 def test_temperature_0_is_greedy_and_draws_nothing():
     greedy = generate_text_simple(MODEL, PROMPTS, 8, 6)
     rng = TorchGenerator(1)
