@@ -319,8 +319,8 @@ def refuse_the_best_folder(directory: Path) -> None:
     parent = found.parent
     if found.name == BEST and any((parent / name).exists() for name in (FILE_NAME, LOCK_NAME)):
         raise InputError(
-            f"{directory} belongs to the run in {parent}, which replaces what is there; choose another folder, or go on "
-            f"from a copy of its best checkpoint: {_resume_a_copy_of_the_best(parent)}"
+            f"{directory} belongs to the run in {parent}, which replaces what is there; choose another folder, or go "
+            f"on from a copy of its best checkpoint: {_resume_a_copy_of_the_best(parent)}"
         )
 
 
