@@ -33,15 +33,17 @@ BLOCK_BYTES = 512 * 1024
 #: Multiplications of the smallest product that is split: a smaller one is over before a thread has woken up.
 SPLIT_FROM = 2**22
 
+#: Into at most so many parts the smallest product is split, and a larger one into more in proportion.
+FEWEST_PARTS = 2
+
 _this_thread = threading.local()
 
 
 def number_of_threads() -> int:
-    """Threads for our work: OMP_NUM_THREADS, which also bounds BLAS, or every core that the process may use."""
+    """Threads for our work: every core that the process may use, or fewer by OMP_NUM_THREADS, which also bounds BLAS."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = os.environ.get("OMP_NUM_THREADS", "")
-    if limit.isdigit() and int(limit) > 0:
-        return int(limit)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(int(limit), cores) if limit.isdecimal() and int(limit) > 0 else cores
 
 
 @cache
@@ -154,11 +156,13 @@ def product(a: Array, b: Array) -> Array:
 
     The last axis of the result is the fastest in memory, however the operands lie.
     """
-    if a.size * b.shape[-1] < SPLIT_FROM or not _blas_has_one_thread() or number_of_threads() == 1:
+    multiplications = a.size * b.shape[-1]
+    parts = min(number_of_threads(), FEWEST_PARTS * multiplications // SPLIT_FROM)
+    if multiplications < SPLIT_FROM or not _blas_has_one_thread() or parts == 1:
         whole: Array = np.matmul(a, b, order="C")
         return whole
     y = np.empty((*a.shape[:-1], b.shape[-1]), np.result_type(a, b))
-    in_parallel(lambda part: np.matmul(*part), _parts(a, b, y, number_of_threads()))
+    in_parallel(lambda part: np.matmul(*part), _parts(a, b, y, parts))
     return y
 
 

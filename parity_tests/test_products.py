@@ -64,6 +64,15 @@ def test_a_product_is_whole_on_one_thread_if_it_is_small_or_if_blas_has_threads(
     assert not in_parts
 
 
+@pytest.mark.parametrize(("smallest", "expected"), [(6**3, 2), (6**3 // 2, 4), (1, 2 * 6**3)])
+def test_a_product_has_no_more_parts_than_its_work_is_worth(in_parts, monkeypatch, smallest, expected):
+    monkeypatch.setattr(parallel, "number_of_threads", lambda: 1000)
+    monkeypatch.setattr(parallel, "SPLIT_FROM", smallest)
+    a, b = np.random.default_rng(0).integers(-9, 10, (2, 6, 6)).astype(float)
+    assert np.array_equal(parallel.product(a, b), a @ b)
+    assert len(in_parts) == expected
+
+
 def test_a_program_may_leave_the_products_to_our_threads():
     """This runs in a process of its own, because it holds for a whole process. The factors hold whole numbers again."""
     done = python(
