@@ -33,6 +33,7 @@ from parity_tests import small_models
 from parity_tests.small_models import (
     FEWER,
     Followed,
+    arrays_in,
     assert_agrees,
     assert_equal,
     assert_same_gradients,
@@ -274,6 +275,20 @@ def test_blocks_before_the_first_trained_leaf_save_nothing(config, seed, checkpo
         recomputed = {type(block) is recomputed_block.Saved for block in saved.body.trf_blocks if block is not None}
         assert recomputed <= {checkpoint_activations}
         assert saved.body.tok_emb is saved.body.pos_emb is None
+
+
+@pytest.mark.parametrize("attention", ["math", "flash"])
+@pytest.mark.parametrize(
+    ("name", "is_saved"), [("ff.layers.2.weight", False), ("att.out_proj.bias", False), ("att.W_value.weight", True)]
+)
+def test_an_attention_saves_nothing_if_no_gradient_passes_through_it(attention, name, is_saved):
+    model, name = model_of(CONFIG, 0), f"trf_blocks.0.{name}"
+    model.attention = attention
+    (B, T), H = INPUTS.shape, CONFIG.n_heads
+    _, saved = model.forward(INPUTS, trained=lambda leaf: leaf == name)
+    shapes = [array.shape for array in arrays_in(saved.body.trf_blocks[0])]
+    of_heads = {(B, H, T, T), (B, H, T, CONFIG.head_dim)}
+    assert bool(of_heads.intersection(shapes)) == is_saved
 
 
 def test_training_some_leaves_changes_those_alone():

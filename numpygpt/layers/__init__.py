@@ -8,6 +8,7 @@ own tree. Two options are common to all layers:
               another is None
     wants_x   whether the gradient of x will be asked for: False if nothing before the layer is trained
 
-What neither a trained parameter nor x needs is not computed in the backward. What a whole block saved for it is
-dropped in the forward (`numpygpt.model.body`), and so is a factor of a projection (`numpygpt.ops.linear`).
+What neither a trained parameter nor x needs is not computed in the backward. What was saved for it is dropped in the
+forward: by a whole block (`numpygpt.model.body`), by the attention in a block (`numpygpt.layers.multi_head_attention`),
+and a factor of a projection (`numpygpt.ops.linear`).
 """

@@ -35,8 +35,10 @@ OPERANDS = {"queries": "W_query", "keys": "W_key", "values": "W_value"}
 
 
 class Saved(NamedTuple):
+    """No attention is saved if none of its operands gets a gradient."""
+
     projections: tuple[Any, ...]
-    attention: attention.Saved | flash_attention.Saved
+    attention: attention.Saved | flash_attention.Saved | None
     out_proj: Any
     parameters: p.MultiHeadAttention | p.StackedAttention
     present: KeyValueCache | None
@@ -82,7 +84,7 @@ def forward(
         context_vec, parameters.out_proj, wants_x=bool(wanted), trained=within(trained, "out_proj")
     )
     watch("out_proj", y)
-    return y, Saved(projections, attended, put_out, parameters, present)
+    return y, Saved(projections, attended if wanted else None, put_out, parameters, present)
 
 
 class Gradients(NamedTuple):
@@ -92,13 +94,12 @@ class Gradients(NamedTuple):
 
 def backward(d_y: Inexact[Array, "B T D"], saved: Saved, *, watch: Watch = unwatched) -> Gradients:
     """Of a forward without `past`."""
-    n_heads = saved.attention.queries.shape[1]
     watch("d_out_proj", d_y)
     d_context_vec, d_out_proj = projection.backward(d_y, saved.out_proj)  # undoes (5)
-    if d_context_vec is None:
+    if d_context_vec is None or saved.attention is None:
         return Gradients(None, nowhere(saved.parameters)._replace(out_proj=d_out_proj))
     watch("d_context_vec", d_context_vec)
-    d_context = split_heads(d_context_vec, n_heads)  # undoes (4)
+    d_context = split_heads(d_context_vec, saved.attention.queries.shape[1])  # undoes (4)
     d_heads: attention.Gradients | flash_attention.Gradients
     if isinstance(saved.attention, flash_attention.Saved):
         d_heads = flash_attention.backward(d_context, saved.attention)  # undoes (3)
