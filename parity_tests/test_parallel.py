@@ -159,7 +159,9 @@ def test_a_forked_process_has_threads_of_its_own():
     assert (done.stdout, done.stderr, done.returncode) == ("done\n", "", 0)
 
 
-@pytest.mark.parametrize(("setting", "threads"), [("3", 3), ("1", 1), ("0", None), ("", None), ("many", None), ("100000", 4)])
+@pytest.mark.parametrize(
+    ("setting", "threads"), [("3", 3), ("1", 1), ("0", None), ("", None), ("many", None), ("100000", 4)]
+)
 def test_omp_num_threads_sets_the_number_of_threads(monkeypatch, setting, threads):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(4), raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", setting)
