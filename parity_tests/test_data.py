@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from numpygpt.data import shipped as shipped_module
 from numpygpt.data.loader import DataLoader, create_dataloader_v1
 from numpygpt.data.story import find_verdict
 from numpygpt.data.texts import python_reference_text, read_text, split_text
@@ -235,6 +237,36 @@ def test_a_compressed_text_is_unpacked_and_line_ends_are_one(tmp_path):
         path.write_bytes(contents)
         with pytest.raises(InputError, match=r"the text file .*text\.gz is damaged or not compressed with gzip: "):
             read_text(path)
+
+
+def test_a_text_that_unpacks_to_a_thousand_times_its_size_is_refused_in_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped_module, "ALWAYS_UNPACKED", 2**20)
+    monkeypatch.setattr(shipped_module, "PIECE", 2**16)
+    path = tmp_path / "text.gz"
+    path.write_bytes(gzip.compress(bytes(2**24), 9))
+    limit = shipped_module.MOST_TIMES * path.stat().st_size
+    tracemalloc.start()
+    with pytest.raises(InputError, match=rf"^the text file .* has \d+ bytes and unpacks to more than {limit}, .*; if"):
+        read_text(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**23, "less than half of the text"
+    path.write_bytes(gzip.compress(b"a" * 2**20, 9))
+    assert len(read_text(path)) == 2**20, "little memory is spent on any text"
+
+
+def test_a_story_that_is_longer_is_not_unpacked(tmp_path):
+    path = tmp_path / "story.gz"
+    story = gzip.decompress(find_verdict().read_bytes())
+    path.write_bytes(gzip.compress(story))
+    assert find_verdict(path) == path
+    path.write_bytes(gzip.compress(story + b"."))
+    with pytest.raises(InputError, match=r"the story .* unpacks to more than 20479 bytes; such a file has fewer; name"):
+        find_verdict(path)
+    longer = tmp_path / "story.txt"
+    longer.write_bytes(story + b".")
+    with pytest.raises(InputError, match=r"cannot read the story .*: it has more than 20479 bytes"):
+        find_verdict(longer)
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "/dev/zero", "pipe"])

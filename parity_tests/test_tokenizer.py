@@ -83,6 +83,14 @@ def test_a_named_ranks_file_is_the_one_that_is_read(ranks_file, monkeypatch):
         get_tokenizer("gpt2", vocab=ranks_file)
 
 
+def test_a_ranks_file_that_is_longer_is_not_read(ranks_file):
+    packed = ranks_file.with_name("longer.gz")
+    for path, contents in ((ranks_file, RANKS + b"\n"), (packed, gzip.compress(RANKS + bytes(2**24), 1))):
+        path.write_bytes(contents)
+        with pytest.raises(InputError, match="more than 835554 bytes; such a file has fewer; name no file, and"):
+            get_tokenizer("gpt2", vocab=path)
+
+
 @given(position=st.integers(0, len(RANKS) - 1), bit=st.integers(0, 7), length=st.integers(0, len(RANKS) - 1))
 def test_damaged_ranks_are_refused(ranks_file, position, bit, length):
     flipped = bytearray(RANKS)

@@ -25,6 +25,7 @@ ENDOFTEXT = "<|endoftext|>"
 
 GPT2_RANKS_FILE = "gpt2.tiktoken"
 GPT2_RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+GPT2_RANKS_BYTES = 835_554
 
 
 def get_tokenizer(name: str, vocab: str | os.PathLike[str] | None = None) -> Encoding:
@@ -109,6 +110,6 @@ def gpt2_ranks(vocab: str | os.PathLike[str] | None = None) -> dict[bytes, int]:
     `tiktoken.load` could parse the lines too, but only from a file. It keeps a copy of the file in the temporary
     folder, and from then on reads the copy, even if the file has changed.
     """
-    contents = read_exactly(vocab, GPT2_RANKS_FILE, "file of GPT-2's ranks", GPT2_RANKS_SHA256)
+    contents = read_exactly(vocab, GPT2_RANKS_FILE, "file of GPT-2's ranks", GPT2_RANKS_SHA256, GPT2_RANKS_BYTES)
     lines = (line.split() for line in contents.splitlines())
     return {b64decode(token): int(rank) for token, rank in lines}
