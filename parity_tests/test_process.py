@@ -1,11 +1,15 @@
 """What a program asks of its process, and sizes that are computed before anything is allocated."""
 
+import tracemalloc
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
 from numpygpt import GPTConfig, GPTModel, InputError
 from numpygpt import process as module
+from numpygpt.decoding.beams import beam_search
 from numpygpt.model.config import LARGEST_SIZE
 from numpygpt.model.sizes import check_memory, decoding_bytes, num_parameters
 from numpygpt.process import machine_memory, number_of_threads
@@ -85,12 +89,24 @@ def test_what_does_not_fit_is_refused_in_gibibytes(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("sequences", [1, 5])
-def test_decoding_takes_the_bytes_that_are_told(dtype, sequences):
+def test_beams_take_the_bytes_that_are_told(dtype, sequences):
     model = GPTModel(CONFIG, dtype=dtype)
     logits, past = model.decode(np.zeros((sequences, 2), int))
     caches = sum(cache.buffer.keys_values.nbytes for cache in past)
     weights = num_parameters(CONFIG) * np.dtype(dtype).itemsize
-    assert decoding_bytes(CONFIG, sequences, dtype) == weights + caches + logits.nbytes
+    sort = sum(logits.astype(kind).nbytes for kind in (np.float64, np.float64, np.int64))
+    assert decoding_bytes(CONFIG, sequences, dtype) == weights + caches + logits.nbytes + sort
+
+
+def test_a_beam_search_holds_at_least_what_is_told():
+    config, beams = replace(CONFIG, vocab_size=20_000), 50
+    model = GPTModel(config)
+    tracemalloc.start()
+    beam_search(model, [[1]], 2, config.context_length, beams)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    told = decoding_bytes(config, beams) - 4 * num_parameters(config)
+    assert told <= peak < 2 * told
 
 
 @pytest.mark.parametrize("name", ["vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"])

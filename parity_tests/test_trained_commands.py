@@ -9,6 +9,7 @@ from numpygpt import GPTConfig, GPTModel
 from numpygpt.formats import checkpoint as module
 from numpygpt.formats.checkpoint import write_checkpoint
 from numpygpt.model.saving import model_section
+from numpygpt.model.sizes import scoring_bytes
 from numpygpt.sections import Section
 from numpygpt.training.options import Options
 from numpygpt.training.run import Evaluation
@@ -95,6 +96,29 @@ def test_more_beams_than_memory_holds(capsys, tmp_path):
     save(tmp_path)
     line = refused(capsys, tmp_path, "generate", "--num-beams", 10**12)
     assert re.search(r"a search with 1000000000000 beams needs at least [\d,]+\.\d GiB of memory", line)
+
+
+@pytest.mark.parametrize(
+    ("lines", "option", "batch"),
+    [
+        (["word " * 9], "--text", "7 sequences of 5 tokens"),
+        (["short one", "a rather long one"] * 3, "--lambada", "4 sequences of 6 tokens"),
+    ],
+)
+def test_a_batch_whose_logits_memory_does_not_hold(capsys, monkeypatch, tmp_path, lines, option, batch):
+    """It is refused before a logit is computed, though other batches would have fit."""
+    save(tmp_path)
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(lines))
+    one = scoring_bytes(CONFIG, 1, 6)
+    monkeypatch.setattr("numpygpt.model.sizes.machine_memory", lambda: one)
+    assert run("evaluate", "--checkpoint", tmp_path, option, text, "--batch-size", 1) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(GPTModel, "__call__", lambda *arguments: pytest.fail("it computes"))
+    assert run("evaluate", "--checkpoint", tmp_path, option, text, "--batch-size", batch[0]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    told = rf"numpygpt: error: a batch \(--batch-size\) of {batch} needs at least .* of memory, .*: make it smaller"
+    assert re.fullmatch(told, line), line
 
 
 EVALUATION = {"step": 3, "epochs_seen": 0.5, "tokens_seen": 9, "train_loss": 2.0, "val_loss": 2.5}

@@ -19,6 +19,8 @@ from numpygpt.evaluation.scores import LogitsOf, progress_bar
 from numpygpt.formats.kinds import read_model
 from numpygpt.model.gpt import GPTModel
 from numpygpt.model.saving import model_of
+from numpygpt.model.sizes import check_memory, scoring_bytes
+from numpygpt.shapes import Array
 
 #: The group of entry points by which other packages compute logits. Each is a function of a NumPy model and the name of
 #: a device, and gives a `LogitsOf`.
@@ -60,6 +62,19 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _logits_of(parsed: argparse.Namespace, model: GPTModel) -> LogitsOf:
+    """What computes the logits. It raises InputError for a batch whose logits this machine cannot hold."""
+    computed = _backend(parsed, model)
+
+    def logits_of(ids: Array) -> Array:
+        rows, tokens = ids.shape
+        needed = scoring_bytes(model.config, rows, tokens, model.dtype)
+        check_memory(needed, f"a batch (--batch-size) of {rows} sequences of {tokens} tokens")
+        return computed(ids)
+
+    return logits_of
+
+
+def _backend(parsed: argparse.Namespace, model: GPTModel) -> LogitsOf:
     if parsed.backend == "numpy":
         return model
     found = entry_points(group=BACKENDS, name=parsed.backend)

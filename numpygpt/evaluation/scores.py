@@ -84,7 +84,8 @@ def score_completions(
     """The score of each completion.
 
     A context that is too long loses its first tokens. Shorter sequences of a batch are filled up at their end, which
-    attention to earlier tokens alone does not see.
+    attention to earlier tokens alone does not see. The longest come first, so that a batch that is too large is found
+    out at once.
 
     advance   is told how many more completions are done
 
@@ -98,7 +99,7 @@ def score_completions(
             raise InputError(f"completion {number} has {len(tokens)} tokens; the model takes {context_length} at most")
     sequences = [[*context, *tokens][-(context_length + 1) :] for context, tokens in completions]
     found: dict[int, CompletionScore] = {}
-    by_length = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+    by_length = sorted(range(len(sequences)), key=lambda index: len(sequences[index]), reverse=True)
     for batch in _batches(by_length, batch_size):
         longest = max(len(sequences[index]) for index in batch)
         ids = np.zeros((len(batch), longest), np.int64)

@@ -92,9 +92,18 @@ def training_bytes(
 
 
 def decoding_bytes(config: GPTConfig, sequences: int, dtype: Any = np.float32) -> int:
-    """Bytes of decoding so many sequences side by side: the weights, the cache of keys and values, and the logits."""
-    sequence = 2 * config.n_layers * config.context_length * config.emb_dim + config.vocab_size
-    return np.dtype(dtype).itemsize * (num_parameters(config) + sequences * sequence)
+    """Bytes of a beam search with so many sequences side by side: the weights, the caches, the logits, and their sort.
+
+    For each logit, the sort takes two scores in float64, of which one is negated, and an index in int64.
+    """
+    size = np.dtype(dtype).itemsize
+    cache = size * 2 * config.n_layers * config.context_length * config.emb_dim
+    return size * num_parameters(config) + sequences * (cache + (size + 3 * 8) * config.vocab_size)
+
+
+def scoring_bytes(config: GPTConfig, batch_size: int, tokens: int, dtype: Any = np.float32) -> int:
+    """Bytes of the logits of batch_size x tokens token ids, and of the weights."""
+    return np.dtype(dtype).itemsize * (num_parameters(config) + batch_size * tokens * config.vocab_size)
 
 
 def check_memory(needed: int, what: str) -> None:
