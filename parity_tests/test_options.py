@@ -5,8 +5,8 @@ from dataclasses import MISSING, fields
 
 import pytest
 
-from numpygpt import PRESETS, InputError
-from numpygpt.commands import train
+from numpygpt import PRESETS, GPTConfig, InputError
+from numpygpt.commands import info, train
 from numpygpt.training.options import PRESET_OPTIONS, Options, declaration
 from numpygpt.training.run import TrainingRun
 from parity_tests.command import run, write_text
@@ -35,6 +35,15 @@ def test_each_option_is_declared_whole_and_the_command_has_it(name, flags):
     default = Options.__dataclass_fields__[name].default
     assert default is not MISSING
     assert isinstance(default, bool) or "(default: " in action.help
+
+
+@pytest.mark.parametrize("field", fields(GPTConfig), ids=lambda field: field.name)
+def test_the_help_says_what_each_size_of_the_model_means(field):
+    parser = argparse.ArgumentParser()
+    info.add_arguments(parser)
+    (action,) = [action for action in parser._actions if action.dest == field.name]
+    assert len(field.metadata["meaning"].split()) > 1
+    assert action.help.startswith(f"{field.metadata['meaning']} (default: ")
 
 
 def test_what_a_run_saves_is_all_of_them_and_reads_back_as_the_same():

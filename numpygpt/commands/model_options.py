@@ -27,8 +27,8 @@ def add_model_options(
     start.add_argument("--config", type=Path, metavar="FILE", help="start from the configuration in a JSON file")
     for field in fields(GPTConfig):
         if vocab_size or field.name != "vocab_size":
-            meaning = f"(default: {getattr(default, field.name)}, or the preset's or file's)"
-            _add_option(sizes, field, meaning, choices=CHOICES.get(field.name))
+            said = f"(default: {getattr(default, field.name)}, or the preset's or file's)"
+            _add_option(sizes, field, f"{field.metadata['meaning']} {said}", choices=CHOICES.get(field.name))
 
 
 def preset_name(name: str) -> str:

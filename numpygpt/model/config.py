@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -18,6 +18,11 @@ POSITIONS = ("learned", "sinusoidal")
 ACTIVATIONS = ("gelu_tanh", "gelu_erf")
 #: The fields that hold a word, and the words that each may be.
 CHOICES = {"position": POSITIONS, "activation": ACTIVATIONS}
+
+
+def means(meaning: str) -> dict[str, str]:
+    """The metadata of a field of `GPTConfig`: its meaning in one line, for the commands' help."""
+    return {"meaning": meaning}
 
 
 @dataclass(frozen=True)
@@ -45,18 +50,18 @@ class GPTConfig:
     an odd emb_dim, or a norm_eps that is not a positive finite number.
     """
 
-    vocab_size: int
-    context_length: int
-    emb_dim: int
-    n_heads: int
-    n_layers: int
-    drop_rate: float
-    qkv_bias: bool
-    tie_weights: bool = False
-    position: str = "learned"
-    activation: str = "gelu_tanh"
-    bias: bool = True
-    norm_eps: float = 1e-5
+    vocab_size: int = field(metadata=means("number of token ids"))
+    context_length: int = field(metadata=means("longest sequence, in tokens"))
+    emb_dim: int = field(metadata=means("width of the residual stream, divisible by the heads"))
+    n_heads: int = field(metadata=means("attention heads in a block"))
+    n_layers: int = field(metadata=means("transformer blocks"))
+    drop_rate: float = field(metadata=means("probability that dropout zeroes an element"))
+    qkv_bias: bool = field(metadata=means("a bias for queries, keys and values"))
+    tie_weights: bool = field(default=False, metadata=means("one array for the token embedding and the output head"))
+    position: str = field(default="learned", metadata=means("an embedding of each position, or fixed sinusoids"))
+    activation: str = field(default="gelu_tanh", metadata=means("GPT-2's form of GELU, or the exact one, by SciPy"))
+    bias: bool = field(default=True, metadata=means("a bias for the other linear layers, a shift for the norms"))
+    norm_eps: float = field(default=1e-5, metadata=means("what a norm adds to the variance under its root"))
 
     def __post_init__(self) -> None:
         for name in SIZES:
