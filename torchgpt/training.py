@@ -154,6 +154,9 @@ def train_model_simple(
 ) -> tuple[list[float], list[float], list[int]]:
     """Train for `num_epochs` epochs. Print a line of losses every `eval_freq` steps, and a sample after each epoch.
 
+    This is the book's listing, for those who follow it. The loop of the command `numpygpt train` is
+    `numpygpt.training.loop`.
+
     eval_iter   how many batches an evaluation takes, of training and of validation
 
     Returns train_losses and val_losses, in nats a token, and track_tokens_seen, with an entry for each line of losses.

@@ -81,6 +81,9 @@ def train_model_simple(
 ) -> tuple[list[float], list[float], list[int]]:
     """Train for `num_epochs` epochs. Print a line of losses every `eval_freq` steps, and a sample after each epoch.
 
+    This is the book's listing, for those who follow it. `numpygpt train` has another loop, `numpygpt.training.loop`,
+    which also accumulates, schedules the learning rate, and saves.
+
     eval_iter   how many batches an evaluation takes, of training and of validation
     rng         draws the dropout masks if the model's drop_rate is not 0; None: a generator with a fresh seed. If it is
                 also the generator of the loaders, all draws are those of the book's run in PyTorch
