@@ -154,7 +154,7 @@ def test_a_run_that_is_stopped_at_any_moment_and_resumed_in_a_new_process_goes_o
     text = write_text(tmp_path)
     whole = digests("train", tmp_path / "whole", text, latest + following)
     assert len(set(whole.values())) == latest + following
-    for stop in rng.integers(accumulate * latest, size=stops).tolist():
+    for stop in rng.choice(accumulate * latest, size=stops, replace=False).tolist():
         folder, step = tmp_path / f"stopped in {stop}", stop // accumulate + 1
         before = digests("train", folder, text, latest + following, stop + 1)
         assert list(before) == list(range(1, step + 1))
