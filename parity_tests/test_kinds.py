@@ -139,6 +139,13 @@ def test_a_target_that_is_there_is_kept_unless_told(capsys, folder, kind):
         assert saved_config(read_model("target")).n_layers == 1
 
 
+@pytest.mark.parametrize(("there", "kind"), [("hf", "numpygpt"), ("numpygpt", "nanogpt"), ("nanogpt", "numpygpt")])
+def test_a_folder_never_gets_models_of_two_kinds(capsys, folder, there, kind):
+    assert run("convert", "ours", "target", "--to", there) == 0
+    line = refused(capsys, folder, "convert", "ours", "target", "--to", kind, "--overwrite")
+    assert "target holds a model of another kind" in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

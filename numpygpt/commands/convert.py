@@ -11,7 +11,7 @@ from numpygpt.errors import InputError
 from numpygpt.files import check_writable, locked
 from numpygpt.formats import book, checkpoint, hugging_face, nanogpt, torch_file
 from numpygpt.formats.foreign import ForeignModel
-from numpygpt.formats.kinds import read_model
+from numpygpt.formats.kinds import read_model, refuse_other_models
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.saving import SECTION, checked, parameter_shapes, saved_tokenizer
 from numpygpt.sections import SavedSections, Section
@@ -68,6 +68,11 @@ def _check_file(path: Path, overwrite: bool) -> None:
         check_writable(path)
 
 
+def _check_folder(folder: Path, file: str, overwrite: bool) -> None:
+    _check_file(folder / file, overwrite)
+    refuse_other_models(folder, file)
+
+
 def _write_checkpoint(target: Path, model: Model) -> None:
     _make(target)
     with locked(target):
@@ -97,7 +102,7 @@ MODELS = (checkpoint.FILE_NAME, hugging_face.WEIGHTS, nanogpt.FILE_NAME)
 
 WRITERS = {
     "numpygpt": Writer(
-        lambda target, overwrite: _check_file(target / checkpoint.FILE_NAME, overwrite),
+        lambda target, overwrite: _check_folder(target, checkpoint.FILE_NAME, overwrite),
         _refuse_none,
         _write_checkpoint,
         'numpygpt generate --checkpoint TARGET --prompt "Every effort moves you"',
@@ -111,7 +116,7 @@ WRITERS = {
         repr,
     ),
     "nanogpt": Writer(
-        lambda target, overwrite: _check_file(target / nanogpt.FILE_NAME, overwrite),
+        lambda target, overwrite: _check_folder(target, nanogpt.FILE_NAME, overwrite),
         _refuse_for_nanogpt,
         _write_nanogpt,
         "python sample.py --out_dir=TARGET, in nanoGPT",

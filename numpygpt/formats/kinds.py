@@ -64,10 +64,10 @@ def read_model(path: str | os.PathLike[str], *, n_heads: int | None = None) -> S
     return found[0].read(path)
 
 
-def refuse_other_models(folder: Path) -> None:
-    """Raise InputError if the folder holds a model of another program's: beside ours, neither could be read there."""
+def refuse_other_models(folder: Path, own: str = checkpoint.FILE_NAME) -> None:
+    """Raise InputError if the folder holds a model of another kind than the file `own`: neither could be read then."""
     for kind in FOLDERS:
-        if kind.file != checkpoint.FILE_NAME and (folder / kind.file).exists():
+        if kind.file != own and (folder / kind.file).exists():
             raise InputError(
                 f"{folder} holds a model of another kind, {kind.file} ({kind.name}), and a folder holds one model; "
                 f"choose another"
