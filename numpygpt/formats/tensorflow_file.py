@@ -2,7 +2,7 @@
 
     checkpoint                          a text that names the newest checkpoint of the folder
     model.ckpt.index                    the variables' names, dtypes, shapes and places
-    model.ckpt.data-00000-of-00001      their numbers
+    model.ckpt.data-00000-of-00001      their values
 
 TensorFlow is kept out of our process, because for some damaged index files it ends the process that it is in, without
 an exception. With a process of its own, its memory goes too, and its libraries never meet PyTorch's.
@@ -76,7 +76,7 @@ class TensorFlowFile:
         data = [inside(folder, path.name) for path in sorted(folder.glob(f"{name}.data-*"))]
         for path in data:
             if not path.is_file():
-                raise InputError(f"{path} is no regular file; expected the numbers of the checkpoint {self.path}")
+                raise InputError(f"{path} is no regular file; expected the values of the checkpoint {self.path}")
         self._process, self._errors = _start(folder, name)
         weakref.finalize(self, _end, self._process, self._errors)
         answer = self._pipe("stdout").readline(MOST_BYTES_OF_INDEX)
@@ -87,7 +87,7 @@ class TensorFlowFile:
         self._refuse_truncated(sum(path.stat().st_size for path in data))
 
     def read(self, name: str) -> Array:
-        """The variable of that name, as a new array. InputError if its numbers cannot be read, or are damaged."""
+        """The variable of that name, as a new array. InputError if its values cannot be read, or are damaged."""
         try:
             self._pipe("stdin").write(json.dumps(name).encode() + b"\n")
             self._pipe("stdin").flush()

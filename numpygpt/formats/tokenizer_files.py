@@ -248,7 +248,7 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary, context_length: int) -
 def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
     """The pairs whose merges, one after another, make these tokens.
 
-    The pair of a token is what its bytes come to if all is merged but the last two parts.
+    The pair of a token is the two parts that are left if its bytes are merged as far as two parts.
     """
     rank_of, none = ranks.get, len(ranks)
     pairs = []

@@ -125,7 +125,7 @@ def entries(value: Any, what: str) -> dict[str, Any]:
 class TorchTensors:
     """The tensors of a state dict, under the names that they have in a model that is not compiled.
 
-    layouts   {name: dtype and shape} of the arrays that `read` returns; numbers of 16 bits become float32
+    layouts   {name: dtype and shape} of the arrays that `read` returns; values of 16 bits become float32
     short     the dtypes of 16 bits among the tensors
 
     Raises InputError for what is no plain tensor: one whose elements are shared, sparse, quantized or elsewhere.
@@ -143,7 +143,7 @@ class TorchTensors:
         }
 
     def read(self, name: str) -> Array:
-        """The tensor of that name: a view of the file, or new numbers if it had 16 bits."""
+        """The tensor of that name: a view of the file, or new values if it had 16 bits."""
         tensor = self._tensors[name].detach()
         array: Array = (tensor.float() if self.layouts[name].dtype == "float32" else tensor).numpy()
         return array
@@ -163,7 +163,7 @@ def _refuse_what_is_no_plain_tensor(name: str, tensor: Any) -> None:
     if not isinstance(tensor, torch.Tensor):
         raise InputError(f"{name} is a {type(tensor).__name__}; expected a tensor")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise InputError(f"{name} is of shape {tuple(tensor.shape)}, but it has fewer numbers than that")
+        raise InputError(f"{name} is of shape {tuple(tensor.shape)}, but it has fewer values than that")
 
 
 def foreign_model(
