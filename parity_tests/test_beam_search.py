@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from numpygpt.decoding.beams import beam_search
@@ -86,7 +86,7 @@ def beam_of_lists(log_probs, prompt, eos_id, length_penalty, num_beams, longest=
         extensions.sort(key=lambda tokens: score(log_probs, prompt, tokens, 0), reverse=True)
         complete += [tokens for tokens in extensions[:num_beams] if tokens[-1] == eos_id]
         beam = [tokens for tokens in extensions[:num_beams] if tokens[-1] != eos_id]
-        num_beams = len(beam)
+        num_beams -= len(extensions[:num_beams]) - len(beam)
     return max([*complete, *beam], key=lambda tokens: score(log_probs, prompt, tokens, length_penalty))
 
 
@@ -107,6 +107,7 @@ def filled(prompts, continuations, eos_id):
     length_penalty=st.sampled_from([-1.0, 0.0, 0.7, 1.0, 2.0]),
     context_size=st.integers(2, CONTEXT),
 )
+@example(seed=0, num_beams=2, eos_id=0, length_penalty=0.7, context_size=3)  # a beam that is narrower for two steps
 def test_a_beam_is_the_best_extensions_of_the_beam_before(seed, num_beams, eos_id, length_penalty, context_size):
     """With batches, the cache and windows that slide, against the definition, which has none of them."""
     model = Erratic(seed)

@@ -112,10 +112,15 @@ def test_a_full_disk_is_told_and_the_status_is_2(arguments, unbuffered):
     assert done.stderr == "numpygpt: error: the output cannot be written: No space left on device\n"
 
 
-def test_a_closed_pipe_ends_the_command_quietly_with_status_141():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_pipe_ends_the_command_quietly_with_status_141(unbuffered):
+    """Whether each line is written at once, or all of them when the buffer is full or the command ends."""
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([sys.executable, *INFO], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(
+        [sys.executable, *INFO], stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=env
+    )
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
 

@@ -247,8 +247,8 @@ def left_by_version_0_1(folder, name, seconds_ago):
 def test_what_version_0_1_left_is_no_checkpoint_and_is_removed_when_its_writer_cannot_live(tmp_path):
     """That version held no lock, so its writer is known to be gone only by the time."""
     abandoned = left_by_version_0_1(tmp_path, FILE_NAME, 2 * ABANDONED_AFTER)
-    living = left_by_version_0_1(tmp_path / "best", FILE_NAME, ABANDONED_AFTER / 2)
-    for folder in (tmp_path, tmp_path / "best"):
+    living = left_by_version_0_1(tmp_path / "other", FILE_NAME, ABANDONED_AFTER / 2)
+    for folder in (tmp_path, tmp_path / "other"):
         refuse_another_run(folder, overwrite=False)
         with pytest.raises(InputError, match="there is no checkpoint"):
             read_checkpoint(folder)

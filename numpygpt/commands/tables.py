@@ -20,6 +20,7 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
 
+    sys.stdout.flush()  # rich would do it, and end the process if the reader of the output has closed it
     table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, show_header=bool(head))
     for letter, name in zip(columns, head or [""] * len(columns), strict=True):
         table.add_column(name, justify="right" if letter == "r" else "left", overflow="fold")

@@ -53,6 +53,7 @@ def beam_search(
     rows = np.arange(len(prompts.ids))[:, np.newaxis]
     beams = prompts.ids[:, np.newaxis]  # (B, N, tokens): prompts and continuations, the likeliest first
     log_probs = np.zeros(beams.shape[:2])  # (B, N): of each continuation; -inf if the beam is narrower
+    widths = np.full((len(beams), 1), num_beams)  # (B, 1): how many continuations a beam may have
     complete = [(-math.inf, prompt) for prompt in prompts.ids]
     past = None
     for length in range(1, max_new_tokens + 1):
@@ -64,6 +65,7 @@ def beam_search(
         best = np.argsort(-extended.reshape(B, -1), axis=1, kind="stable")[:, :num_beams]
         parents, token_ids = np.divmod(best, logits.shape[1])
         log_probs = extended[rows, parents, token_ids]
+        log_probs[np.arange(best.shape[1]) >= widths] = -math.inf
         chosen = token_ids[..., np.newaxis]  # without a dtype, uint64 prompts beside them would become floats
         beams = np.concatenate([beams[rows, parents], chosen], axis=2, dtype=np.int64, casting="unsafe")
         past = tuple(cache.rows((rows * N + parents).ravel()) for cache in past)
@@ -72,6 +74,7 @@ def beam_search(
             score = log_probs[row, n] / length**length_penalty
             if score > complete[row][0]:
                 complete[row] = (score, beams[row, n, :-1] if ended[row, n] else beams[row, n])
+        widths -= (ended & (log_probs > -math.inf)).sum(axis=1, keepdims=True)
         log_probs[ended] = -math.inf
         if (log_probs == -math.inf).all():
             break
