@@ -40,7 +40,7 @@ _this_thread = threading.local()
 
 
 def number_of_threads() -> int:
-    """Threads for our work: one for each core that the process may use, or OMP_NUM_THREADS, as of BLAS, if fewer."""
+    """Threads for our work: one for each core that the process may use, or fewer if OMP_NUM_THREADS says so."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = os.environ.get("OMP_NUM_THREADS", "")
     return min(int(limit), cores) if limit.isdecimal() and int(limit) > 0 else cores

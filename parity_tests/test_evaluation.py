@@ -7,6 +7,9 @@ rounded to float32, so PyTorch takes the loss of its logits.
 import json
 import math
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -271,3 +274,11 @@ def test_a_model_with_fewer_tokens_than_its_tokenizer(capsys, tmp_path, data, ou
 def test_logits_that_are_not_finite(ours):
     with pytest.raises(InputError, match="logits are not finite"):
         scores(np.full((1, 1, 3), np.nan), np.zeros((1, 1), int))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full to write to")
+def test_an_output_that_cannot_be_written_is_found_out_before_the_work(folder, data):
+    command = f"{sys.executable} -m numpygpt evaluate --checkpoint '{folder}' --text '{data['text']}' > /dev/full"
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["numpygpt: error: the output cannot be written: No space left on device"]

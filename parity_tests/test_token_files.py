@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import resource
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from numpygpt.data import tokenizing
 from numpygpt.data.shipped import shipped
 from numpygpt.data.texts import read_text, split_text
 from numpygpt.data.token_file import dtype_of, open_tokens, validation_path
-from parity_tests.command import files, run
+from parity_tests.command import files, python, run
 
 GPT2 = get_tokenizer("gpt2")
 STORY = read_text(shipped("the-verdict.txt"))
@@ -132,3 +133,18 @@ def test_bad_input_gets_one_line_and_leaves_all_as_it_was(capsys, tmp_path, opti
     assert run("tokenize", *given) == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
     assert files(tmp_path) == before
+
+
+def test_a_disk_that_is_full_for_one_file_leaves_both_as_they_were(tmp_path):
+    """The ids of the training part pass the limit, and those of the validation part do not."""
+    out, text = tmp_path / "tokens.bin", tmp_path / "text.txt"
+    text.write_text("word " * 40, encoding="utf-8")
+    out.write_bytes(b"old")
+    validation_path(out).write_bytes(b"older")
+    before = files(tmp_path)
+    done = python(
+        *("-B", "-m", "numpygpt", "tokenize", text, "--tokenizer", "bytes", "--out", out, "--overwrite"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),
+    )
+    assert (done.returncode, files(tmp_path)) == (2, before)
+    assert "File too large" in done.stderr.splitlines()[-1]

@@ -53,10 +53,10 @@ def run(parsed: argparse.Namespace) -> int:
                              f"{'--text' if name == 'stride' else '--backend torch'})")
     checkpoint = read_model(parsed.checkpoint)
     tokenizer = tokenizer_of(checkpoint, parsed.vocab)
+    print(*origin_of(checkpoint), sep="\n", flush=True)  # an output that cannot be written is found out before the work
     protocol = _of_text if parsed.text else _of_last_words if parsed.lambada else _of_choices
     lines, table = protocol(parsed, model_of(checkpoint), tokenizer)
-    for line in (*origin_of(checkpoint), *lines):
-        print(line)
+    print(*lines, sep="\n")
     print_table("lr", table)
     return 0
 

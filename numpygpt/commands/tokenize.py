@@ -55,7 +55,8 @@ def run(parsed: argparse.Namespace) -> int:
     size = sum(path.stat().st_size for path in parsed.texts)
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=size, unit="B", unit_scale=True, dynamic_ncols=True))
-        files = [stack.enter_context(stack.enter_context(replacing(target)).open("wb")) for target in targets]
+        unfinished = [stack.enter_context(replacing(target)) for target in targets]
+        files = [stack.enter_context(path.open("wb")) for path in unfinished]  # closed before either takes its place
         counts = write_tokens(
             parsed.texts, list(map(Part, lengths, files)), parsed.tokenizer, parsed.vocab, processes, bar.update
         )

@@ -10,15 +10,14 @@ everything before.
 This is the protocol of EleutherAI's evaluation harness ("lambada_openai"). No word is excluded from the answers.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from numpygpt.data.texts import read_text
 from numpygpt.data.tokenizer import Encoding
 from numpygpt.errors import InputError
-from numpygpt.evaluation.records import json_lines, text_of
+from numpygpt.evaluation.perplexity import perplexity
+from numpygpt.evaluation.records import json_object, lines_of, text_of
 from numpygpt.evaluation.scores import LogitsOf, completion, score_completions
 
 
@@ -42,15 +41,13 @@ def read_passages(path: Path) -> list[Passage]:
 
     Raises InputError for a file that cannot be read or has none, and for a passage of a single word, with its line.
     """
-    if read_text(path).lstrip().startswith("{"):
-        texts = [(place, text_of(record, "text", place)) for place, record in json_lines(path)]
-    else:
-        lines = enumerate(read_text(path).split("\n"), 1)
-        texts = [(f"line {number} of {path}", line) for number, line in lines if line.strip()]
-    if not texts:
+    lines = list(lines_of(path))
+    if not lines:
         raise InputError(f"{path} has no passage; expected one in each line")
+    of_json = lines[0].text.lstrip().startswith("{")
     passages = []
-    for place, text in texts:
+    for place, line in lines:
+        text = text_of(json_object(line, place), "text", place) if of_json else line
         context, space, word = text.strip().rpartition(" ")
         if not context:
             raise InputError(f"{place} is {text!r:.60}; expected a passage of at least two words")
@@ -71,4 +68,4 @@ def score_lambada(
     completions = [completion(passage.context, passage.last_word, tokenizer) for passage in passages]
     found = score_completions(logits_of, completions, context_length, batch_size, advance)
     mean_loss = sum(score.loss for score in found) / len(found)
-    return LambadaScore(sum(score.greedy for score in found) / len(found), math.exp(min(mean_loss, 700)), len(found))
+    return LambadaScore(sum(score.greedy for score in found) / len(found), perplexity(mean_loss), len(found))

@@ -6,7 +6,7 @@ number of the right one, counted from 0. The model is not asked: it chooses the 
     accuracy              of the endings with the smallest sum of -log p over their tokens
     normalized accuracy   of those with the smallest mean, which does not favor short endings
 
-An ending's tokens are those of a space and the ending. This is how nanoGPT's and llm.c's HellaSwag scores are taken.
+An ending's tokens are those of a space and the ending. This is how llm.c takes its HellaSwag scores.
 EleutherAI's evaluation harness divides by characters, and cleans the texts first.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from numpygpt.data.tokenizer import Encoding
 from numpygpt.errors import InputError
-from numpygpt.evaluation.records import json_lines, text_of
+from numpygpt.evaluation.records import json_object, lines_of, text_of
 from numpygpt.evaluation.scores import CompletionScore, LogitsOf, completion, score_completions
 
 
@@ -42,7 +42,7 @@ def read_questions(path: Path) -> list[Question]:
     Raises InputError for a file that cannot be read or has none, and for a record that lacks a field or has a label of
     no ending, with its line.
     """
-    questions = [_question(record, place) for place, record in json_lines(path)]
+    questions = [_question(json_object(line, place), place) for place, line in lines_of(path)]
     if not questions:
         raise InputError(f"{path} has no question; expected a JSON object in each line")
     return questions

@@ -26,6 +26,15 @@ from numpygpt.evaluation.scores import LogitsOf, scores
 from numpygpt.shapes import Array, Integer
 
 
+def perplexity(loss: float) -> float:
+    """exp(loss) for a loss in nats a token: the number of equally likely tokens among which one would be as unsure.
+
+    It is infinite if it is too large for a number.
+    """
+    with np.errstate(over="ignore"):
+        return float(np.exp(loss))
+
+
 class Window(NamedTuple):
     """Tokens start to stop of a text, of which those from `scored` on are scored."""
 
@@ -51,8 +60,8 @@ class TextScore(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """exp(loss); infinite if it is too large for a number."""
-        return math.exp(self.loss) if self.loss < math.log(np.finfo(np.float64).max) else math.inf
+        """exp(loss)."""
+        return perplexity(self.loss)
 
     def bits_a_byte(self, text: str) -> float:
         """Bits for each byte of the text in UTF-8."""
@@ -60,8 +69,7 @@ class TextScore(NamedTuple):
 
     def perplexity_a_word(self, text: str) -> float:
         """exp of the nats for each word; words are what white space separates."""
-        nats = self.nats / max(1, len(text.split()))
-        return math.exp(nats) if nats < math.log(np.finfo(np.float64).max) else math.inf
+        return perplexity(self.nats / max(1, len(text.split())))
 
 
 def windows(tokens: int, length: int, stride: int) -> Iterator[Window]:

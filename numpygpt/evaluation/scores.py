@@ -11,7 +11,7 @@ import numpy as np
 
 from numpygpt.data.tokenizer import Encoding, text_to_token_ids
 from numpygpt.errors import InputError
-from numpygpt.parallel import over_rows
+from numpygpt.ops import cross_entropy
 from numpygpt.shapes import Array, Bool, Inexact, Integer
 
 #: From token ids (B, T), int64, to the logits of each next token (B, T, V).
@@ -34,19 +34,13 @@ def scores(logits: Inexact[Array, "B T V"], targets: Integer[Array, "B T"]) -> S
 
     Raises InputError for logits that are not finite.
     """
-    log_sum = np.empty((*logits.shape[:-1], 1), logits.dtype)
-    highest = np.empty_like(log_sum)
-
-    def block(logits: Array, highest: Array, log_sum: Array) -> None:
-        highest[...] = logits.max(axis=-1, keepdims=True)
-        log_sum[...] = np.log(np.exp(logits - highest).sum(axis=-1, keepdims=True))
-
-    over_rows(block, logits, highest, log_sum)
-    below = highest - np.take_along_axis(logits, targets[..., np.newaxis], axis=-1)
-    losses = (log_sum.astype(np.float64) + below)[..., 0]
+    rows, flat_targets = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
+    _, saved = cross_entropy.forward(rows, flat_targets)
+    below = saved.highest[:, 0] - rows[np.arange(len(rows)), flat_targets]
+    losses = saved.log_sum[:, 0].astype(np.float64) + below
     if not np.isfinite(losses).all():
         raise InputError("the model's logits are not finite: its weights are damaged or too large")
-    return Scores(losses, below[..., 0] == 0)
+    return Scores(losses.reshape(targets.shape), (below == 0).reshape(targets.shape))
 
 
 class Completion(NamedTuple):

@@ -8,6 +8,7 @@ import numpy as np
 from numpygpt.data.loader import DataLoader
 from numpygpt.data.tokenizer import Encoding, text_to_token_ids, token_ids_to_text
 from numpygpt.decoding.generation import generate_text_simple
+from numpygpt.evaluation.perplexity import perplexity as perplexity  # beside the losses, as in the book
 from numpygpt.model.gpt import GPTModel
 from numpygpt.ops import cross_entropy
 from numpygpt.random.masks import RandomSource
@@ -30,12 +31,6 @@ def calc_loss_loader(data_loader: DataLoader, model: GPTModel, num_batches: int 
     if n_batches == 0:
         return math.nan
     return sum(calc_loss_batch(*batch, model) for batch in islice(data_loader, n_batches)) / n_batches
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss) for a loss in nats a token: the number of equally likely tokens among which one would be as unsure."""
-    with np.errstate(over="ignore"):
-        return float(np.exp(loss))
 
 
 def evaluate_model(
