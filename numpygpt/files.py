@@ -22,6 +22,8 @@ from numpygpt.errors import InputError
 
 LOCK_NAME = ".lock"
 WORKSHOP_PREFIX, WORKSHOP_SUFFIX = ".numpygpt-", ".unfinished"
+#: Where a work folder holds the folder that is just being replaced.
+REPLACED = "replaced"
 #: Version 0.1 wrote a file NAME in the folder .NAME.unfinished, without a lock, and within minutes. If nothing has been
 #: written there for so many seconds, the folder was left behind. A process that was suspended as long as that, and goes
 #: on, cannot finish its file then: it says so, and the file that it would have replaced stays.
@@ -61,12 +63,14 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder to write files in. Then it takes the place of `path`, or is removed if anything is raised.
 
     A folder at `path`, which is then gone with all that is in it, is moved away just before. The files reach the disk
-    before either happens, so that `path` never holds a part of them.
+    before either happens, so that `path` never holds a part of them. If the process is killed between the two, there is
+    no folder at `path` until the next caller puts the old one back.
     """
     remove_abandoned(path.parent)
     with _workshop(path.parent) as workshop:
-        unfinished, replaced = workshop / "unfinished", workshop / "replaced"
+        unfinished, replaced = workshop / "unfinished", workshop / REPLACED / path.name
         unfinished.mkdir()
+        replaced.parent.mkdir()
         yield unfinished
         for written in (*unfinished.iterdir(), unfinished):
             _flush_to_disk(written)
@@ -97,10 +101,16 @@ def _workshop(parent: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(parent: Path) -> None:
-    """Remove the folders that killed processes left in `parent` while they replaced a file in it."""
+    """Remove the folders that killed processes left in `parent` while they replaced something in it.
+
+    A folder that was moved away, and whose place nothing has taken, is put back.
+    """
     for workshop in parent.glob(f"{WORKSHOP_PREFIX}*{WORKSHOP_SUFFIX}"):
         with suppress(OSError), (workshop / LOCK_NAME).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an OSError while its writer lives
+            for replaced in (workshop / REPLACED).glob("*"):
+                if not (parent / replaced.name).exists():
+                    replaced.rename(parent / replaced.name)
             shutil.rmtree(workshop, ignore_errors=True)
 
 

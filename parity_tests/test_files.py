@@ -20,6 +20,7 @@ from numpygpt.files import ABANDONED_AFTER, LOCK_NAME, check_writable, locked, r
 from numpygpt.formats.checkpoint import FILE_NAME, read_checkpoint, write_checkpoint
 from numpygpt.sections import Section
 from numpygpt.training.run import refuse_another_run
+from parity_tests.command import python
 
 PRELUDE = """
 import os, sys
@@ -355,6 +356,33 @@ def test_a_folder_that_is_not_finished_leaves_the_old_one(tmp_path):
         raise KeyboardInterrupt
     assert names_in(tmp_path) == ["made"]
     assert (tmp_path / "made" / "a").read_text() == "old"
+
+
+def test_a_folder_whose_replacement_was_killed_comes_back(tmp_path):
+    """Killed after the old folder was moved away, and before the new one takes its place."""
+    path = tmp_path / "made"
+    path.mkdir()
+    (path / "old").touch()
+    done = python(
+        "-c",
+        f"""if True:
+            import os
+            from pathlib import Path
+            from numpygpt.files import replacing_folder
+            rename, calls = Path.rename, []
+            def killed_at_the_second(path, target):
+                calls.append(path)
+                return os._exit(9) if len(calls) == 2 else rename(path, target)
+            Path.rename = killed_at_the_second
+            with replacing_folder(Path({str(path)!r})) as unfinished:
+                (unfinished / "new").touch()
+        """,
+    )
+    assert done.returncode == 9
+    assert not path.exists()
+    write_text(tmp_path / "other", "text")
+    assert names_in(path) == ["old"]
+    assert names_in(tmp_path) == ["made", "other"]
 
 
 def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch):
