@@ -11,6 +11,9 @@ The model differs from the book's listings in these things:
 - attention scores are scaled before they are masked, so that `attn_scores` is the same tensor as NumPy's;
 - GELU's constant sqrt(2/pi) is float64 for a float64 input; the book's is always float32, which limits the accuracy;
 - `attention="sdpa"` computes attention in PyTorch's fused kernel, and `tie_weights` shares the embedding with the head;
+- `kernels="fused"` takes PyTorch's own kernels for layer norm and GELU, which read and write their operands once,
+  where the written-out formulas make a tensor at each step;
+- `checkpoint_activations` keeps only the input of each block, and computes the block again in the backward;
 - `position="sinusoidal"` puts fixed sines and cosines in the place of learned positions;
 - `activation`, `bias` and `norm_eps` choose GELU's form, whether there are biases and shifts, and the norms' eps;
 - every forward takes a watch, which is told each named activation (`numpygpt.watch`).
@@ -24,27 +27,33 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from numpygpt.errors import InputError
 from numpygpt.model.config import GPTConfig
 from numpygpt.watch import Watch, under, unwatched
 
 ATTENTION_KINDS = ("math", "sdpa")
+KERNEL_KINDS = ("book", "fused")
 
 
 class LayerNorm(nn.Module):
     """Normalize the last axis to mean 0 and (biased) variance 1, then scale and shift (Ba et al. 2016).
 
-    Without `bias` there is no shift.
+    Without `bias` there is no shift. kernels="book" computes the formula as the book writes it; "fused" is
+    `F.layer_norm`.
     """
 
-    def __init__(self, emb_dim: int, eps: float = 1e-5, bias: bool = True):
+    def __init__(self, emb_dim: int, eps: float = 1e-5, bias: bool = True, kernels: str = "book"):
         super().__init__()
         self.eps = eps
+        self.kernels = kernels
         self.scale = nn.Parameter(torch.ones(emb_dim))
         self.shift = nn.Parameter(torch.zeros(emb_dim)) if bias else None
 
     def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+        if self.kernels == "fused":
+            return F.layer_norm(x, x.shape[-1:], self.scale, self.shift, self.eps)
         mean = x.mean(dim=-1, keepdim=True)
         variance = x.var(dim=-1, keepdim=True, unbiased=False)
         normalized = (x - mean) / torch.sqrt(variance + self.eps)
@@ -70,33 +79,48 @@ class SinusoidalPositions(nn.Module):
 
 
 class GELU(nn.Module):
-    """GELU's tanh form, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016)."""
+    """GELU's tanh form, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (Hendrycks & Gimpel 2016).
+
+    kernels="book" computes the formula as it stands here; "fused" is `F.gelu`.
+    """
+
+    def __init__(self, kernels: str = "book"):
+        super().__init__()
+        self.kernels = kernels
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        if self.kernels == "fused":
+            return F.gelu(x, approximate="tanh")
         at_least_float32 = torch.promote_types(x.dtype, torch.float32)
         root = torch.sqrt(torch.tensor(2 / math.pi, dtype=at_least_float32))
         return 0.5 * x * (1 + torch.tanh(root * (x + 0.044715 * x**3)))
 
 
 class GELUErf(nn.Module):
-    """GELU's exact form, 0.5 x (1 + erf(x / sqrt(2))) (Hendrycks & Gimpel 2016)."""
+    """GELU's exact form, 0.5 x (1 + erf(x / sqrt(2))) (Hendrycks & Gimpel 2016). The kernels are those of `GELU`."""
+
+    def __init__(self, kernels: str = "book"):
+        super().__init__()
+        self.kernels = kernels
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        if self.kernels == "fused":
+            return F.gelu(x)
         return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
 
 
 #: The module of each form of GELU.
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu_tanh": GELU, "gelu_erf": GELUErf}
+ACTIVATIONS: dict[str, type[GELU | GELUErf]] = {"gelu_tanh": GELU, "gelu_erf": GELUErf}
 
 
 class FeedForward(nn.Module):
     """Linear(D, F), GELU and Linear(F, D), applied to each position alone."""
 
-    def __init__(self, cfg: GPTConfig):
+    def __init__(self, cfg: GPTConfig, kernels: str = "book"):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Linear(cfg.emb_dim, 4 * cfg.emb_dim, bias=cfg.bias),
-            ACTIVATIONS[cfg.activation](),
+            ACTIVATIONS[cfg.activation](kernels),
             nn.Linear(4 * cfg.emb_dim, cfg.emb_dim, bias=cfg.bias),
         )
 
@@ -112,11 +136,14 @@ class MultiHeadAttention(nn.Module):
 
     attention="math" computes the products as the book writes them. "sdpa" is `F.scaled_dot_product_attention`. Its
     kernel does not show the (B, H, T, T) tensors, so a watch is not told attn_scores, attn_weights and dropout.
+
+    Where each process holds the rows of the projections that belong to some of the heads, H is the number of these.
     """
 
     def __init__(self, cfg: GPTConfig, attention: str = "math"):
         super().__init__()
         self.num_heads = cfg.n_heads
+        self.head_dim = cfg.emb_dim // cfg.n_heads
         self.attention = attention
         self.W_query = nn.Linear(cfg.emb_dim, cfg.emb_dim, bias=cfg.qkv_bias)
         self.W_key = nn.Linear(cfg.emb_dim, cfg.emb_dim, bias=cfg.qkv_bias)
@@ -142,7 +169,7 @@ class MultiHeadAttention(nn.Module):
         return output
 
     def _split_heads(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B H T K"]:
-        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        return x.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
 
     def _attend(
         self,
@@ -172,17 +199,31 @@ class MultiHeadAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and then feed-forward, each after a norm and with a shortcut around it (Radford et al. 2019)."""
+    """Attention and then feed-forward, each after a norm and with a shortcut around it (Radford et al. 2019).
 
-    def __init__(self, cfg: GPTConfig, attention: str = "math"):
+    With `checkpoint_activations`, a forward keeps only its input, and the backward computes the block once more (Chen
+    et al. 2016, arXiv:1604.06174). It draws the same dropout masks again, so the gradients have the same bits. A
+    watched forward keeps what it computes, since a watch may keep what it is told, and is told each tensor once.
+    """
+
+    def __init__(
+        self, cfg: GPTConfig, attention: str = "math", *, kernels: str = "book", checkpoint_activations: bool = False
+    ):
         super().__init__()
+        self.checkpoint_activations = checkpoint_activations
         self.att = MultiHeadAttention(cfg, attention)
-        self.ff = FeedForward(cfg)
-        self.norm1 = LayerNorm(cfg.emb_dim, cfg.norm_eps, cfg.bias)
-        self.norm2 = LayerNorm(cfg.emb_dim, cfg.norm_eps, cfg.bias)
+        self.ff = FeedForward(cfg, kernels)
+        self.norm1 = LayerNorm(cfg.emb_dim, cfg.norm_eps, cfg.bias, kernels)
+        self.norm2 = LayerNorm(cfg.emb_dim, cfg.norm_eps, cfg.bias, kernels)
         self.drop_shortcut = nn.Dropout(cfg.drop_rate)
 
     def forward(self, x: Float[Tensor, "B T D"], watch: Watch = unwatched) -> Float[Tensor, "B T D"]:
+        if self.checkpoint_activations and watch is unwatched and torch.is_grad_enabled():
+            recomputed: Tensor = checkpoint(self._compute, x, watch, use_reentrant=False, preserve_rng_state=True)
+            return recomputed
+        return self._compute(x, watch)
+
+    def _compute(self, x: Float[Tensor, "B T D"], watch: Watch) -> Float[Tensor, "B T D"]:
         norm1 = self.norm1(x)
         watch("norm1", norm1)
         drop_att = self.drop_shortcut(self.att(norm1, under(watch, "att")))
@@ -201,18 +242,29 @@ class GPTModel(nn.Module):
 
     cfg        a GPTConfig, or a dict with the book's seven keys (and, optionally, the others of GPTConfig)
     attention  "math": as the book writes it; "sdpa": PyTorch's fused kernel
+    kernels    layer norm and GELU: "book": as the book writes them; "fused": PyTorch's kernels
+    checkpoint_activations   whether the backward computes each block again, so that a forward keeps less
 
     With tie_weights, `tok_emb.weight` and `out_head.weight` are one Parameter. It starts with the values that are drawn
     for the head: with those of the embedding, N(0, 1), the first logits would be far too large. Both are drawn, so
     the generator ends in the same state, tied or not.
 
-    Raises InputError for an unusable configuration, an unknown kind of attention, and too many tokens.
+    Raises InputError for an unusable configuration, an unknown kind of attention or kernels, and too many tokens.
     """
 
-    def __init__(self, cfg: GPTConfig | Mapping[str, Any], attention: str = "math"):
+    def __init__(
+        self,
+        cfg: GPTConfig | Mapping[str, Any],
+        attention: str = "math",
+        *,
+        kernels: str = "book",
+        checkpoint_activations: bool = False,
+    ):
         super().__init__()
         if attention not in ATTENTION_KINDS:
             raise InputError(f"attention is {attention!r}; expected one of {ATTENTION_KINDS}")
+        if kernels not in KERNEL_KINDS:
+            raise InputError(f"kernels is {kernels!r}; expected one of {KERNEL_KINDS}")
         self.config = GPTConfig.of(cfg)
         self.tok_emb = nn.Embedding(self.config.vocab_size, self.config.emb_dim)
         self.pos_emb: nn.Embedding | SinusoidalPositions
@@ -222,14 +274,36 @@ class GPTModel(nn.Module):
             self.pos_emb = SinusoidalPositions(self.config.context_length, self.config.emb_dim)
         self.drop_emb = nn.Dropout(self.config.drop_rate)
         self.trf_blocks = nn.Sequential(
-            *(TransformerBlock(self.config, attention) for _ in range(self.config.n_layers))
+            *(
+                TransformerBlock(self.config, attention, kernels=kernels, checkpoint_activations=checkpoint_activations)
+                for _ in range(self.config.n_layers)
+            )
         )
-        self.final_norm = LayerNorm(self.config.emb_dim, self.config.norm_eps, self.config.bias)
+        self.final_norm = LayerNorm(self.config.emb_dim, self.config.norm_eps, self.config.bias, kernels)
         self.out_head = nn.Linear(self.config.emb_dim, self.config.vocab_size, bias=False)
         self._tie()
 
     def forward(self, in_idx: Integer[Tensor, "B T"], watch: Watch = unwatched) -> Float[Tensor, "B T V"]:
         """The logits; `watch(name, tensor)` is told each activation in order of computation."""
+        logits = self.out_head(self.hidden(in_idx, watch))
+        watch("logits", logits)
+        return logits
+
+    def hidden(self, in_idx: Integer[Tensor, "B T"], watch: Watch = unwatched) -> Float[Tensor, "B T D"]:
+        """The hidden states, from which `out_head` makes the logits: everything before the head.
+
+        A loss that is made of them by `torchgpt.head_loss` needs no logits of the whole batch.
+        """
+        x = self.embedded(in_idx, watch)
+        for index, block in enumerate(self.trf_blocks):
+            x = block(x, under(watch, f"trf_blocks.{index}"))
+            watch(f"trf_blocks.{index}", x)
+        x = self.final_norm(x)
+        watch("final_norm", x)
+        return x
+
+    def embedded(self, in_idx: Integer[Tensor, "B T"], watch: Watch = unwatched) -> Float[Tensor, "B T D"]:
+        """The input of the first block: the embeddings of tokens and positions, after dropout."""
         n_tokens = in_idx.shape[1]
         if n_tokens > self.config.context_length:
             raise InputError(
@@ -242,14 +316,7 @@ class GPTModel(nn.Module):
         watch("pos_emb", pos_emb)
         x = self.drop_emb(tok_emb + pos_emb)
         watch("drop_emb", x)
-        for index, block in enumerate(self.trf_blocks):
-            x = block(x, under(watch, f"trf_blocks.{index}"))
-            watch(f"trf_blocks.{index}", x)
-        x = self.final_norm(x)
-        watch("final_norm", x)
-        logits = self.out_head(x)
-        watch("logits", logits)
-        return logits
+        return x
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As `nn.Module.load_state_dict`, but the `trf_blocks.{i}.att.mask` of the book's files are ignored.
