@@ -15,13 +15,17 @@ from numpygpt.commands.model_options import (
 from numpygpt.commands.tables import print_table
 from numpygpt.commands.trained import CHECKPOINT_HELP, origin_of
 from numpygpt.formats.kinds import read_model
-from numpygpt.model import sizes
+from numpygpt.model import parallel_sizes, sizes
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.saving import saved_config
+from numpygpt.model.scheme import Scheme
 from numpygpt.sections import named_in_errors, value_of
 from numpygpt.training.book import perplexity
 from numpygpt.training.options import Options
 from numpygpt.training.run import SECTION, Evaluation
+
+#: The precisions that are compared if none is named, by the dtype of the parameters. TF32 takes as much as fp32.
+PRECISIONS_COMPARED = {"float32": ("fp32", "bf16", "fp16"), "float64": ("fp32",)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,12 +34,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_step_options(parser, batch_size=None)
     parser.add_argument("--dtype", choices=("float32", "float64"), help="(default: float32, or the run's)")
     add_compute_options(parser)
+    add_scheme_options(parser)
     add_model_options(parser)
+
+
+def add_scheme_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what asks for the memory that `torchgpt train` takes on each device."""
+    devices = parser.add_argument_group("on several devices, by torchgpt train")
+    devices.add_argument(
+        "--parallel",
+        metavar="SCHEME",
+        help="compare what a device holds under each scheme, for as many devices as this one has: ddp=8, fsdp=8, tp=4, "
+        "pp=4, or several, as in fsdp=4,tp=2",
+    )
+    devices.add_argument(
+        "--precision",
+        choices=tuple(parallel_sizes.PRECISIONS),
+        help="the format of the products (default: each of them, with --parallel)",
+    )
+    devices.add_argument("--accumulate", type=int, help="micro-batches in a step (default: 1, or the run's)")
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Print the parameters of a model part by part, and the memory that a training step takes."""
-    step: dict[str, Any] = {"batch_size": 2, "dtype": "float32", "attention": "math", "checkpoint_activations": False}
+    step: dict[str, Any] = {
+        "batch_size": 2, "dtype": "float32", "attention": "math", "checkpoint_activations": False, "accumulate": 1
+    }  # fmt: skip
     if parsed.checkpoint:
         config, options, lines = _of_a_run(parsed)
         step |= {name: getattr(options, name) for name in step if options is not None}
@@ -43,6 +67,8 @@ def run(parsed: argparse.Namespace) -> int:
         config, lines = config_of(parsed), []
     step |= {name: getattr(parsed, name) for name in step if getattr(parsed, name) is not None}
     tokens = tokens_of(step["batch_size"], parsed.tokens, config)
+    accumulate = step.pop("accumulate")
+    devices = _devices(parsed, config, parallel_sizes.Step(tokens=tokens, micro_batches=accumulate, **step))
     for line in (*lines, *(f"{name} {value}" for name, value in config.to_dict().items()), ""):
         print(line)
     rows = sizes.parameter_table(config)
@@ -51,7 +77,34 @@ def run(parsed: argparse.Namespace) -> int:
     print(f"\na training step on {step['batch_size']} x {tokens} tokens in {step['dtype']}, AdamW:")
     parts = sizes.training_bytes(config, tokens=tokens, **step)
     print_table("lr", [(name, f"{size / 2**20:,.1f} MiB") for name, size in parts._asdict().items()])
+    for precision, compared in devices.items():
+        _print_devices(precision, compared)
     return 0
+
+
+def _devices(
+    parsed: argparse.Namespace, config: GPTConfig, step: parallel_sizes.Step
+) -> dict[str, list[parallel_sizes.Compared]]:
+    """What a device holds under each scheme, by precision; nothing if neither a scheme nor a precision is asked for."""
+    if parsed.parallel is None and parsed.precision is None:
+        return {}
+    scheme = Scheme() if parsed.parallel is None else Scheme.of(parsed.parallel, None)
+    precisions = [parsed.precision] if parsed.precision else PRECISIONS_COMPARED[step.dtype]
+    return {
+        precision: parallel_sizes.comparison(config, step._replace(precision=precision), scheme)
+        for precision in precisions
+    }
+
+
+def _print_devices(precision: str, compared: list[parallel_sizes.Compared]) -> None:
+    print(f"\non a device of torchgpt train, products in {precision}, in MiB:")
+    head = ("", *parallel_sizes.DeviceBytes._fields, "total")
+    held = [(row.name, row.held) for row in compared if row.held]
+    rows = [(name, *(f"{size / 2**20:,.1f}" for size in (*parts, parts.total))) for name, parts in held]
+    print_table("l" + "r" * (len(head) - 1), rows, head=head)
+    for row in compared:
+        if row.held is None:
+            print(f"{row.name}: {row.refusal}")
 
 
 def _of_a_run(parsed: argparse.Namespace) -> tuple[GPTConfig, Options | None, list[str]]:

@@ -1,0 +1,190 @@
+"""numpygpt/model/parallel_sizes.py: the bytes of a device are those that PyTorch holds on the CPU."""
+
+import re
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from numpygpt.model.config import PRESETS, GPTConfig
+from numpygpt.model.parallel_sizes import ROWS_AT_ONCE, Step, block_activations, device_bytes
+from numpygpt.model.scheme import Scheme
+from parity_tests.command import run
+from torchgpt import head_loss
+from torchgpt.model import GPTModel
+
+CONFIG = GPTConfig(vocab_size=29, context_length=8, emb_dim=12, n_heads=3, n_layers=2, drop_rate=0.0, qkv_bias=True)
+B, T = 5, 7
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def held_after_a_forward(config, step):
+    """The bytes that PyTorch's allocator has given out and not got back, between the forward and the backward."""
+    attention = "sdpa" if step.attention == "flash" else "math"
+    model = GPTModel(config, attention, kernels="fused", checkpoint_activations=step.checkpoint_activations)
+    model = model.to(getattr(torch, step.dtype))
+    ids = torch.zeros(step.batch_size, step.tokens, dtype=torch.int64)
+    autocast = torch.autocast("cpu", AUTOCAST[step.precision]) if step.precision in AUTOCAST else nullcontext()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        with autocast:
+            hidden = model.hidden(ids)
+            loss = head_loss.loss_sum(hidden.flatten(0, 1), model.out_head.weight, ids.flatten())
+        del hidden
+    assert loss.requires_grad
+    small = loss.nbytes + 8 * step.tokens  # the positions
+    if attention == "math":
+        small += 8 * config.n_layers  # each block's divisor of the scores
+    return sum(event.self_cpu_memory_usage for event in profiled.events()) - small
+
+
+def predicted(config, step):
+    """The same bytes of `device_bytes`. Of the head, only the gradient of its weight is still there."""
+    held = device_bytes(config, step, Scheme())
+    return held.activations + held.copies + step.size * config.vocab_size * config.emb_dim
+
+
+@pytest.fixture(autouse=True)
+def dropout_of_cuda(monkeypatch):
+    """Dropout keeps its mask in bytes, as PyTorch's does on CUDA. On the CPU it would keep floating-point numbers."""
+
+    def dropout(x, p, training, inplace):
+        assert not inplace
+        return torch.native_dropout(x, p, training)[0] if p else x
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", dropout)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("changes", [{}, {"n_layers": 3, "bias": False, "tie_weights": True, "qkv_bias": False}])
+def test_a_forward_keeps_so_much(precision, changes):
+    config = replace(CONFIG, **changes)
+    step = Step(B, T, precision=precision, attention="flash")
+    assert held_after_a_forward(config, step) == predicted(config, step)
+
+
+@pytest.mark.parametrize("drop_rate", [0.0, 0.2])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_forward_with_written_out_attention_keeps_so_much(dtype, drop_rate):
+    config, step = replace(CONFIG, drop_rate=drop_rate), Step(B, T, dtype=dtype, attention="math")
+    assert held_after_a_forward(config, step) == predicted(config, step)
+
+
+@pytest.mark.parametrize("drop_rate", [0.0, 0.2])
+@pytest.mark.parametrize("precision", AUTOCAST)
+def test_under_autocast_the_attention_weights_are_kept_in_float32_too(precision, drop_rate):
+    """On CUDA they are, as predicted. On the CPU, autocast computes the softmax in the format of the products."""
+    config, step = replace(CONFIG, drop_rate=drop_rate), Step(B, T, precision=precision, attention="math")
+    numbers = config.n_layers * B * T * T * config.n_heads
+    missing = numbers * (2 if drop_rate else 4)  # with dropout the CPU keeps the weights before it, in two bytes each
+    assert held_after_a_forward(config, step) == predicted(config, step) - missing
+
+
+@pytest.mark.parametrize("drop_rate", [0.0, 0.2])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_forward_that_is_computed_again_keeps_the_inputs_of_blocks(precision, drop_rate):
+    """And the state of the generator before each block, so that the same masks are drawn again."""
+    config = replace(CONFIG, drop_rate=drop_rate)
+    step = Step(B, T, precision=precision, attention="math", checkpoint_activations=True)
+    held = held_after_a_forward(config, step) - config.n_layers * len(torch.get_rng_state())
+    later = block_activations(config, step, B * T) + device_bytes(config, step, Scheme()).copies
+    assert held == predicted(config, step) - later
+
+
+def test_the_logits_of_a_block_of_rows_are_those_of_the_loss():
+    assert ROWS_AT_ONCE == head_loss.ROWS_AT_ONCE
+
+
+@pytest.mark.parametrize("zero", [1, 2])
+def test_zero_shares_the_optimizer_and_then_the_gradients(zero):
+    plain = device_bytes(CONFIG, Step(B, T), Scheme(ddp=4))
+    shared = device_bytes(CONFIG, Step(B, T), Scheme(ddp=4), zero=zero)
+    assert shared == plain._replace(
+        optimizer=-(-plain.optimizer // 4), gradients=plain.gradients if zero == 1 else -(-plain.gradients // 4)
+    )
+
+
+@pytest.mark.parametrize(("micro_batches", "sequences"), [(1, 4), (2, 8), (4, 16), (8, 16)])
+def test_the_first_stage_of_a_pipeline_keeps_as_many_micro_batches_as_there_are_stages(micro_batches, sequences):
+    """Fewer than the four stages are cut into four or more."""
+    config = replace(CONFIG, n_layers=8)
+    step = Step(4, T, micro_batches=micro_batches, attention="flash")
+    held = device_bytes(config, step, Scheme(pp=4))
+    assert held.activations == 2 * block_activations(config, step, sequences * T)
+    assert held.head == 0, "which the last stage has, with the activations of one micro-batch"
+
+
+# The command
+
+
+def table_of(out, precision):
+    """{row: [numbers]} of the table for this precision."""
+    table = out.partition(f"products in {precision}, in MiB:\n")[2].partition("\n\n")[0]
+    rows = (re.split(r" {2,}", line) for line in table.splitlines()[1:])
+    return {name: [float(number.replace(",", "")) for number in numbers] for name, *numbers in rows if numbers}
+
+
+def test_info_compares_the_schemes_on_as_many_devices(capsys):
+    assert run("info", "--preset", "gpt2", "--parallel", "fsdp=2,tp=2", "--precision", "bf16", "--batch-size", 8) == 0
+    out = capsys.readouterr().out
+    step = Step(8, 1024, precision="bf16")
+    schemes = {
+        "one device": Scheme(),
+        "data parallel, ddp=4": Scheme(ddp=4),
+        "ZeRO 3, fsdp=4": Scheme(fsdp=4),
+        "tensor parallel, tp=4": Scheme(tp=4),
+        "pipeline, pp=4": Scheme(pp=4),
+        "fsdp=2,tp=2": Scheme(fsdp=2, tp=2),
+    }
+    table = table_of(out, "bf16")
+    assert list(table) == [*list(schemes)[:2], "ZeRO 1", "ZeRO 2", *list(schemes)[2:]]
+    for name, scheme in schemes.items():
+        held = device_bytes(PRESETS["gpt2"], step, scheme)
+        assert table[name] == [round(size / 2**20, 1) for size in (*held, held.total)]
+
+
+def test_info_without_a_precision_compares_three(capsys):
+    assert run("info", "--emb-dim", 8, "--n-heads", 2, "--parallel", "ddp=2") == 0
+    out = capsys.readouterr().out
+    tables = [table_of(out, precision) for precision in ("fp32", "bf16", "fp16")]
+    assert all(len(table) == 7 for table in tables)
+    assert tables[0] != tables[1] == tables[2]
+
+
+def test_info_without_a_scheme_has_one_device(capsys):
+    assert run("info", "--precision", "tf32") == 0
+    assert list(table_of(capsys.readouterr().out, "tf32")) == ["one device"]
+
+
+def test_info_says_which_scheme_a_model_cannot_have(capsys):
+    assert run("info", "--preset", "gpt2-xl", "--parallel", "ddp=8", "--precision", "bf16") == 0
+    assert "\ntensor parallel, tp=8: tp=8 does not divide n_heads 25: " in capsys.readouterr().out
+
+
+def test_info_takes_the_micro_batches_of_a_step(capsys):
+    step = ("--batch-size", 4, "--accumulate", 2, "--precision", "fp32")
+    assert run("info", "--preset", "gpt2", "--parallel", "pp=4", *step) == 0
+    held = device_bytes(PRESETS["gpt2"], Step(4, 1024, micro_batches=2), Scheme(pp=4))
+    assert table_of(capsys.readouterr().out, "fp32")["pipeline, pp=4"][3] == round(held.activations / 2**20, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--parallel", "fsdp"), "--parallel fsdp: expected how many processes fsdp has, as in fsdp=8"),
+        (("--parallel", "zero=8"), "there is no scheme 'zero'"),
+        (("--parallel", "tp=5"), "tp=5 does not divide n_heads 4"),
+        (("--parallel", "pp=5"), "pp=5 is more than n_layers 4"),
+        (("--precision", "fp8"), "argument --precision: invalid choice: 'fp8'"),
+        (("--precision", "bf16", "--dtype", "float64"), "--precision bf16 with --dtype float64; expected float32"),
+        (("--precision", "bf16", "--accumulate", 0), "accumulate is 0; expected at least 1"),
+    ],
+)
+def test_bad_input_gets_one_line(capsys, options, message):
+    assert run("info", *options) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.match("numpygpt( info)?: error: ", printed.err)
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
