@@ -28,6 +28,7 @@ COMMANDS = {
     "attention": "draw what each attention head reads",
     "embeddings": "draw the word vectors in two dimensions",
     "gradcheck": "check every gradient against complex step",
+    "trace": "every tensor of a few training steps in one file, for ports to compare with",
 }
 
 #: The group of entry points by which other packages bring commands, as modules that `numpygpt.commands` describes.

@@ -43,6 +43,7 @@ class TensorFile:
     """An open safetensors file.
 
     path       the file
+    kind       what the file is, for messages: "checkpoint"
     metadata   the texts of its header, by name
     layouts    {name of a tensor: its dtype and shape}
     bfloat16   whether tensors of bfloat16 are taken, too; `read` makes float32 of them
@@ -51,19 +52,19 @@ class TensorFile:
     InputError for a file that cannot be opened or is not a safetensors file, and for tensors that NumPy cannot hold.
     """
 
-    def __init__(self, path: Path, *, bfloat16: bool = False) -> None:
+    def __init__(self, path: Path, kind: str = "checkpoint", *, bfloat16: bool = False) -> None:
         from safetensors import SafetensorError, safe_open
 
-        self.path = path
+        self.path, self.kind = path, kind
         try:
             if not path.is_file():
                 raise InputError(f"{path} is no regular file; expected a safetensors file")
-            _refuse_a_long_header(path)
+            _refuse_a_long_header(path, kind)
             # Not by a memory map, which would count as memory of the process, and end it if the file is cut meanwhile.
             opened: Any = safe_open(path, framework="numpy", backend="pread")  # Any: its methods are untyped
         except (SafetensorError, OSError) as error:
             raise InputError(
-                f"the checkpoint {path} is truncated, damaged or no safetensors file ({error}); use another"
+                f"the {kind} {path} is truncated, damaged or no safetensors file ({error}); use another"
             ) from error
         self._file = opened
         self._dtypes = {**DTYPES, BFLOAT16: "bfloat16"} if bfloat16 else DTYPES
@@ -79,7 +80,7 @@ class TensorFile:
                 return _read_bfloat16(self.path, name, self.layouts[name].shape)
             array: Array = self._file.get_tensor(name)
         except (SafetensorError, ValueError, MemoryError, OSError) as error:
-            raise InputError(f"{name} of the checkpoint {self.path} cannot be read: {error}") from error
+            raise InputError(f"{name} of the {self.kind} {self.path} cannot be read: {error}") from error
         return array
 
     def _layout(self, name: str) -> Layout:
@@ -87,23 +88,23 @@ class TensorFile:
         dtype, shape = tensor.get_dtype(), tuple(tensor.get_shape())
         if dtype not in self._dtypes:
             raise InputError(
-                f"{name} of the checkpoint {self.path} is of dtype {dtype}; expected one of: {', '.join(self._dtypes)}"
+                f"{name} of the {self.kind} {self.path} is of dtype {dtype}; expected one of: {', '.join(self._dtypes)}"
             )
         if len(shape) > MOST_AXES or max(shape, default=0) > np.iinfo(np.intp).max:
             raise InputError(
-                f"{name} of the checkpoint {self.path} has a shape of {len(shape)} axes, the longest of "
-                f"{max(shape)}; NumPy has no such arrays: use another checkpoint"
+                f"{name} of the {self.kind} {self.path} has a shape of {len(shape)} axes, the longest of "
+                f"{max(shape)}; NumPy has no such arrays: use another {self.kind}"
             )
         return Layout(self._dtypes[dtype], shape)
 
 
-def _refuse_a_long_header(path: Path) -> None:
+def _refuse_a_long_header(path: Path, kind: str) -> None:
     """safetensors itself takes headers of 100 million bytes, which become gigabytes of Python objects."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > LONGEST_HEADER:
         raise InputError(
-            f"the checkpoint {path} is truncated, damaged or no safetensors file (its header would have {length} "
+            f"the {kind} {path} is truncated, damaged or no safetensors file (its header would have {length} "
             f"bytes, and that of a model has at most {LONGEST_HEADER}); use another"
         )
 

@@ -177,6 +177,16 @@ def run_in_copies(
                  then for each input, from the last to the first
     """
     stacked = {name: tensor.detach().expand(copies, *tensor.shape).clone() for name, tensor in inputs.items()}
+    return run_stacked(function, stacked, cotangents, copies)
+
+
+def run_stacked(
+    function: Callable[[dict[str, Tensor], Watch], Any],
+    stacked: dict[str, Tensor],
+    cotangents: Mapping[str, Array],
+    copies: int,
+) -> Tensors:
+    """The same for inputs that differ between the copies: `stacked` has them along a first axis."""
     watched: dict[str, tuple[Tensor, int]] = {}
 
     def watch(name: str, tensor: Tensor) -> None:
