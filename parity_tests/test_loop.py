@@ -18,10 +18,13 @@ from numpygpt.files import LOCK_NAME
 from numpygpt.formats.checkpoint import FILE_NAME, read_checkpoint
 from numpygpt.sections import Section
 from numpygpt.training import earlier
+from numpygpt.training.journal import FILE_NAME as LOG_NAME
 from numpygpt.training.loop import Every, Plan, train
 from numpygpt.training.options import Options
 from numpygpt.training.progress import Progress
 from numpygpt.training.run import BEST, TrainingRun
+from numpygpt.training.step import StepTaken
+from numpygpt.training.team import OneProcess
 from parity_tests.command import files, write_text
 
 CONFIG = GPTConfig(vocab_size=256, context_length=6, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.0, qkv_bias=False)
@@ -30,6 +33,9 @@ CONFIG = GPTConfig(vocab_size=256, context_length=6, emb_dim=8, n_heads=2, n_lay
 class Counting:
     """A backend whose weights are the number of its steps, and whose losses are given."""
 
+    program = "numpygpt"
+    team = OneProcess()
+    state_is_a_copy = False
     val_losses = [5.0] * 100
 
     def __init__(self, steps):
@@ -50,7 +56,7 @@ class Counting:
     def step(self, learning_rate):
         self.rates.append(learning_rate)
         self.weights["a"] += 1
-        return 7.0
+        return StepTaken(7.0, {"a": 3.0, "b": 4.0})
 
     def evaluate(self):
         return 6.0, self.val_losses[int(self.weights["a"][0])]
@@ -75,8 +81,8 @@ class Told(Progress):
     def write(self, line):
         self.lines.append(line)
 
-    def stepped(self, run, loss, seconds):
-        super().stepped(run, loss, seconds)
+    def stepped(self, run, taken, seconds):
+        super().stepped(run, taken, seconds)
         self.write(f"{run.step} step")
 
     def evaluated(self, run, evaluation, seconds):
@@ -135,7 +141,7 @@ def test_a_plan_may_begin_at_any_step(tmp_path):
     never = Every(0, first=0, at_the_end=True)
     plan = Plan(evaluations=Every(2, first=1), samples=never, saves=Every(3, first=3), keep_best=False)
     assert told(started(tmp_path), plan) == ["1 evaluation", "3 evaluation", "3 save", "5 evaluation", "5 save"]
-    assert sorted(files(tmp_path / "run")) == [FILE_NAME]
+    assert sorted(files(tmp_path / "run")) == [FILE_NAME, LOG_NAME]
 
 
 def test_a_resumed_run_does_what_is_left(tmp_path):
@@ -271,7 +277,7 @@ def test_the_newest_checkpoints_are_kept_under_names_that_sort_by_step(tmp_path,
 def test_by_default_the_last_checkpoint_alone_is_kept(tmp_path):
     run = started(tmp_path, save_every=1)
     told(run)
-    assert sorted(files(tmp_path / "run")) == [f"{BEST}/{FILE_NAME}", FILE_NAME]
+    assert sorted(files(tmp_path / "run")) == [f"{BEST}/{FILE_NAME}", FILE_NAME, LOG_NAME]
     assert run.earlier_checkpoints == []
 
 

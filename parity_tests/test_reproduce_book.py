@@ -29,8 +29,9 @@ from numpygpt.model.config import GPTConfig
 from numpygpt.pictures.figure import PALETTE
 from numpygpt.pictures.temperatures import plot_temperatures
 from numpygpt.random.torch_generator import TorchGenerator
+from numpygpt.training.corpus import TRAIN_SHARE
 from numpygpt.training.options import Options
-from numpygpt.training.run import TRAIN_SHARE, TrainingRun
+from numpygpt.training.run import TrainingRun
 from parity_tests.tolerances import FLOAT64_CURVE, FLOAT64_NORMWISE
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"

@@ -28,6 +28,7 @@ from numpygpt.training.numpy_backend import NumpyBackend
 from numpygpt.training.options import Options
 from numpygpt.training.progress import Progress
 from numpygpt.training.run import TrainingRun
+from numpygpt.training.step import StepTaken
 from parity_tests.checkpoint_files import safetensors_of, sealed_v1, taken_apart
 from parity_tests.command import TEXT, TRAINING, files, python, run, write_text
 
@@ -142,7 +143,7 @@ def test_a_run_that_is_made_longer_is_the_run_that_was_meant_to_be_longer(tmp_pa
 
 def test_a_checkpoint_of_version_1_is_resumed_bit_for_bit(tmp_path, text):
     """Its options did not have the length of the schedule, which was the number of steps."""
-    options = replace(SHORT, text=(str(text),))
+    options = replace(SHORT, text=(str(text),), decay="all")  # as it was then
     training = go_on(start(options, CONFIG, tmp_path / "run"), 2)
     training.save()
     as_version_1(tmp_path / "run" / FILE_NAME)
@@ -156,7 +157,9 @@ def as_version_1(path):
     header, tensors = taken_apart(path)
     tensors = {key.removeprefix("model."): tensor for key, tensor in tensors.items()}
     values = {name: section["values"] for name, section in header["sections"].items()}
-    del values["run"]["options"]["schedule_steps"], values["optimizer"]["groups"]
+    for option in ("schedule_steps", "decay", "tokens"):
+        del values["run"]["options"][option]
+    del values["optimizer"]["groups"]
     contents = {
         **values["model"],
         "training": {**values["run"], "position": values["data"]["position"]},
@@ -206,7 +209,7 @@ def sections(tmp_path_factory):
     """The sections of a run after two steps, whose text still exists."""
     folder = tmp_path_factory.mktemp("sections")
     training = go_on(start(replace(SHORT, text=(str(write_text(folder)),)), CONFIG, folder / "run"), 2)
-    return {**training.backend.state(), "run": training._section()}
+    return training._sections()
 
 
 def refused(folder, sections, message):
@@ -444,6 +447,9 @@ def test_learning_rates_follow_the_schedule():
     assert {replace(cosine, schedule="constant").learning_rate(step) for step in range(11)} == {0.5}
 
 
+TAKEN = StepTaken(1.5, {"a": 2.0})
+
+
 @pytest.mark.parametrize(("clip", "max_norm"), [(0.5, 0.5), (0.0, None)])
 def test_every_step_has_the_options_rate_decay_clipping_batches_and_generator(
     tmp_path, text, monkeypatch, clip, max_norm
@@ -454,10 +460,10 @@ def test_every_step_has_the_options_rate_decay_clipping_batches_and_generator(
 
     def record(model, optimizer, micro_batches, **given):
         steps.append((optimizer.lr, optimizer.weight_decay, [inputs.shape for inputs, _ in micro_batches], given))
-        return 1.5
+        return TAKEN
 
     monkeypatch.setattr("numpygpt.training.numpy_backend.training_step", record)
-    assert [training.train_step() for _ in range(4)] == [1.5] * 4
+    assert [training.train_step() for _ in range(4)] == [TAKEN] * 4
     given = {"rng": training.backend.rng, "max_norm": max_norm}
     assert steps == [(options.learning_rate(step), 0.3, [(9, 6)] * 3, given) for step in range(4)]
 

@@ -24,10 +24,8 @@ is not (or is missing, or NaN), 2 for unusable input.
 import argparse
 import json
 import math
-import platform
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +41,8 @@ except ImportError as error:  # it says what to install
 import numpy as np
 import torch
 import torch.nn.functional as F
+from bench.gpu import device_name, precision_of_products
+from bench.tables import as_markdown, as_text
 from tqdm import tqdm
 
 import numpygpt
@@ -125,17 +125,6 @@ def torch_tensors(truth: Truth, variant: Variant, device: str) -> Tensors:
     tensors["loss"] = loss
     tensors |= {f"d_{name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
     return {name: tensor.detach().to("cpu", torch.float64).numpy() for name, tensor in tensors.items()}
-
-
-@contextmanager
-def precision_of_products(precision: str) -> Iterator[None]:
-    """Within the `with`, products of float32 have this precision: "highest" for float32, "high" for TF32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def rounding_of(truth: Truth, format_name: str, probes: int) -> dict[str, Norms]:
@@ -262,20 +251,10 @@ def summary(report: Report) -> list[list[str]]:
     return lines + [[variant.name, "", f"left out: {why}", "", "", "", ""] for variant, why in report.left_out.items()]
 
 
-def as_text(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-
-
-def as_markdown(lines: Sequence[Sequence[str]]) -> str:
-    head, *rest = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rest))
-
-
 def facts(parsed: argparse.Namespace, config: GPTConfig, tokens: int, device: str) -> dict[str, Any]:
     """What was computed, and on what."""
     return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"CPU ({platform.machine()})",
+        "device": device_name(device),
         "versions": {"numpygpt": numpygpt.__version__, "numpy": np.__version__, "torch": torch.__version__},
         "config": config.to_dict(),
         "batch_size": parsed.batch_size,

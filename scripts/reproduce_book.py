@@ -42,9 +42,10 @@ from numpygpt.formats.checkpoint import FILE_NAME
 from numpygpt.model.config import GPT_CONFIG_124M, GPTConfig
 from numpygpt.output import NOT_TOLD, output_may_fail
 from numpygpt.pictures.temperatures import plot_temperatures
+from numpygpt.training.corpus import TRAIN_SHARE
 from numpygpt.training.loop import Every, Plan, train
 from numpygpt.training.options import Options
-from numpygpt.training.run import TRAIN_SHARE, TrainingRun, make_writable
+from numpygpt.training.run import TrainingRun, make_writable
 
 SEED = 123
 CHAPTER_4_CONFIG = GPTConfig.of(GPT_CONFIG_124M)
@@ -55,6 +56,7 @@ OPTIONS = Options(
     lr=4e-4,
     schedule="constant",
     weight_decay=0.1,
+    decay="all",
     clip=0.0,
     eval_every=5,
     eval_batches=5,

@@ -117,7 +117,7 @@ def _of_a_run(parsed: argparse.Namespace) -> tuple[GPTConfig, Options | None, li
         return config, None, [f"{origin}, a model without a training run", *notes]
     saved = checkpoint.values(SECTION)
     with named_in_errors(checkpoint):
-        options = Options.of(value_of(saved, "options", dict))
+        options = Options.of_checkpoint(value_of(saved, "options", dict))
         history = [Evaluation.of(entry) for entry in value_of(saved, "history", list)]
         lines = [f"{origin}, step {value_of(saved, 'step', int)}"]
     if history:

@@ -3,6 +3,8 @@
 import argparse
 import shlex
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -22,11 +24,13 @@ from numpygpt.formats.checkpoint import read_checkpoint
 from numpygpt.model.sizes import num_parameters
 from numpygpt.output import NOT_TOLD, output_may_fail
 from numpygpt.parallel import use_own_threads
+from numpygpt.training.backend import Maker
 from numpygpt.training.loop import Plan, train
 from numpygpt.training.numpy_backend import NumpyBackend
 from numpygpt.training.options import PRESET_OPTIONS, Options, declaration
 from numpygpt.training.progress import Progress
 from numpygpt.training.run import TrainingRun, refuse_another_run
+from numpygpt.training.team import Team
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,24 +54,34 @@ def run(parsed: argparse.Namespace) -> int:
     loss is in DIR/best. A --preset also brings a learning rate, a batch size and a warm-up for its size.
     """
     use_own_threads()
+    return train_with(NumpyBackend, parsed, Progress)
+
+
+def train_with(maker: Maker, parsed: argparse.Namespace, new_progress: Callable[[], Progress]) -> int:
+    """Train with a backend of this maker; returns the exit status.
+
+    Each process of the maker's team calls this, and the first one writes and prints.
+    """
     with output_may_fail() as output:
-        status = _resume(parsed) if parsed.resume else _start(parsed)
+        status = (_resume if parsed.resume else _start)(maker, parsed, new_progress)
     if output.failure:
-        print(f"numpygpt train: standard output was lost ({output.failure}), the training was not", file=sys.stderr)
+        lost = f"standard output was lost ({output.failure}), the training was not"
+        print(f"{maker.program} train: {lost}", file=sys.stderr)
     return status or (NOT_TOLD if output.failure else 0)
 
 
-def _start(parsed: argparse.Namespace) -> int:
+def _start(maker: Maker, parsed: argparse.Namespace, new_progress: Callable[[], Progress]) -> int:
     options = Options.of({**PRESET_OPTIONS.get(parsed.preset, {}), **given_run_options(parsed)})
     config = config_of(parsed, vocab_size=get_tokenizer(options.tokenizer, options.vocab).n_vocab)
-    directory = parsed.out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}"
-    training = TrainingRun.start(NumpyBackend, options, config, directory, overwrite=parsed.overwrite)
-    with locked(directory):
-        refuse_another_run(directory, overwrite=parsed.overwrite)  # it may have come and gone before we had the lock
-        return _train(training)
+    directory = parsed.out or maker.team.first_does(lambda: Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}")
+    training = TrainingRun.start(maker, options, config, directory, overwrite=parsed.overwrite)
+    with _locked_by_the_first(maker.team, directory):
+        # it may have come and gone before we had the lock
+        maker.team.first_does(lambda: refuse_another_run(directory, overwrite=parsed.overwrite))
+        return _train(training, new_progress())
 
 
-def _resume(parsed: argparse.Namespace) -> int:
+def _resume(maker: Maker, parsed: argparse.Namespace, new_progress: Callable[[], Progress]) -> int:
     if parsed.overwrite:
         raise InputError("--overwrite replaces a run, and --resume continues one; leave out one of the two")
     given = given_run_options(parsed)
@@ -76,44 +90,52 @@ def _resume(parsed: argparse.Namespace) -> int:
         flags = ", ".join(map(flag, sorted(fixed)))
         raise InputError(f"{flags} cannot change in a resumed run; leave them out, or start a new run with --out")
     path = read_checkpoint(parsed.resume).path
-    with locked(path.parent):
-        training = TrainingRun.resume(NumpyBackend, path, **given)
-        schedule_ends = training.options.schedule_steps
+    with _locked_by_the_first(maker.team, path.parent):
+        training = TrainingRun.resume(maker, path, **given)
+        progress, schedule_ends = new_progress(), training.options.schedule_steps
         if "steps" in given and schedule_ends is not None and training.options.steps > schedule_ends:
-            print(
+            progress.write(
                 f"the learning rate is {training.options.learning_rate(schedule_ends):g} from step {schedule_ends} on, "
                 f"where the schedule of this run ends; --schedule-steps at the start of a run sets its length"
             )
-        return _train(training)
+        return _train(training, progress)
 
 
-def _train(training: TrainingRun) -> int:
-    options, progress = training.options, Progress()
+@contextmanager
+def _locked_by_the_first(team: Team, directory: Path) -> Iterator[None]:
+    """Within the `with`, the first process of the team has the folder."""
+    with ExitStack() as lock:
+        team.first_does(lambda: lock.enter_context(locked(directory)))
+        yield
+
+
+def _train(training: TrainingRun, progress: Progress) -> int:
+    options, say = training.options, progress.write
     end_of_warmup = min(options.warmup_steps, options.steps) - 1
     highest_rate = options.learning_rate(max(training.step, end_of_warmup))
-    print(
+    say(
         f"{num_parameters(training.config):,} parameters; {training.backend.batches_in_an_epoch()} training batches of "
         f"{options.batch_size} x {training.config.context_length} tokens; {options.steps - training.step} steps to do "
         f"at a learning rate of at most {highest_rate:g}"
     )
-    print(f"wrote {train(training, Plan.of(options), progress)}")
+    say(f"wrote {train(training, Plan.of(options), progress)}")
     if kept := training.earlier_checkpoints:
-        print(f"kept {len(kept)} before it: {kept[0]}{f' to {kept[-1].name}' if len(kept) > 1 else ''}")
+        say(f"kept {len(kept)} before it: {kept[0]}{f' to {kept[-1].name}' if len(kept) > 1 else ''}")
     try:
-        print(f"wrote {training.plot()}")
+        say(f"wrote {training.team.first_does(training.plot)}")
     except InputError as error:
-        print(f"no loss curves were drawn: {' '.join(str(error).split())}")
+        say(f"no loss curves were drawn: {' '.join(str(error).split())}")
     if not training.finished:
-        print(
+        say(
             f"stopped after step {training.step} of {options.steps}; "
-            f"go on with: {_command('train', '--resume', training.directory)}"
+            f"go on with: {_command(training.maker.program, 'train', '--resume', training.directory)}"
         )
         return INTERRUPTED
     prompt = options.sample_prompt or "The "  # it may be empty if there are no samples
-    print(f"let it write: {_command('generate', '--checkpoint', training.directory, '--prompt', prompt)}")
+    say(f"let it write: {_command('numpygpt', 'generate', '--checkpoint', training.directory, '--prompt', prompt)}")
     return 0
 
 
 def _command(*words: str | Path) -> str:
     """The command as a shell takes it, with quotes where it needs them."""
-    return shlex.join(["numpygpt", *map(str, words)])
+    return shlex.join(map(str, words))

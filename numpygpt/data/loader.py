@@ -1,12 +1,13 @@
 """Batches of windows in the order of PyTorch's DataLoader."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypedDict
+from numbers import Integral
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
 from numpygpt.data.tokenizer import Encoding, get_tokenizer
-from numpygpt.data.windows import GPTDatasetV1, check_positive
+from numpygpt.data.windows import GPTDatasetV1, TokenWindows, check_positive
 from numpygpt.errors import InputError
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import value_of
@@ -24,6 +25,14 @@ class Position(TypedDict):
     batches_done: int
 
 
+@runtime_checkable
+class Draws(Protocol):
+    """What a DataLoader draws from: a `TorchGenerator`, or PyTorch's own generator behind this method."""
+
+    def random_int64(self) -> int:
+        """A random number from 0 to 2^63 - 1, from two raw outputs of the generator."""
+
+
 class DataLoader:
     """Batches of a dataset in the order of `torch.utils.data.DataLoader`, from the same random draws.
 
@@ -31,30 +40,31 @@ class DataLoader:
     processes, and which is not used here. A shuffled epoch draws a second seed when its first batch is asked
     for. This one seeds a generator of its own, which orders the windows.
 
-    dataset      a GPTDatasetV1
+    dataset      windows of token ids: a GPTDatasetV1, or TokenWindows of a file
     batch_size   B, windows in a batch
     shuffle      whether each epoch has a new random order
     drop_last    whether a last batch of fewer than B windows is left out
-    rng          the TorchGenerator that takes the place of PyTorch's default generator, or its seed; None: a fresh seed
+    rng          the TorchGenerator that takes the place of PyTorch's default generator, or its seed; None: a fresh
+                 seed; or anything else that draws an int64 as PyTorch's generator does
 
     Raises InputError for a batch_size that is not positive and for windows too few for a single batch.
     """
 
     def __init__(
         self,
-        dataset: GPTDatasetV1,
+        dataset: TokenWindows,
         batch_size: int,
         *,
         shuffle: bool = False,
         drop_last: bool = False,
-        rng: TorchGenerator | int | None = None,
+        rng: Draws | int | None = None,
     ) -> None:
         check_positive(batch_size=batch_size)
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
-        self.rng = rng if isinstance(rng, TorchGenerator) else TorchGenerator(rng)
+        self.rng: Draws = TorchGenerator(rng) if rng is None or isinstance(rng, Integral) else rng
         if len(self) == 0:
             raise InputError(
                 f"{len(dataset)} windows make no batch of {batch_size}, and drop_last drops a smaller one: "
@@ -112,7 +122,8 @@ class Batches(Iterator[tuple[Array, Array]]):
         windows = self._order[start : start + self._loader.batch_size]
         self._batches_done += 1
         dataset = self._loader.dataset
-        return dataset.input_ids[windows], dataset.target_ids[windows]
+        inputs, targets = dataset.input_ids[windows], dataset.target_ids[windows]
+        return np.asarray(inputs, np.int64), np.asarray(targets, np.int64)
 
     def _draw_order(self) -> Array:
         loader = self._loader

@@ -1,4 +1,4 @@
-"""Windows of token ids, cut from a text.
+"""Windows of token ids, cut from a text or from a file of token ids.
 
 A window is an input and its targets. Both have max_length token ids, and the targets are the input shifted by one:
 
@@ -16,20 +16,20 @@ from numpygpt.errors import InputError
 from numpygpt.shapes import Array, Integer
 
 
-class GPTDatasetV1:
-    """The book's dataset: windows of `max_length` token ids, one every `stride` tokens.
+class TokenWindows:
+    """Windows of `max_length` token ids, one every `stride` tokens.
 
-    input_ids, target_ids   (N, max_length) int64, read-only views of one array of token ids
+    token_ids               (N,) of any integer type; it may lie in a file that is larger than the memory
+    input_ids, target_ids   (windows, max_length) of that type, read-only views of the token ids
 
-    Raises InputError for a max_length or stride that is not positive, and for a text that is too short for one window.
+    Raises InputError for a max_length or stride that is not positive, and for token ids too few for one window.
     """
 
     input_ids: Integer[Array, "N T"]
     target_ids: Integer[Array, "N T"]
 
-    def __init__(self, txt: str, tokenizer: Encoding, max_length: int, stride: int) -> None:
+    def __init__(self, token_ids: Integer[Array, "N"], max_length: int, stride: int) -> None:
         check_positive(max_length=max_length, stride=stride)
-        token_ids = text_to_token_ids(txt, tokenizer)[0]
         if len(token_ids) <= max_length:
             raise InputError(
                 f"the text has {len(token_ids)} tokens; expected at least {max_length + 1}, "
@@ -44,6 +44,13 @@ class GPTDatasetV1:
     def __getitem__(self, window: int) -> tuple[Array, Array]:
         """One window: inputs and targets, (max_length,) each."""
         return self.input_ids[window], self.target_ids[window]
+
+
+class GPTDatasetV1(TokenWindows):
+    """The book's dataset: the windows of a text, as int64. Raises InputError as `TokenWindows` does."""
+
+    def __init__(self, txt: str, tokenizer: Encoding, max_length: int, stride: int) -> None:
+        super().__init__(text_to_token_ids(txt, tokenizer)[0], max_length, stride)
 
 
 def check_positive(**sizes: int) -> None:

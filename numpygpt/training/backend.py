@@ -6,17 +6,19 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from numpygpt.data.tokenizer import Encoding
 from numpygpt.model.config import GPTConfig
 from numpygpt.sections import SavedSections, Section
+from numpygpt.training.corpus import Corpus
 from numpygpt.training.options import Options
+from numpygpt.training.step import StepTaken
+from numpygpt.training.team import Team
 
 
 class Task(NamedTuple):
-    """What a backend works on: the options of the run, the model's configuration, and the two parts of the text."""
+    """What a backend works on: the options of the run, the model's configuration, and the token ids to learn from."""
 
     options: Options
     config: GPTConfig
     tokenizer: Encoding
-    training_text: str
-    validation_text: str
+    corpus: Corpus
 
 
 @runtime_checkable
@@ -28,28 +30,18 @@ class Backend(Protocol):
     can continue a run that the other has begun.
     """
 
-    @classmethod
-    def start(cls, task: Task) -> "Backend":
-        """A backend with a new model, whose weights are drawn from the options' seed.
-
-        Raises InputError for a task that it cannot do.
-        """
-
-    @classmethod
-    def load(cls, task: Task, saved: SavedSections) -> "Backend":
-        """A backend in the state that was saved.
-
-        Raises InputError for a task that it cannot do, and for a state that does not fit the task.
-        """
+    @property
+    def state_is_a_copy(self) -> bool:
+        """Whether `state` gives arrays that no step changes, so that they can be written while steps go on."""
 
     def batches_in_an_epoch(self) -> int:
         """How many micro-batches the training part of the text makes."""
 
-    def step(self, learning_rate: float) -> float:
-        """Take one optimizer step on the next micro-batches; returns their loss, in nats a token.
+    def step(self, learning_rate: float) -> StepTaken:
+        """Take one optimizer step on the next micro-batches.
 
-        Raises InputError, with the weights as they were, if the loss is not finite, or if gradients are clipped whose
-        norm is not finite.
+        Raises InputError, with the weights as they were, if the loss or the norm of the gradients is not finite. It
+        names the batch, and the gradient that was largest before.
         """
 
     def evaluate(self) -> tuple[float, float]:
@@ -67,5 +59,30 @@ class Backend(Protocol):
     def state(self) -> Mapping[str, Section]:
         """Everything that the next step depends on, in the sections model, optimizer, random and data.
 
-        The arrays may be the backend's own, which its next step changes.
+        The arrays may be the backend's own, which its next step changes, unless `state_is_a_copy`.
+        """
+
+
+@runtime_checkable
+class Maker(Protocol):
+    """What makes the backend of a run."""
+
+    @property
+    def program(self) -> str:
+        """The command that trains with this backend: "numpygpt", for example."""
+
+    @property
+    def team(self) -> Team:
+        """The processes that compute the run together."""
+
+    def start(self, task: Task) -> Backend:
+        """A backend with a new model, whose weights are drawn from the options' seed.
+
+        Raises InputError for a task that it cannot do.
+        """
+
+    def load(self, task: Task, saved: SavedSections) -> Backend:
+        """A backend in the state that was saved.
+
+        Raises InputError for a task that it cannot do, and for a state that does not fit the task.
         """

@@ -1,4 +1,4 @@
-"""Clipping of the gradients' common norm."""
+"""The norms of gradients, and clipping of their common norm."""
 
 import math
 from collections.abc import Mapping
@@ -10,11 +10,30 @@ from numpygpt.parallel import over_rows
 from numpygpt.shapes import Array
 
 
-def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> float:
+def gradient_norms(grads: Mapping[str, Array]) -> dict[str, float]:
+    """The Euclidean norm of each gradient, by name."""
+    return {name: math.sqrt(_sum_of_squares(gradient)) for name, gradient in grads.items()}
+
+
+def common_norm(norms: Mapping[str, float]) -> float:
+    """The Euclidean norm of all gradients together, of which these are the norms.
+
+    Raises InputError, which names the gradients whose norms are not finite, if it is not finite.
+    """
+    norm = math.hypot(*norms.values())
+    if not math.isfinite(norm):
+        bad = [name for name, each in norms.items() if not math.isfinite(each)]
+        raise InputError(f"the gradients' norm is {norm}: not finite in {', '.join(bad) or 'the sum of their squares'}")
+    return norm
+
+
+def clip_grad_norm(grads: Mapping[str, Array], max_norm: float, norms: Mapping[str, float] | None = None) -> float:
     """Scale all gradients, in place, so that their common Euclidean norm is at most max_norm; returns the norm before.
 
     It does what torch.nn.utils.clip_grad_norm_ does (Pascanu et al. 2013, arXiv:1211.5063, section 3.2): every tensor
     is multiplied by the same factor max_norm / (norm + 1e-6), if this is below 1.
+
+    norms   the gradients' `gradient_norms`, if they are known; None: they are computed
 
     Raises InputError, and changes nothing, if the norm is not finite, for a max_norm that is not positive, and for
     gradients that are not arrays of floating-point numbers or cannot be scaled in place.
@@ -22,10 +41,7 @@ def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> float:
     if not max_norm > 0:
         raise InputError(f"max_norm is {max_norm}; expected a positive number")
     _refuse_what_cannot_be_scaled(grads)
-    norm = math.sqrt(sum(_sum_of_squares(gradient) for gradient in grads.values()))
-    if not math.isfinite(norm):
-        bad = [name for name, gradient in grads.items() if not np.isfinite(gradient).all()]
-        raise InputError(f"the gradients' norm is {norm}: not finite in {', '.join(bad) or 'the sum of their squares'}")
+    norm = common_norm(gradient_norms(grads) if norms is None else norms)
     factor = max_norm / (norm + 1e-6)
     if factor < 1:
         for gradient in grads.values():

@@ -25,6 +25,16 @@ class Group(NamedTuple):
     weight_decay: float | None = None
 
 
+def groups_of(decay: str) -> list[Group]:
+    """The groups of a run with the option `decay`: with "matrices", biases and norms do not decay; with "all", they do.
+
+    Decay pulls a weight towards zero, which is where the products of a matrix become small. A norm's scale has its
+    neutral value at 1. GPT-3 (Brown et al. 2020, arXiv:2005.14165) does not say what decays; the split is that of
+    minGPT and nanoGPT, by the number of axes, so that embeddings decay as matrices do.
+    """
+    return [Group(lambda name, array: array.ndim < 2, weight_decay=0.0)] if decay == "matrices" else []
+
+
 class NamedGroup(NamedTuple):
     """A group that has its parameters by name. This is how a checkpoint keeps a group."""
 

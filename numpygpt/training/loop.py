@@ -7,11 +7,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from numpygpt.training.journal import FILE_NAME as LOG_NAME
+from numpygpt.training.journal import Journal
 from numpygpt.training.options import Options
 from numpygpt.training.progress import Progress
 from numpygpt.training.run import TrainingRun
@@ -68,18 +70,25 @@ def train(run: TrainingRun, plan: Plan, progress: Progress) -> Path:
     Raises InputError, and does not save, if a loss is not finite, if a gradient that is clipped is not, and if weights
     are not finite when they are to be saved.
     """
-    with stop_between_steps() as stop, progress.of(run):
+    journal = Journal()
+    with stop_between_steps() as stop, progress.of(run), journal.of(run) if run.team.is_first else nullcontext():
         if run.step == 0 and not run.history and plan.evaluations.is_due(run):
             _evaluate(run, plan, progress)
-        while not run.finished and not stop.requested:
-            progress.stepped(run, *_timed(run.train_step))
+        while not run.finished and not run.team.any(stop.requested):
+            taken, seconds = _timed(run.train_step)
+            progress.stepped(run, taken, seconds)
             if plan.evaluations.is_due(run):
                 _evaluate(run, plan, progress)
+            journal.stepped(run, taken, seconds)
             if plan.samples.is_due(run):
                 progress.sampled(run, *_timed(run.sample))
             if plan.saves.is_due(run) and not run.finished:
                 _save(run, progress)
-        return _save(run, progress)
+        path = _save(run, progress)
+        run.wait()
+        if journal.failure:
+            progress.write(f"the log {run.directory / LOG_NAME} was not written to its end: {journal.failure}")
+        return path
 
 
 def _evaluate(run: TrainingRun, plan: Plan, progress: Progress) -> None:

@@ -4,17 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from numpygpt.data.loader import Batches, DataLoader, Position
-from numpygpt.data.windows import GPTDatasetV1
+from numpygpt.data.windows import TokenWindows
 from numpygpt.errors import InputError
 from numpygpt.model.gpt import GPTModel
 from numpygpt.model.saving import model_of, model_section
 from numpygpt.model.sizes import check_memory, training_bytes
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import SavedSections, Section, named_in_errors, value_of
+from numpygpt.shapes import Array, Integer
 from numpygpt.training.adamw import AdamW
 from numpygpt.training.backend import Task
 from numpygpt.training.book import calc_loss_batch, evaluate_model, sample_text
-from numpygpt.training.step import Batch, training_step
+from numpygpt.training.groups import groups_of
+from numpygpt.training.step import Batch, StepTaken, training_step
+from numpygpt.training.team import OneProcess
+from numpygpt.training.trouble import described
 
 
 class NumpyBackend:
@@ -22,6 +26,10 @@ class NumpyBackend:
 
     The draws are those of PyTorch's default generator in the book's listings, in the same order.
     """
+
+    program = "numpygpt"
+    team = OneProcess()
+    state_is_a_copy = False
 
     model: GPTModel
     optimizer: AdamW
@@ -31,21 +39,24 @@ class NumpyBackend:
         self.options, self.config, self.tokenizer = task.options, task.config, task.tokenizer
         self._check_memory()
         self.rng = TorchGenerator(self.options.seed)
-        self.train_loader = self._loader("training", task.training_text, shuffle=True)
-        self.val_loader = self._loader("validation", task.validation_text, shuffle=False)
+        self.train_loader = self._loader("training", task.corpus.training, shuffle=True)
+        self.val_loader = self._loader("validation", task.corpus.validation, shuffle=False)
+        self._norms: Mapping[str, float] = {}
 
     @classmethod
     def start(cls, task: Task) -> "NumpyBackend":
-        """See `Backend`."""
+        """See `Maker`."""
         backend, options = cls(task), task.options
         backend.model = GPTModel(task.config, backend.rng, options.dtype, **backend._how_to_compute())
-        backend.optimizer = AdamW(backend.model, lr=options.lr, weight_decay=options.weight_decay)
+        backend.optimizer = AdamW(
+            backend.model, lr=options.lr, weight_decay=options.weight_decay, groups=groups_of(options.decay)
+        )
         backend.batches = iter(backend.train_loader)
         return backend
 
     @classmethod
     def load(cls, task: Task, saved: SavedSections) -> "NumpyBackend":
-        """See `Backend`."""
+        """See `Maker`."""
         backend = cls(task)
         backend.model = model_of(saved, **backend._how_to_compute())
         backend.optimizer = AdamW(backend.model)
@@ -60,13 +71,20 @@ class NumpyBackend:
         """See `Backend`."""
         return len(self.train_loader)
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float) -> StepTaken:
         """See `Backend`."""
         self.optimizer.lr = learning_rate
-        micro_batches = [self._next_batch() for _ in range(self.options.accumulate)]
-        return training_step(
-            self.model, self.optimizer, micro_batches, rng=self.rng, max_norm=self.options.clip or None
-        )
+        micro_batches, numbers = [], []
+        for _ in range(self.options.accumulate):
+            micro_batches.append(self._next_batch())
+            numbers.append(self.batches.position["batches_done"])
+        max_norm = self.options.clip or None
+        try:
+            taken = training_step(self.model, self.optimizer, micro_batches, rng=self.rng, max_norm=max_norm)
+        except InputError as error:
+            raise described(error, numbers, self._norms) from error
+        self._norms = taken.norms
+        return taken
 
     def evaluate(self) -> tuple[float, float]:
         """See `Backend`."""
@@ -103,11 +121,11 @@ class NumpyBackend:
             step.peak + token_ids, f"a training step of this model on {count}{options.batch_size} x {tokens} tokens"
         )
 
-    def _loader(self, name: str, text: str, *, shuffle: bool) -> DataLoader:
+    def _loader(self, name: str, token_ids: Integer[Array, "N"], *, shuffle: bool) -> DataLoader:
         """The batches of one part of the text. Its windows do not overlap. A shuffled epoch has only full batches."""
         length = self.config.context_length
         try:
-            dataset = GPTDatasetV1(text, self.tokenizer, length, stride=length)
+            dataset = TokenWindows(token_ids, length, stride=length)
             return DataLoader(dataset, self.options.batch_size, shuffle=shuffle, drop_last=shuffle, rng=self.rng)
         except InputError as error:
             raise InputError(f"the {name} part of the text is too short: {error}") from error

@@ -20,6 +20,9 @@ from numpygpt.model.config import ATTENTIONS
 from numpygpt.training.schedules import constant, warmup_cosine
 
 SCHEDULES = ("cosine", "constant")
+DECAYS = ("matrices", "all")
+#: What options that a checkpoint does not have yet were, when it was written: before `decay`, everything decayed.
+BEFORE: dict[str, Any] = {"decay": "all"}
 
 #: No count of a training run needs to be larger, and float64 is exact for arithmetic with counts up to this one.
 LARGEST_COUNT = 10**12
@@ -77,6 +80,12 @@ class Options:
     text: tuple[str, ...] = option(
         (), "files to learn from (default: the language reference of this Python)", changeable=True, metavar="FILE"
     )
+    tokens: str | None = option(
+        None,
+        "token ids to learn from in the place of texts, as numpygpt tokenize writes them; name their --tokenizer, too",
+        changeable=True,
+        metavar="FILE",
+    )
     tokenizer: str = option("bytes", "what makes token ids of text", choices=TOKENIZERS)
     vocab: str | None = option(
         None, "GPT-2's ranks, for --tokenizer gpt2 (default: those that ship)", changeable=True, metavar="FILE"
@@ -92,6 +101,7 @@ class Options:
         None, "steps until the cosine has ended (default: the --steps that the run starts with)", smallest=1
     )
     weight_decay: float = option(0.1, "AdamW's weight decay", smallest=0)
+    decay: str = option("matrices", "what decays: matrices and embeddings, or biases and norms, too", choices=DECAYS)
     clip: float = option(1.0, "largest norm of the gradient; 0: any", smallest=0, changeable=True)
     eval_every: int = option(150, "steps between evaluations", smallest=1)
     eval_batches: int = option(16, "batches in an evaluation, of training and of validation text", smallest=1)
@@ -113,6 +123,10 @@ class Options:
             object.__setattr__(self, declared.name, _checked(declared.name, getattr(self, declared.name)))
         if self.sample_every and not self.sample_prompt:
             raise InputError("sample_prompt is empty; expected text for the samples to continue, or sample_every 0")
+        if self.text and self.tokens is not None:
+            raise InputError(
+                f"text is {shortened(self.text)} and tokens is {self.tokens!r}; expected one of them to learn from"
+            )
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> "Options":
@@ -121,6 +135,11 @@ class Options:
         if unexpected:
             raise InputError(f"{shortened(unexpected)} are no options of a training run")
         return cls(**{name: _checked(name, value) for name, value in saved.items()})
+
+    @classmethod
+    def of_checkpoint(cls, saved: Mapping[str, Any]) -> "Options":
+        """The options of a checkpoint, which may be older than some options. InputError as `of`."""
+        return cls.of({**BEFORE, **saved})
 
     def to_dict(self) -> dict[str, Any]:
         """The options in types that JSON has."""
@@ -135,6 +154,7 @@ class Options:
         return replace(
             self,
             text=tuple(_absolute(path) for path in self.text),
+            tokens=self.tokens and _absolute(self.tokens),
             vocab=self.vocab and _absolute(self.vocab),
             schedule_steps=None if self.schedule == "constant" else self.schedule_steps or self.steps,
         )

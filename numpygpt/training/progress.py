@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from numpygpt.training.run import Evaluation, TrainingRun
+from numpygpt.training.step import StepTaken
 
 
 class Progress:
@@ -29,10 +30,10 @@ class Progress:
         """Print a line above the bar."""
         self._new_bar.write(line)
 
-    def stepped(self, run: TrainingRun, loss: float, seconds: float) -> None:
-        """A step was taken. It had this loss, in nats a token, and took so many seconds."""
+    def stepped(self, run: TrainingRun, taken: StepTaken, seconds: float) -> None:
+        """A step was taken, which took so many seconds."""
         self._bar.update(run.tokens_per_step)
-        self.show(run, loss=loss)
+        self.show(run, loss=taken.loss)
 
     def evaluated(self, run: TrainingRun, evaluation: Evaluation, seconds: float) -> None:
         """The run was evaluated, which took so many seconds."""

@@ -3,6 +3,7 @@
     DIR/checkpoint.safetensors        the run as it was saved last, which is after its last step if it has ended
     DIR/earlier/step-....safetensors  the run as it was saved before that, if more than one checkpoint is kept
     DIR/best/checkpoint.safetensors   the run as it was when its validation loss was lowest
+    DIR/log.jsonl                     a line for each step (`numpygpt.training.journal`)
     DIR/losses.png                    the loss curves
 
 Every checkpoint has everything that the next step depends on: the weights, the optimizer, the random generator and the
@@ -14,16 +15,15 @@ import math
 import os
 import shlex
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from numpygpt.data.texts import split_text
-from numpygpt.data.tokenizer import get_tokenizer
+from numpygpt.data.tokenizer import Encoding, get_tokenizer
 from numpygpt.errors import InputError
 from numpygpt.files import LOCK_NAME, remove_abandoned
 from numpygpt.formats.checkpoint import FILE_NAME, read_checkpoint, write_checkpoint
@@ -33,14 +33,16 @@ from numpygpt.model.saving import saved_config
 from numpygpt.pictures.losses import plot_losses
 from numpygpt.sections import Section, named_in_errors, value_of
 from numpygpt.training import earlier
-from numpygpt.training.backend import Backend, Task
+from numpygpt.training.backend import Backend, Maker, Task
+from numpygpt.training.corpus import Corpus, read_corpus
 from numpygpt.training.options import Options
+from numpygpt.training.step import StepTaken
+from numpygpt.training.writer import Writer
 
 #: The section of a checkpoint that this module writes and reads.
 SECTION = "run"
 #: The folder of the checkpoint with the lowest validation loss, within the folder of the run.
 BEST = "best"
-TRAIN_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -69,41 +71,44 @@ class TrainingRun:
     config        the model's configuration
     directory     the folder of the run
     backend       what computes; it has the model, the optimizer, the batches and the random draws
-    text_sha256   the SHA-256 of the text, in UTF-8
+    text_sha256   the SHA-256 of what it learns from (`numpygpt.training.corpus`)
+    maker         what has made the backend
+    team          the processes that compute the run; each of them has a TrainingRun, and the first one writes
     step          how many optimizer steps are done
     tokens_seen   how many tokens these steps were trained on
     history       the evaluations so far
     saved_step    the step of the checkpoint in the folder; None as long as this run has none there
     """
 
-    def __init__(
-        self, options: Options, config: GPTConfig, directory: Path, backend: Backend, text_sha256: str
-    ) -> None:
-        self.options, self.config, self.directory = options.settled(), config, directory
-        self.backend, self.text_sha256 = backend, text_sha256
+    def __init__(self, task: Task, directory: Path, maker: Maker, backend: Backend) -> None:
+        self.options, self.config, self.directory = task.options.settled(), task.config, directory
+        self.backend, self.text_sha256 = backend, task.corpus.sha256
+        self.maker, self.team = maker, maker.team
         self.step = self.tokens_seen = 0
         self.history: list[Evaluation] = []
         self.saved_step: int | None = None
         self._has_written = False
+        self._writer = Writer(in_background=backend.state_is_a_copy)
 
     @classmethod
     def start(
-        cls, backend: type[Backend], options: Options, config: GPTConfig, directory: Path, *, overwrite: bool = False
+        cls, maker: Maker, options: Options, config: GPTConfig, directory: Path, *, overwrite: bool = False
     ) -> "TrainingRun":
-        """A new run, computed by this kind of backend.
+        """A new run, computed by a backend of this maker.
 
         Raises InputError if the directory already holds a checkpoint that may not be overwritten, and if no checkpoint
         can be written there. It is better to find this out before the training than after it.
         """
         refuse_another_run(directory, overwrite=overwrite)
-        text = options.read_text()
-        run = cls(options, config, directory, backend.start(_task(options, config, text)), _sha256(text))
+        tokenizer = _tokenizer_of(options, config)
+        task = Task(options, config, tokenizer, read_corpus(options, tokenizer, config.vocab_size))
+        run = cls(task, directory, maker, maker.start(task))
         make_writable(directory)
         return run
 
     @classmethod
-    def resume(cls, backend: type[Backend], directory: Path, **changes: Any) -> "TrainingRun":
-        """The run whose checkpoint is in `directory`, at the step of that checkpoint, computed by this kind of backend.
+    def resume(cls, maker: Maker, directory: Path, **changes: Any) -> "TrainingRun":
+        """The run whose checkpoint is in `directory`, at the step of that checkpoint, by a backend of this maker.
 
         The checkpoint itself may be named, too.
 
@@ -124,7 +129,7 @@ class TrainingRun:
             raise InputError(f"the checkpoint {saved.path} holds a model but no training run; start one with --out")
         state = saved.values(SECTION)
         with named_in_errors(saved):
-            begun = Options.of(value_of(state, "options", dict)).settled()
+            begun = Options.of_checkpoint(value_of(state, "options", dict)).settled()
             step, tokens_seen = (_count_of(state, name) for name in ("step", "tokens_seen"))
             history = [Evaluation.of(entry) for entry in value_of(state, "history", list)]
             text_sha256 = value_of(state, "text_sha256", str)
@@ -133,8 +138,11 @@ class TrainingRun:
             raise InputError(
                 f"steps is {options.steps}, but the run in {directory} has done {step}; expected at least as many"
             )
-        task = _task(options, saved_config(saved), _same_text(options, directory, text_sha256))
-        run = cls(options, task.config, directory, backend.load(task, saved), text_sha256)
+        config = saved_config(saved)
+        tokenizer = _tokenizer_of(options, config)
+        corpus = _same_corpus(options, tokenizer, config, directory, text_sha256)
+        task = Task(options, config, tokenizer, corpus)
+        run = cls(task, directory, maker, maker.load(task, saved))
         run.step, run.tokens_seen, run.history, run.saved_step = step, tokens_seen, history, step
         run._has_written = True
         return run
@@ -155,18 +163,18 @@ class TrainingRun:
         trained = [entry for entry in self.history if entry.step]
         return min(trained, key=lambda entry: entry.val_loss).step if trained else None
 
-    def train_step(self) -> float:
-        """Take one optimizer step; returns its loss, in nats a token.
+    def train_step(self) -> StepTaken:
+        """Take one optimizer step.
 
         Raises InputError, and does not take the step, if the backend finds that something is not finite.
         """
         try:
-            loss = self.backend.step(self.options.learning_rate(self.step))
+            taken = self.backend.step(self.options.learning_rate(self.step))
         except InputError as error:
             raise InputError(f"{error}; {self._way_back()}") from error
         self.step += 1
         self.tokens_seen += self.tokens_per_step
-        return loss
+        return taken
 
     def evaluate(self) -> Evaluation:
         """The losses of the model as it is now; they are appended to the history.
@@ -187,7 +195,8 @@ class TrainingRun:
     def save(self) -> Path:
         """Write the checkpoint in the place of the last one; returns its path.
 
-        If the options say so, the last one is kept among the earlier ones, and the oldest of these goes.
+        If the options say so, the last one is kept among the earlier ones, and the oldest of these goes. If the backend
+        allows it, steps may go on while it is written, and what goes wrong is raised by the next save or by `wait`.
 
         Raises InputError, and leaves the last one as it was, if the weights or their loss are not finite: nobody could
         go on from such weights.
@@ -195,17 +204,28 @@ class TrainingRun:
         evaluated_now = bool(self.history) and self.history[-1].step == self.step
         if not evaluated_now and not math.isfinite(loss := self.backend.probe()):
             raise self._diverged(f"the loss is {loss}")
-        path = self._write(self.directory, self._keep_last)
-        self.saved_step = self.step
-        earlier.prune(self.directory, self.step, self.options.keep - 1)
-        remove_abandoned(self.directory / BEST)
-        return path
+        sections, step = self._sections(), self.step
+
+        def write() -> None:
+            self._write(self.directory, sections, self._keep_last)
+            self.saved_step = step
+            earlier.prune(self.directory, step, self.options.keep - 1)
+            remove_abandoned(self.directory / BEST)
+
+        self._let_write(write)
+        return self.directory / FILE_NAME
 
     def save_best(self) -> Path:
-        """Write the run as the best so far, beside its last checkpoint; returns the path."""
-        if not self._has_written and (self.directory / FILE_NAME).exists():
+        """Write the run as the best so far, beside its last checkpoint; returns the path. It may go on as in `save`."""
+        if self.team.first_does(self._holds_another_run):
             self.save()  # first, because the last checkpoint is of another run until then, and this is not its best
-        return self._write(self.directory / BEST)
+        sections = self._sections()
+        self._let_write(lambda: self._write(self.directory / BEST, sections))
+        return self.directory / BEST / FILE_NAME
+
+    def wait(self) -> None:
+        """Wait until all that was saved is on the disk. Raises InputError if it could not be written."""
+        self._or_diverged(self._writer.wait)
 
     @property
     def earlier_checkpoints(self) -> list[Path]:
@@ -224,15 +244,33 @@ class TrainingRun:
         )
         return path
 
-    def _write(self, directory: Path, before_replacing: Callable[[], object] | None = None) -> Path:
-        if not self._has_written:
-            before_replacing = self._remove_the_run_before
+    def _let_write(self, write: Callable[[], object]) -> None:
+        """Let the first process write."""
+        self._or_diverged(lambda: self._writer.write(write))
+
+    def _or_diverged(self, action: Callable[[], object]) -> None:
+        """Let the first process do it. An InputError says that the run has diverged, if that is the reason."""
         try:
-            path = write_checkpoint(directory, {**self.backend.state(), SECTION: self._section()}, before_replacing)
+            self.team.first_does(action)
         except InputError as error:
-            raise (self._diverged("the run cannot be saved") if self._not_finite() else error) from error
+            bad = _not_finite(self._sections())
+            raise (self._diverged("the run cannot be saved", bad) if bad else error) from error
+
+    def _write(
+        self,
+        directory: Path,
+        sections: Mapping[str, Section],
+        before_replacing: Callable[[], object] | None = None,
+    ) -> None:
+        write_checkpoint(
+            directory, sections, before_replacing if self._has_written else self._remove_the_run_before
+        )
         self._has_written = True
-        return path
+
+    def _holds_another_run(self) -> bool:
+        """Whether the folder holds a checkpoint of another run, which this run is to replace."""
+        self._writer.wait()
+        return not self._has_written and (self.directory / FILE_NAME).exists()
 
     def _keep_last(self) -> None:
         if self.options.keep > 1 and self.saved_step is not None and self.saved_step != self.step:
@@ -243,7 +281,8 @@ class TrainingRun:
         (self.directory / BEST / FILE_NAME).unlink(missing_ok=True)
         earlier.remove_all(self.directory)
 
-    def _section(self) -> Section:
+    def _sections(self) -> dict[str, Section]:
+        """All that is saved."""
         values = {
             "options": self.options.to_dict(),
             "text_sha256": self.text_sha256,
@@ -251,34 +290,39 @@ class TrainingRun:
             "tokens_seen": self.tokens_seen,
             "history": [asdict(evaluation) for evaluation in self.history],
         }
-        return Section(values, {})
+        return {**self.backend.state(), SECTION: Section(values, {})}
 
     # A run that has diverged
 
-    def _diverged(self, reason: str) -> InputError:
-        bad = self._not_finite()
+    def _diverged(self, reason: str, bad: Sequence[str] | None = None) -> InputError:
+        """The error for this reason, and for values that are not finite in these arrays; None: they are looked for."""
+        bad = _not_finite(self._sections()) if bad is None else bad
         arrays = f", and values are not finite in {', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}" if bad else ""
         return InputError(f"after step {self.step} {reason}{arrays}; {self._way_back()}")
 
-    def _not_finite(self) -> list[str]:
-        return [
-            name
-            for section in self.backend.state().values()
-            for name, array in section.arrays.items()
-            if not np.isfinite(array).all()
-        ]
-
     def _way_back(self) -> str:
         lower = f"--lr {self.options.lr / 10:g}"
+        with suppress(InputError):  # what was saved before is as it was, too
+            self.wait()
         if not self._has_written:
             return f"nothing was saved: start again with a lower learning rate, such as {lower}"
         last = self.saved_step is not None
         step = self.saved_step if last else self.best_step
-        command = shlex.join(_resume(self.directory)) if last else _resume_a_copy_of_the_best(self.directory)
+        program = self.maker.program
+        command = shlex.join(_resume(self.directory, program)) if last else _resume_best(self.directory, program)
         return (
             f"the checkpoint of step {step} is as it was: go on from there with a lower learning rate, such as "
             f"{command} {lower}"
         )
+
+
+def _not_finite(sections: Mapping[str, Section]) -> list[str]:
+    return [
+        name
+        for section in sections.values()
+        for name, array in section.arrays.items()
+        if not np.isfinite(array).all()
+    ]
 
 
 def make_writable(directory: Path) -> None:
@@ -320,49 +364,49 @@ def refuse_the_best_folder(directory: Path) -> None:
     if found.name == BEST and any((parent / name).exists() for name in (FILE_NAME, LOCK_NAME)):
         raise InputError(
             f"{directory} belongs to the run in {parent}, which replaces what is there; choose another folder, or go "
-            f"on from a copy of its best checkpoint: {_resume_a_copy_of_the_best(parent)}"
+            f"on from a copy of its best checkpoint: {_resume_best(parent)}"
         )
 
 
-def _resume(directory: Path) -> list[str]:
+def _resume(directory: Path, program: str = "numpygpt") -> list[str]:
     """The words of the command that resumes the run in this folder."""
-    return ["numpygpt", "train", "--resume", str(directory)]
+    return [program, "train", "--resume", str(directory)]
 
 
-def _resume_a_copy_of_the_best(directory: Path) -> str:
+def _resume_best(directory: Path, program: str = "numpygpt") -> str:
     """The commands that go on from the best checkpoint of the run in this folder, in a new folder beside it."""
     copy = directory.parent / f"{BEST}-of-{Path(os.path.realpath(directory)).name}"
-    commands = (["mkdir", str(copy)], ["cp", str(directory / BEST / FILE_NAME), str(copy)], _resume(copy))
+    commands = (["mkdir", str(copy)], ["cp", str(directory / BEST / FILE_NAME), str(copy)], _resume(copy, program))
     return " && ".join(map(shlex.join, commands))
 
 
-def _task(options: Options, config: GPTConfig, text: str) -> Task:
+def _tokenizer_of(options: Options, config: GPTConfig) -> Encoding:
+    """The tokenizer of a run. InputError if the model has too small a vocabulary for it."""
     tokenizer = get_tokenizer(options.tokenizer, options.vocab)
     if tokenizer.n_vocab > config.vocab_size:
         raise InputError(
             f"tokenizer {options.tokenizer!r} has {tokenizer.n_vocab} tokens, "
             f"but the model's vocab_size is {config.vocab_size}; expected at least as many"
         )
-    return Task(options, config, tokenizer, *split_text(text, TRAIN_SHARE))
+    return tokenizer
 
 
-def _same_text(options: Options, directory: Path, expected_sha256: str) -> str:
-    """The text of a run that is resumed. InputError if it cannot be read, or if the run learned from another text."""
-    source = ", ".join(options.text) or "the language reference of this Python"
+def _same_corpus(
+    options: Options, tokenizer: Encoding, config: GPTConfig, directory: Path, expected_sha256: str
+) -> Corpus:
+    """What a resumed run learns from. InputError if it cannot be read, or is not what the run has learned from."""
+    what, flag = ("text", "--text") if options.tokens is None else ("token file", "--tokens")
     try:
-        text = options.read_text()
+        corpus = read_corpus(options, tokenizer, config.vocab_size)
     except InputError as error:
-        raise InputError(f"{error}; say with --text where the text of the run is now") from error
-    if _sha256(text) != expected_sha256:
+        raise InputError(f"{error}; say with {flag} where the {what} of the run is now") from error
+    if corpus.sha256 != expected_sha256:
+        source = options.tokens or ", ".join(options.text) or "the language reference of this Python"
         raise InputError(
-            f"the text ({source}) is not the one that the run in {directory} learned from; "
-            f"expected SHA-256 {expected_sha256}, found {_sha256(text)}"
+            f"the {what} ({source}) is not the one that the run in {directory} learned from; "
+            f"expected SHA-256 {expected_sha256}, found {corpus.sha256}"
         )
-    return text
-
-
-def _sha256(text: str) -> str:
-    return sha256(text.encode()).hexdigest()
+    return corpus
 
 
 def _count_of(state: Mapping[str, Any], name: str) -> int:

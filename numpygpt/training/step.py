@@ -1,7 +1,8 @@
 """One step of training, on one or several micro-batches."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,10 +12,26 @@ from numpygpt.ops import cross_entropy
 from numpygpt.random.masks import RandomSource
 from numpygpt.shapes import Array
 from numpygpt.training.adamw import AdamW
-from numpygpt.training.clipping import clip_grad_norm
+from numpygpt.training.clipping import clip_grad_norm, common_norm, gradient_norms
 from numpygpt.tree import Trained, everything
 
 Batch = tuple[Array, Array]
+
+
+class StepTaken(NamedTuple):
+    """What is known of a step that was taken.
+
+    loss    of its batch before the step, in nats a token
+    norms   the Euclidean norm of each gradient before clipping, by the name of the parameter
+    """
+
+    loss: float
+    norms: Mapping[str, float]
+
+    @property
+    def grad_norm(self) -> float:
+        """The norm of all gradients together."""
+        return common_norm(self.norms)
 
 
 def loss_and_grads_of(
@@ -57,16 +74,15 @@ def training_step(
     *,
     rng: RandomSource | None = None,
     max_norm: float | None = None,
-) -> float:
-    """Take one step of the optimizer on the gradients of the micro-batches together; returns the loss, in nats a token.
+) -> StepTaken:
+    """Take one step of the optimizer on the gradients of the micro-batches together.
 
     Gradients are computed for what the optimizer trains, and for nothing else.
 
     rng        draws the dropout masks; None: no dropout
     max_norm   clip the gradients to this norm; None: they are not clipped
 
-    Raises InputError, with the weights unchanged, if the loss is not finite, or if the norm of gradients that are
-    clipped is not finite.
+    Raises InputError, with the weights unchanged, if the loss is not finite, or if the norm of the gradients is not.
     """
     loss, grads = loss_and_grads_of(model, micro_batches, rng=rng, trained=optimizer.trains)
     if not math.isfinite(loss):
@@ -74,7 +90,9 @@ def training_step(
             f"the loss is {loss} at optimizer step {optimizer.steps + 1}; the weights are those before that step: "
             f"lower the learning rate (now {optimizer.lr:g}) or clip the gradients"
         )
+    taken = StepTaken(loss, gradient_norms(grads))
+    common_norm(taken.norms)  # InputError if it is not finite
     if max_norm is not None:
-        clip_grad_norm(grads, max_norm)
+        clip_grad_norm(grads, max_norm, taken.norms)
     optimizer.step(grads)
-    return loss
+    return taken

@@ -10,6 +10,7 @@ from book.report import Report
 from numpygpt.training.book import loss_line
 from numpygpt.training.progress import Progress
 from numpygpt.training.run import Evaluation, TrainingRun
+from numpygpt.training.step import StepTaken
 
 
 class BookLog(Progress):
@@ -35,9 +36,9 @@ class BookLog(Progress):
         with super().of(run):
             yield
 
-    def stepped(self, run: TrainingRun, loss: float, seconds: float) -> None:
-        super().stepped(run, loss, seconds)
-        self.record.step_losses.append(loss)
+    def stepped(self, run: TrainingRun, taken: StepTaken, seconds: float) -> None:
+        super().stepped(run, taken, seconds)
+        self.record.step_losses.append(taken.loss)
         self.record.step_seconds.append(seconds)
         self.record.training_seconds += seconds
 

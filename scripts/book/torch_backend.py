@@ -9,12 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import torchgpt
+from numpygpt.data.windows import TokenWindows
 from numpygpt.errors import InputError
 from numpygpt.sections import SavedSections, Section, named_in_errors, value_of
+from numpygpt.shapes import Array
 from numpygpt.training.backend import Task
+from numpygpt.training.step import StepTaken
+from numpygpt.training.team import OneProcess
 from torchgpt.model import GPTModel
 from torchgpt.training import sample_text
 
@@ -28,6 +32,10 @@ class TorchBackend:
     It takes the steps of the book, which have neither accumulation nor clipping.
     """
 
+    program = "numpygpt"
+    team = OneProcess()
+    state_is_a_copy = False
+
     def __init__(self, task: Task) -> None:
         self.options, self.config, self.tokenizer = task.options, task.config, task.tokenizer
         if self.options.accumulate != 1 or self.options.clip:
@@ -36,16 +44,8 @@ class TorchBackend:
                 f"in PyTorch does not know; expected 1 and 0"
             )
         self.train_loader, self.val_loader = (
-            torchgpt.create_dataloader_v1(
-                part,
-                self.options.batch_size,
-                self.config.context_length,
-                stride=self.config.context_length,
-                shuffle=training,
-                drop_last=training,
-                tokenizer=self.tokenizer,
-            )
-            for part, training in ((task.training_text, True), (task.validation_text, False))
+            self._loader(token_ids, training=training)
+            for token_ids, training in ((task.corpus.training, True), (task.corpus.validation, False))
         )
 
     @classmethod
@@ -70,7 +70,13 @@ class TorchBackend:
     def batches_in_an_epoch(self) -> int:
         return len(self.train_loader)
 
-    def step(self, learning_rate: float) -> float:
+    def _loader(self, token_ids: Array, *, training: bool) -> DataLoader:
+        length = self.config.context_length
+        windows = TokenWindows(token_ids, length, stride=length)
+        dataset = TensorDataset(torch.tensor(windows.input_ids), torch.tensor(windows.target_ids))
+        return DataLoader(dataset, self.options.batch_size, shuffle=training, drop_last=training)
+
+    def step(self, learning_rate: float) -> StepTaken:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad()
@@ -80,7 +86,9 @@ class TorchBackend:
             raise InputError(f"the loss is {loss.item()}; the weights are those before that step")
         loss.backward()
         self.optimizer.step()
-        return loss.item()
+        named = self.model.named_parameters()
+        gradients = {name: parameter.grad for name, parameter in named if parameter.grad is not None}
+        return StepTaken(loss.item(), {name: float(torch.linalg.norm(grad)) for name, grad in gradients.items()})
 
     def evaluate(self) -> tuple[float, float]:
         return torchgpt.evaluate_model(

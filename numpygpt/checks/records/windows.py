@@ -4,7 +4,7 @@ from numpygpt.checks.planting import Bug, Change
 from numpygpt.checks.record import BugsOnly
 from numpygpt.data import windows
 
-_INIT = "data.windows:GPTDatasetV1.__init__"
+_INIT = "data.windows:TokenWindows.__init__"
 
 BUGS = (
     Bug(

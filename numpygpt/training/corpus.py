@@ -1,0 +1,58 @@
+"""What a run learns from: token ids of a text, or of a file of token ids, in two parts."""
+
+import shlex
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import NamedTuple
+
+from numpygpt.data.texts import split_text
+from numpygpt.data.token_file import open_tokens, validation_path
+from numpygpt.data.tokenizer import Encoding, text_to_token_ids
+from numpygpt.errors import InputError
+from numpygpt.shapes import Array, Integer
+from numpygpt.training.options import Options
+
+TRAIN_SHARE = 0.9
+
+
+class Corpus(NamedTuple):
+    """Token ids to train on, and token ids to validate with.
+
+    training     (N,) of any integer type; those of a file are its memory map
+    validation   (M,) of that type
+    sha256       SHA-256 of the text in UTF-8; or of the digests of the two files, one after the other
+    """
+
+    training: Integer[Array, "N"]
+    validation: Integer[Array, "M"]
+    sha256: str
+
+
+def read_corpus(options: Options, tokenizer: Encoding, vocab_size: int) -> Corpus:
+    """The corpus that the options name.
+
+    vocab_size   the model's; the ids of a file have to be smaller
+
+    Raises InputError for a text or a file that cannot be read or used.
+    """
+    if options.tokens is not None:
+        return _of_files(Path(options.tokens), vocab_size)
+    text = options.read_text()
+    training, validation = (text_to_token_ids(part, tokenizer)[0] for part in split_text(text, TRAIN_SHARE))
+    return Corpus(training, validation, sha256(text.encode()).hexdigest())
+
+
+def _of_files(path: Path, vocab_size: int) -> Corpus:
+    beside = validation_path(path)
+    training = open_tokens(path, vocab_size)
+    if not beside.exists():
+        raise InputError(
+            f"there is no file {beside} of tokens to validate with; make both with: "
+            f"{shlex.join(['numpygpt', 'tokenize', 'TEXT', '--out', str(path)])}"
+        )
+    validation = open_tokens(beside, vocab_size)
+    digests = []
+    for file in (path, beside):
+        with file.open("rb") as opened:
+            digests.append(file_digest(opened, "sha256").digest())
+    return Corpus(training, validation, sha256(b"".join(digests)).hexdigest())
