@@ -9,8 +9,9 @@ To its user a parameter is what this process holds of it, a plain tensor. An opt
 such as AdamW, needs to know no more, and its state is sliced as the parameters are.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +27,10 @@ from numpygpt.model.scheme import Scheme
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
 from numpygpt.shapes import Array
 from numpygpt.training.team import OneProcess
-from torchgpt import head_loss
 from torchgpt.model import GPTModel
 from torchgpt.parallel import plans, slices
 from torchgpt.parallel.grid import Grid
-from torchgpt.parallel.part import Part, Stage, build_part
+from torchgpt.parallel.part import Part, Stage
 from torchgpt.parallel.pipeline import Pipeline, Placed
 from torchgpt.parallel.team import ProcessTeam
 
@@ -70,37 +70,20 @@ class ParallelModel:
         *,
         device: torch.device,
         dtype: torch.dtype,
-        attention: str = "math",
-        kernels: str = "book",
-        checkpoint_activations: bool = False,
         compiled: bool = False,
-        rows_at_once: int = head_loss.ROWS_AT_ONCE,
-        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        **how: Any,
     ) -> "ParallelModel":
         """A model whose memory is allocated, and not filled: give every name of `shapes` to `fill`.
 
         dtype          of the parameters
-        attention, kernels, checkpoint_activations   as `torchgpt.model.GPTModel` takes them
         compiled       whether torch.compile makes the blocks
-        rows_at_once   how many rows of the batch have logits at the same time (`torchgpt.head_loss`)
-        autocast       makes the context that forwards are computed in
+        how            attention, kernels, checkpoint_activations, rows_at_once and autocast, as
+                       `torchgpt.parallel.part.build_part` takes them
 
         Raises InputError if the model cannot be shared so.
         """
-        plans.check(scheme, config)
         grid = Grid(scheme, device.type, team.time_limit) if isinstance(team, ProcessTeam) else None
-        part = build_part(
-            config,
-            Stage(grid.position["pp"], scheme.pp) if grid else Stage(0, 1),
-            dtype=dtype,
-            attention=attention,
-            kernels=kernels,
-            checkpoint_activations=checkpoint_activations,
-            rows_at_once=rows_at_once,
-            autocast=autocast,
-        )
-        if grid is not None:
-            plans.apply(part, grid)
+        part = plans.shared_part(config, scheme, grid, dtype, **how)
         if compiled:
             for block in part.model.trf_blocks.children():
                 block.compile()

@@ -1,7 +1,7 @@
 """The part of a GPT that one stage of a pipeline computes; without a pipeline, the whole GPT."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -89,13 +89,19 @@ def build_part(
     stage: Stage,
     *,
     dtype: torch.dtype,
-    attention: str,
-    kernels: str,
-    checkpoint_activations: bool,
-    rows_at_once: int,
-    autocast: Callable[[], AbstractContextManager[object]],
+    attention: str = "math",
+    kernels: str = "book",
+    checkpoint_activations: bool = False,
+    rows_at_once: int = head_loss.ROWS_AT_ONCE,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Part:
-    """A part whose parameters are on the meta device: they have shapes and take no memory."""
+    """A part whose parameters are on the meta device: they have shapes and take no memory.
+
+    dtype          of the parameters
+    attention, kernels, checkpoint_activations   as `torchgpt.model.GPTModel` takes them
+    rows_at_once   how many rows of the batch have logits at the same time (`torchgpt.head_loss`)
+    autocast       makes the context that forwards are computed in
+    """
     with torch.device("meta"):
         model = GPTModel(config, attention, kernels=kernels, checkpoint_activations=checkpoint_activations)
     return Part(model.to(dtype), stage, rows_at_once, autocast)

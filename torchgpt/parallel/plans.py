@@ -9,6 +9,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -19,7 +20,7 @@ from numpygpt.errors import InputError
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.scheme import Scheme
 from torchgpt.parallel.grid import Grid
-from torchgpt.parallel.part import Part
+from torchgpt.parallel.part import Part, Stage, build_part
 
 
 def check(scheme: Scheme, config: GPTConfig) -> None:
@@ -38,8 +39,24 @@ def check(scheme: Scheme, config: GPTConfig) -> None:
         )
 
 
-def apply(part: Part, grid: Grid) -> None:
-    """Share a part, whose parameters are on the meta device, along the axes tp and fsdp of the grid."""
+def shared_part(config: GPTConfig, scheme: Scheme, grid: Grid | None, dtype: torch.dtype, **how: Any) -> Part:
+    """This process's part of the model, whose parameters are slices on the meta device: they take no memory.
+
+    grid   of the scheme's processes; None: there is only this one
+    how    what else `torchgpt.parallel.part.build_part` takes
+
+    Raises InputError if the model cannot be shared so.
+    """
+    check(scheme, config)
+    stage = Stage(grid.position["pp"], scheme.pp) if grid else Stage(0, 1)
+    part = build_part(config, stage, dtype=dtype, **how)
+    if grid is not None:
+        share(part, grid)
+    return part
+
+
+def share(part: Part, grid: Grid) -> None:
+    """Share a part along the axes tp and fsdp of the grid."""
     if grid.scheme.tp > 1:
         share_layers(part, grid.mesh["tp"])
         part.tie()
@@ -85,7 +102,7 @@ def _plan_of_a_block() -> dict[str, ParallelStyle]:
 
 
 def _axis_of_slices(parameter: nn.Parameter) -> Shard | None:
-    """Along which axis fsdp slices a parameter: the second, if tp slices the first; None: the first, as PyTorch does."""
+    """Along which axis fsdp slices a parameter: the second, if tp slices the first; None: the first, as ever."""
     if isinstance(parameter, DTensor) and parameter.ndim > 1 and parameter.placements[0] == Shard(0):
         return Shard(1)
     return None

@@ -6,6 +6,7 @@ Every exchange between processes has a time limit, so that none waits forever fo
 import os
 from collections.abc import Callable
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -40,6 +41,11 @@ class ProcessTeam:
     def is_first(self) -> bool:
         """See `Team`."""
         return self.rank == 0
+
+    @cached_property
+    def saving_group(self) -> dist.ProcessGroup:
+        """All processes again, for exchanges from a thread beside the training. They ask for it at the same time."""
+        return dist.new_group(backend="gloo", timeout=timedelta(seconds=self.time_limit))
 
     def any(self, flag: bool) -> bool:
         """See `Team`."""
