@@ -1,16 +1,19 @@
-"""The command `numpygpt`; what each of its commands does is in `numpygpt.commands`."""
+"""The command `numpygpt`; what each of its commands does is in `numpygpt.commands`.
+
+`Program` is what it has in common with the command of another package, such as torchgpt.
+"""
 
 import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpygpt
 from numpygpt.errors import BAD_INPUT, CLOSED_PIPE, INTERRUPTED, InputError
@@ -38,8 +41,41 @@ BROUGHT = "numpygpt.commands"
 MOST_DIGITS = 20
 
 
+class Program(NamedTuple):
+    """A command with commands of its own.
+
+    name          its name, for messages
+    description   what it is for, in its help
+    package       the package that has a module for each of its commands
+    commands      {name of a command: its line of help}
+    brought       the group of entry points that bring more commands; None: there are none
+    """
+
+    name: str
+    description: str
+    package: str
+    commands: Mapping[str, str]
+    brought: str | None = None
+
+
+NUMPYGPT = Program(
+    name="numpygpt",
+    description="GPT in pure NumPy: train it, let it write, look inside, check its gradients.",
+    package="numpygpt.commands",
+    commands=COMMANDS,
+    brought=BROUGHT,
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status.
+    """Run the command `numpygpt` and return its exit status: see `run_program`."""
+    return run_program(NUMPYGPT, arguments)
+
+
+def run_program(program: Program, arguments: Sequence[str] | None = None, *, says_why: bool = True) -> int:
+    """Run a program and return its exit status.
+
+    says_why   whether it says why something could not be done; of several processes, one does
 
     0     all was done
     1     a check failed; or a training went well, but what it printed was lost
@@ -50,10 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     closed = sys.stdout is None
     _make_printing_safe()
+
+    def refused(reason: str) -> int:
+        return _refused(program, reason) if says_why else BAD_INPUT
+
     try:
-        status = _run(arguments)
+        status = _run(program, arguments, refused)
         if closed and status == 0:
-            return _refused("the output cannot be written: standard output is closed")
+            return refused("the output cannot be written: standard output is closed")
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -61,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return CLOSED_PIPE
     except OSError as error:
         discard(sys.stdout)
-        return _refused(f"{error.filename or 'the output cannot be written'}: {error.strerror}")
+        return refused(f"{error.filename or 'the output cannot be written'}: {error.strerror}")
 
 
 def _make_printing_safe() -> None:
@@ -74,29 +114,29 @@ def _make_printing_safe() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _run(arguments: Sequence[str] | None) -> int:
+def _run(program: Program, arguments: Sequence[str] | None, refused: Callable[[str], int]) -> int:
     try:
-        parsed = _parser().parse_args(arguments)
+        parsed = _parser(program).parse_args(arguments)
         with warnings.catch_warnings():
             # after an overflow the loss is not finite, for which there is an error line
             warnings.simplefilter("ignore", RuntimeWarning)
             return parsed.run(parsed)
     except InputError as error:
-        return _refused(str(error))
+        return refused(str(error))
     except ImportError as error:
-        return _refused(f"{error}{_install_line(error)}")
+        return refused(f"{error}{_install_line(error)}")
     except MemoryError as error:
-        return _refused(f"memory is short: {str(error) or 'no more can be had'}; take a smaller model, step or text")
+        return refused(f"memory is short: {str(error) or 'no more can be had'}; take a smaller model, step or text")
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as stop:  # argparse has printed its help or an error
         return stop.code if isinstance(stop.code, int) else 0
 
 
-def _refused(reason: str) -> int:
+def _refused(program: Program, reason: str) -> int:
     """Say why in one line."""
     try:
-        print(f"numpygpt: error: {' '.join(reason.splitlines())}", file=sys.stderr, flush=True)
+        print(f"{program.name}: error: {' '.join(reason.splitlines())}", file=sys.stderr, flush=True)
     except OSError:
         discard(sys.stderr)
     return BAD_INPUT
@@ -146,19 +186,17 @@ class _Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="numpygpt", description="GPT in pure NumPy: train it, let it write, look inside, check its gradients."
-    )
+def _parser(program: Program) -> argparse.ArgumentParser:
+    parser = _Parser(prog=program.name, description=program.description)
     parser.add_argument("-V", "--version", action="version", version=f"%(prog)s {numpygpt.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     def add(name: str, help_line: str, load: Callable[[], Any]) -> None:
         commands.add_parser(name, help=help_line, formatter_class=_HelpFormatter).load = load
 
-    for name, help_line in COMMANDS.items():
-        add(name, help_line, partial(import_module, f"numpygpt.commands.{name}"))
-    for brought in entry_points(group=BROUGHT):
+    for name, help_line in program.commands.items():
+        add(name, help_line, partial(import_module, f"{program.package}.{name}"))
+    for brought in entry_points(group=program.brought) if program.brought else ():
         add(brought.name, _help_line(brought), brought.load)
     return parser
 

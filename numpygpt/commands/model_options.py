@@ -10,7 +10,8 @@ from typing import Any, get_args, get_origin
 from numpygpt.errors import InputError
 from numpygpt.model.config import CHOICES, DEFAULT_CONFIG, PRESETS, GPTConfig
 from numpygpt.reading import read_file
-from numpygpt.training.options import Options, declaration
+from numpygpt.training.declared import declaration_of
+from numpygpt.training.options import Options
 
 #: What a configuration starts from: a model that has a name, or a JSON file.
 STARTS = ("preset", "config")
@@ -103,18 +104,20 @@ def add_compute_options(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser, ("attention", "checkpoint_activations"))
 
 
-def add_run_options(parser: argparse.ArgumentParser, names: Container[str] | None = None) -> None:
-    """Declare the options of a training run, or those of these names, as `numpygpt.training.options` has them."""
-    for field in fields(Options):
+def add_run_options(
+    parser: Any, names: Container[str] | None = None, *, of: Any = Options
+) -> None:
+    """Declare the options of a training run, or those of these names, as their class declares them."""
+    for field in fields(of):
         if names is None or field.name in names:
-            said = declaration(field.name)
+            said = declaration_of(of, field.name)
             default = "" if field.type is bool or "(default:" in said.meaning else f" (default: {field.default})"
             _add_option(parser, field, said.meaning + default, choices=said.choices, metavar=said.metavar)
 
 
-def given_run_options(parsed: argparse.Namespace) -> dict[str, Any]:
-    """The options of a training run that the command line holds."""
-    given = {field.name: getattr(parsed, field.name) for field in fields(Options)}
+def given_run_options(parsed: argparse.Namespace, *, of: Any = Options) -> dict[str, Any]:
+    """The options of a training run that the command line holds, of those that a class declares."""
+    given = {field.name: getattr(parsed, field.name) for field in fields(of)}
     return {name: value for name, value in given.items() if value is not None}
 
 

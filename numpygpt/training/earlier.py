@@ -12,7 +12,7 @@ from pathlib import Path
 from numpygpt.errors import InputError
 from numpygpt.files import name_also, remove_abandoned
 from numpygpt.formats.checkpoint import FILE_NAME
-from numpygpt.training.options import LARGEST_COUNT
+from numpygpt.training.declared import LARGEST_COUNT
 
 FOLDER = "earlier"
 DIGITS = len(str(LARGEST_COUNT))

@@ -63,7 +63,7 @@ class NumpyBackend:
         backend.optimizer.load_section(saved)
         data, random_states = saved.values("data"), saved.arrays("random")
         with named_in_errors(saved):
-            backend.batches = backend.train_loader.resume(_position(value_of(data, "position", dict)))
+            backend.batches = backend.train_loader.resume(position_of(value_of(data, "position", dict)))
             backend.rng.set_state(TorchGenerator.from_torch_state(random_states.get("generator")).get_state())
         return backend
 
@@ -137,7 +137,8 @@ class NumpyBackend:
         return next(self.batches)
 
 
-def _position(saved: Mapping[str, Any]) -> Position:
+def position_of(saved: Mapping[str, Any]) -> Position:
+    """How far an epoch had come, as the section "data" has it. InputError for anything else."""
     order_seed = value_of(saved, "order_seed", int, type(None))
     if order_seed is not None:
         TorchGenerator(order_seed)  # InputError if it is not a seed

@@ -1,31 +1,26 @@
 """The options of a training run.
 
-Each option is declared once, as a field of `Options`: its name, type and default, the values that it may have, its line
-in the command's help, and whether a resumed run may change it. The command line and the options that a checkpoint keeps
-both come from these declarations.
+Each is declared once, as a field of `Options` (`numpygpt.training.declared`). The command line and the options that a
+checkpoint keeps both come from these declarations.
 """
 
-import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from numbers import Integral, Real
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Any, NamedTuple, get_args
+from typing import Any
 
 from numpygpt.data.texts import python_reference_text, read_text
 from numpygpt.data.tokenizer import TOKENIZERS
 from numpygpt.errors import InputError
 from numpygpt.model.config import ATTENTIONS
+from numpygpt.training.declared import Declaration, check_options, checked, declaration_of, option
 from numpygpt.training.schedules import constant, warmup_cosine
 
 SCHEDULES = ("cosine", "constant")
 DECAYS = ("matrices", "all")
 #: What options that a checkpoint does not have yet were, when it was written: before `decay`, everything decayed.
 BEFORE: dict[str, Any] = {"decay": "all"}
-
-#: No count of a training run needs to be larger, and float64 is exact for arithmetic with counts up to this one.
-LARGEST_COUNT = 10**12
 
 #: How each model that has a name is trained from nothing: options that `numpygpt train --preset` starts from.
 #:
@@ -45,28 +40,6 @@ PRESET_OPTIONS: dict[str, dict[str, Any]] = {
     )
     for preset in presets
 }
-
-
-class Declaration(NamedTuple):
-    """What is declared of an option in addition to its name, its type and its default.
-
-    meaning      what it is, for the command's help
-    smallest     the smallest number that it may be; None: no limit is checked here
-    choices      the texts that it may be; None: any text
-    changeable   whether a resumed run may change it
-    metavar      what stands for its value in the command's help; None: its name
-    """
-
-    meaning: str
-    smallest: int | None = None
-    choices: tuple[str, ...] | None = None
-    changeable: bool = False
-    metavar: str | None = None
-
-
-def option(default: Any, meaning: str, **declared: Any) -> Any:
-    """A field of `Options`; `declared` are fields of `Declaration`."""
-    return field(default=default, metadata={"declaration": Declaration(meaning, **declared)})
 
 
 @dataclass(frozen=True)
@@ -119,8 +92,7 @@ class Options:
     )
 
     def __post_init__(self) -> None:
-        for declared in fields(self):
-            object.__setattr__(self, declared.name, _checked(declared.name, getattr(self, declared.name)))
+        check_options(self)
         if self.sample_every and not self.sample_prompt:
             raise InputError("sample_prompt is empty; expected text for the samples to continue, or sample_every 0")
         if self.text and self.tokens is not None:
@@ -134,7 +106,7 @@ class Options:
         unexpected = [name for name in saved if name not in cls.__dataclass_fields__]
         if unexpected:
             raise InputError(f"{shortened(unexpected)} are no options of a training run")
-        return cls(**{name: _checked(name, value) for name, value in saved.items()})
+        return cls(**{name: checked(cls, name, value) for name, value in saved.items()})
 
     @classmethod
     def of_checkpoint(cls, saved: Mapping[str, Any]) -> "Options":
@@ -178,51 +150,8 @@ class Options:
 
 def declaration(name: str) -> Declaration:
     """The declaration of the option of this name."""
-    found: Declaration = Options.__dataclass_fields__[name].metadata["declaration"]
-    return found
+    return declaration_of(Options, name)
 
 
 def _absolute(path: str) -> str:
     return str(Path(path).absolute())
-
-
-def _checked(name: str, value: Any) -> Any:
-    """The value of the option of this name, in its declared type.
-
-    Raises InputError for a value of another type, and for one that is out of range.
-    """
-    kind, said = Options.__dataclass_fields__[name].type, declaration(name)
-    if value is None and type(None) in get_args(kind):
-        return None
-    if kind in (int, int | None):
-        return _count(name, said, value)
-    if kind is float:
-        return _measure(name, said, value)
-    if kind == tuple[str, ...]:
-        if not (isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)):
-            raise InputError(f"{name} is {shortened(value)}; expected a list of texts")
-        return tuple(value)
-    if said.choices is not None and value not in said.choices:
-        raise InputError(f"{name} is {shortened(value)}; expected one of: {', '.join(said.choices)}")
-    if not isinstance(value, bool if kind is bool else str):
-        raise InputError(f"{name} is {shortened(value)}; expected {'True or False' if kind is bool else 'a text'}")
-    return value
-
-
-def _count(name: str, said: Declaration, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise InputError(f"{name} is {shortened(value)}; expected an integer")
-    count = int(value)
-    if said.smallest is not None and count < said.smallest:
-        least = "0 or more" if said.smallest == 0 else f"at least {said.smallest}"
-        raise InputError(f"{name} is {shortened(count)}; expected {least}")
-    if said.smallest is not None and count > LARGEST_COUNT:
-        raise InputError(f"{name} is {shortened(count)}; expected at most {LARGEST_COUNT:,}")
-    return count
-
-
-def _measure(name: str, said: Declaration, value: Any) -> float:
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not (said.smallest or 0) <= value <= sys.float_info.max:
-        raise InputError(f"{name} is {shortened(value)}; expected a finite number of {said.smallest or 0} or more")
-    return float(value)

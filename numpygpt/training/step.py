@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numpygpt.errors import InputError
 from numpygpt.model.gpt import GPTModel
 from numpygpt.ops import cross_entropy
 from numpygpt.random.masks import RandomSource
 from numpygpt.shapes import Array
 from numpygpt.training.adamw import AdamW
 from numpygpt.training.clipping import clip_grad_norm, common_norm, gradient_norms
+from numpygpt.training.trouble import not_finite
 from numpygpt.tree import Trained, everything
 
 Batch = tuple[Array, Array]
@@ -86,10 +86,7 @@ def training_step(
     """
     loss, grads = loss_and_grads_of(model, micro_batches, rng=rng, trained=optimizer.trains)
     if not math.isfinite(loss):
-        raise InputError(
-            f"the loss is {loss} at optimizer step {optimizer.steps + 1}; the weights are those before that step: "
-            f"lower the learning rate (now {optimizer.lr:g}) or clip the gradients"
-        )
+        raise not_finite(loss, optimizer.steps + 1, optimizer.lr)
     taken = StepTaken(loss, gradient_norms(grads))
     common_norm(taken.norms)  # InputError if it is not finite
     if max_norm is not None:

@@ -5,6 +5,14 @@ from collections.abc import Mapping, Sequence
 from numpygpt.errors import InputError
 
 
+def not_finite(loss: float, step: int, lr: float) -> InputError:
+    """The error for a loss that is not finite, in the optimizer step of this number."""
+    return InputError(
+        f"the loss is {loss} at optimizer step {step}; the weights are those before that step: "
+        f"lower the learning rate (now {lr:g}) or clip the gradients"
+    )
+
+
 def described(error: InputError, batches: Sequence[int], norms: Mapping[str, float]) -> InputError:
     """The error with the batch of the step and the largest gradient of the step before it.
 

@@ -157,15 +157,19 @@ class ParallelModel:
             placed = Placed(*(ids.pin_memory().to(self.device, non_blocking=True) for ids in placed))
         return Placed(*(ids.to(self.device) for ids in placed))
 
-    def gradients(self, placed: Sequence[Placed], n_targets: int, scale: Tensor | float = 1.0) -> Tensor:
+    def gradients(
+        self, placed: Sequence[Placed], n_targets: int, scale: Tensor | float = 1.0, *, dropout: bool = True
+    ) -> Tensor:
         """Compute the gradients of scale times the mean loss over all targets; returns the mean loss (), in nats.
 
         placed      the micro-batches, as `place` returned them in this process
         n_targets   how many targets count, in all micro-batches and all processes together
 
-        Dropout is on. Every process gets the same loss.
+        dropout     whether there is dropout, at the model's rate
+
+        Every process gets the same loss.
         """
-        self._part.train()
+        self._part.train(dropout)
         for parameter in (*self._own.values(), *self._parameters.values()):
             parameter.grad = None
         factor = scale / max(1, n_targets)

@@ -1,0 +1,293 @@
+"""The backend of the training loop that computes in PyTorch, in one process or in many.
+
+It takes the steps of `numpygpt.training.numpy_backend.NumpyBackend`, and writes the same sections, so that each of the
+two can continue a run that the other has begun. Its own section, "torch", has what NumPy's backend does not need: how
+the run computes, the scale of the loss, and the state of the generators that draw dropout masks.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from numpygpt.data.loader import DataLoader, Position
+from numpygpt.data.tokenizer import text_to_token_ids, token_ids_to_text
+from numpygpt.data.windows import TokenWindows
+from numpygpt.errors import InputError
+from numpygpt.model.saving import SECTION as MODEL
+from numpygpt.model.saving import checked
+from numpygpt.model.scheme import Scheme
+from numpygpt.random.torch_generator import TorchGenerator
+from numpygpt.sections import SavedSections, Section, named_in_errors, value_of
+from numpygpt.shapes import Array, Integer
+from numpygpt.training.adamw import MOMENTS
+from numpygpt.training.backend import Task
+from numpygpt.training.numpy_backend import position_of
+from numpygpt.training.step import StepTaken
+from numpygpt.training.team import OneProcess
+from numpygpt.training.trouble import described, not_finite
+from torchgpt.engine.batches import Ahead
+from torchgpt.engine.draws import DefaultGenerator, batch_draws, first_weights
+from torchgpt.engine.optimizer import Optimizer
+from torchgpt.engine.precision import LossScale, autocast_of
+from torchgpt.engine.settings import Settings
+from torchgpt.engine.verify import verified
+from torchgpt.parallel.model import ParallelModel
+from torchgpt.parallel.team import ProcessTeam, gather
+
+#: The section of a checkpoint that this module writes and reads.
+SECTION = "torch"
+SAMPLE_TOKENS = 50
+ATTENTIONS = {"math": "math", "flash": "sdpa"}
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes backends in PyTorch: see `numpygpt.training.backend.Maker`.
+
+    settings   how a run computes
+    given      the settings that somebody has asked for; a run that is resumed keeps its others
+    team       the processes that compute together
+    device     what this process computes on
+    """
+
+    settings: Settings
+    team: OneProcess | ProcessTeam
+    device: torch.device
+    given: Mapping[str, Any] = field(default_factory=dict)
+    program: str = "torchgpt"
+
+    def start(self, task: Task) -> "TorchBackend":
+        """See `numpygpt.training.backend.Maker`."""
+        return TorchBackend.start(task, self.settings, self.team, self.device)
+
+    def load(self, task: Task, saved: SavedSections) -> "TorchBackend":
+        """See `numpygpt.training.backend.Maker`."""
+        settings = self.settings
+        if SECTION in saved:
+            with named_in_errors(saved):
+                kept = value_of(saved.values(SECTION), "settings", dict)
+                settings = replace(Settings.of(kept), **self.given, device=settings.device, parallel=settings.parallel)
+        return TorchBackend.load(task, saved, settings, self.team, self.device)
+
+
+class TorchBackend:
+    """A `numpygpt.training.backend.Backend`.
+
+    model       this process's part of the model
+    notes       lines for a person, which whoever shows them removes
+    """
+
+    state_is_a_copy = True
+
+    optimizer: Optimizer
+    batches: Ahead
+    draws: DefaultGenerator | TorchGenerator
+
+    def __init__(self, task: Task, settings: Settings, team: OneProcess | ProcessTeam, device: torch.device) -> None:
+        self.options, self.config, self.tokenizer = task.options, task.config, task.tokenizer
+        self.settings, self.team, self.device, self.corpus = settings, team, device, task.corpus
+        self.notes: list[str] = []
+        self.scale = LossScale(settings.precision)
+        scheme = Scheme.of(settings.parallel, team.size)
+        self.model = ParallelModel.build(
+            self.config,
+            scheme,
+            team,
+            device=device,
+            dtype=getattr(torch, self.options.dtype),
+            attention=ATTENTIONS[self.options.attention],
+            kernels=settings.kernels,
+            checkpoint_activations=self.options.checkpoint_activations,
+            compiled=settings.compile,
+            autocast=autocast_of(settings.precision, device, self.options.dtype),
+        )
+        self._norms: Mapping[str, float] = {}
+
+    @classmethod
+    def start(
+        cls, task: Task, settings: Settings, team: OneProcess | ProcessTeam, device: torch.device
+    ) -> "TorchBackend":
+        """A backend with a new model."""
+        backend = cls(task, settings, team, device)
+        torch.manual_seed(task.options.seed)
+        for name, values in first_weights(task.config):
+            backend.model.fill(name, values)
+        backend.optimizer = Optimizer(backend.model, task.options)
+        backend._begin(batch_draws(alone_on_cpu=backend.alone_on_cpu), None)
+        backend._seed_masks(task.options.seed)
+        return backend
+
+    @classmethod
+    def load(
+        cls,
+        task: Task,
+        saved: SavedSections,
+        settings: Settings,
+        team: OneProcess | ProcessTeam,
+        device: torch.device,
+    ) -> "TorchBackend":
+        """A backend in the state that was saved, by this backend or by NumPy's."""
+        checked(saved)
+        backend = cls(task, settings, team, device)
+        for name, array in saved.each_array(MODEL):
+            backend.model.fill(name, torch.from_numpy(np.ascontiguousarray(array)))
+        backend.optimizer = Optimizer(backend.model, task.options)
+        backend.optimizer.load(saved)
+        data, random_states = saved.values("data"), saved.arrays("random")
+        with named_in_errors(saved):
+            generator = TorchGenerator.from_torch_state(random_states.get("generator"))
+            draws = backend._restored(generator)
+            backend._begin(draws, position_of(value_of(data, "position", dict)))
+            backend._load_own(saved)
+        return backend
+
+    @property
+    def alone_on_cpu(self) -> bool:
+        """Whether this one process computes everything on the CPU, as NumPy's backend does."""
+        return self.team.size == 1 and self.device.type == "cpu"
+
+    def batches_in_an_epoch(self) -> int:
+        """See `Backend`."""
+        return len(self.train_loader)
+
+    def step(self, learning_rate: float) -> StepTaken:
+        """See `Backend`. In fp16 a step whose gradients overflow is left out, and a note says so."""
+        taken = [self.batches.take() for _ in range(self.options.accumulate)]
+        if self.settings.verify_every and (self.optimizer.steps + 1) % self.settings.verify_every == 0:
+            self.notes += verified(self, taken)
+        n_targets = sum(batch.n_targets for batch in taken)
+        loss = self.model.gradients([batch.placed for batch in taken], n_targets, self.scale.value)
+        norms = self.model.norms()
+        found, *scaled = torch.stack([loss, *norms.values()]).tolist()  # at once, because each waits for the device
+        step = StepTaken(found, {name: norm / self.scale.value for name, norm in zip(norms, scaled, strict=True)})
+        try:
+            self._take(step, learning_rate)
+        except InputError as error:
+            raise described(error, [batch.position["batches_done"] for batch in taken], self._norms) from error
+        self._norms = step.norms
+        return step
+
+    def evaluate(self) -> tuple[float, float]:
+        """See `Backend`."""
+        return self._mean_loss(self.train_loader), self._mean_loss(self.val_loader)
+
+    def probe(self) -> float:
+        """See `Backend`."""
+        windows, first = self.val_loader.dataset, slice(self.options.batch_size)
+        return self.model.loss(windows.input_ids[first], windows.target_ids[first])
+
+    def sample(self, prompt: str) -> str:
+        """See `Backend`."""
+        ids = text_to_token_ids(prompt, self.tokenizer)
+        for _ in range(SAMPLE_TOKENS):
+            logits = self.model.logits(ids[:, -self.config.context_length :])
+            ids = np.concatenate([ids, logits[:, -1].argmax(dim=-1, keepdim=True).cpu().numpy()], axis=1)
+        return token_ids_to_text(ids, self.tokenizer).replace("\n", " ")
+
+    def state(self) -> dict[str, Section]:
+        """See `Backend`. Only the first process gets the arrays, which all processes together have."""
+        moments = {kind: self.optimizer.moments(kind) for kind in MOMENTS}
+        pieces = {f"{kind}.{name}": whole for kind in MOMENTS for name, whole in self._whole(moments[kind])}
+        own = Section(
+            {"settings": self.settings.to_dict(), "loss_scale": self.scale.state(), "scheme": str(self.model.scheme)},
+            {f"masks.{rank}": state for rank, state in enumerate(gather(self.team, self._mask_state()))},
+        )
+        values = {"config": self.config.to_dict(), "tokenizer": self.options.tokenizer}
+        return {
+            "model": Section(values, dict(self._whole(None))),
+            "optimizer": Section(self.optimizer.values(), pieces),
+            "random": Section({}, {"generator": self._draws_state()}),
+            "data": Section({"position": self.batches.position}, {}),
+            SECTION: own,
+        }
+
+    # A step
+
+    def _take(self, step: StepTaken, learning_rate: float) -> None:
+        """Clip, and update the weights. InputError, with the weights as they were, if something is not finite."""
+        if not math.isfinite(step.loss):
+            raise not_finite(step.loss, self.optimizer.steps + 1, learning_rate)
+        if self.scale.adapts and not all(map(math.isfinite, step.norms.values())):
+            self.scale.overflowed()
+            self.notes.append(f"the gradients overflowed fp16: no step was taken; the scale is now {self.scale.value:g}")
+            return
+        norm = step.grad_norm
+        factor = min(1.0, self.options.clip / (norm + 1e-6)) if self.options.clip else 1.0
+        if factor != self.scale.value:
+            self.model.multiply_gradients(factor / self.scale.value)
+        self.optimizer.step(learning_rate)
+        self.scale.fitted()
+
+    def _mean_loss(self, loader: DataLoader) -> float:
+        """The mean of the losses of the loader's first batches."""
+        losses = [self.model.loss(*batch) for batch in islice(loader, self.options.eval_batches)]
+        return sum(losses) / len(losses)
+
+    # Batches and draws
+
+    def _begin(self, draws: DefaultGenerator | TorchGenerator, position: Position | None) -> None:
+        """Make the loaders, and begin an epoch or go on within one."""
+        self.draws = draws
+        self.train_loader = self._loader("training", self.corpus.training, shuffle=True)
+        self.val_loader = self._loader("validation", self.corpus.validation, shuffle=False)
+        batches = iter(self.train_loader) if position is None else self.train_loader.resume(position)
+        self.batches = Ahead(self.train_loader, batches, self.model.place)
+
+    def _loader(self, name: str, token_ids: Integer[Array, "N"], *, shuffle: bool) -> DataLoader:
+        length = self.config.context_length
+        try:
+            windows = TokenWindows(token_ids, length, stride=length)
+            return DataLoader(windows, self.options.batch_size, shuffle=shuffle, drop_last=shuffle, rng=self.draws)
+        except InputError as error:
+            raise InputError(f"the {name} part of the text is too short: {error}") from error
+
+    def _restored(self, generator: TorchGenerator) -> DefaultGenerator | TorchGenerator:
+        """What draws on from the state of this generator."""
+        if not self.alone_on_cpu:
+            return generator
+        torch.set_rng_state(torch.from_numpy(generator.to_torch_state()))
+        return DefaultGenerator()
+
+    def _draws_state(self) -> Array:
+        return self.draws.to_torch_state()
+
+    def _seed_masks(self, seed: int) -> None:
+        """Seed what draws dropout masks, unless it is what draws everything else, too."""
+        if not self.alone_on_cpu:
+            self.model.seed(seed)
+
+    def _mask_state(self) -> Array:
+        """The state of the generator that draws this process's dropout masks."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_rng_state(self.device).numpy()
+        if self.device.type == "mps":
+            return torch.mps.get_rng_state().numpy()
+        return torch.get_rng_state().numpy()
+
+    def _load_own(self, saved: SavedSections) -> None:
+        """The section "torch". A run that is shared in another way than before draws other dropout masks."""
+        if SECTION not in saved:
+            self._seed_masks(self.options.seed + self.optimizer.steps)
+            return
+        self.scale.load(value_of(saved.values(SECTION), "loss_scale", dict))
+        states = saved.arrays(SECTION)
+        own = states.get(f"masks.{getattr(self.team, 'rank', 0)}")
+        if self.alone_on_cpu or own is None or len(states) != self.team.size or own.shape != self._mask_state().shape:
+            self._seed_masks(self.options.seed + self.optimizer.steps)
+            return
+        state = torch.from_numpy(np.ascontiguousarray(own))
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state, self.device)
+        else:
+            (torch.mps if self.device.type == "mps" else torch).set_rng_state(state)
+
+    def _whole(self, pieces: Mapping[str, torch.Tensor] | None) -> Iterable[tuple[str, Array]]:
+        """Name and whole array, as a copy; in the processes that do not write, nothing."""
+        for name, whole in self.model.each_whole(pieces):
+            if self.team.is_first:
+                yield name, np.array(whole.numpy())
