@@ -3,17 +3,23 @@
 import re
 from contextlib import nullcontext
 from dataclasses import replace
+from math import prod
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from numpygpt.model.config import PRESETS, GPTConfig
-from numpygpt.model.parallel_sizes import ROWS_AT_ONCE, Step, block_activations, device_bytes
+from numpygpt.model.parallel_sizes import ROWS_AT_ONCE, Step, block_activations, device_bytes, each_stage
+from numpygpt.model.saving import parameter_shapes
 from numpygpt.model.scheme import Scheme
 from parity_tests.command import run
 from torchgpt import head_loss
 from torchgpt.model import GPTModel
+from torchgpt.parallel import plans
+from torchgpt.parallel.grid import Grid
+from torchgpt.parallel.meta import held_by, pretended_group
+from torchgpt.parallel.slices import local
 
 CONFIG = GPTConfig(vocab_size=29, context_length=8, emb_dim=12, n_heads=3, n_layers=2, drop_rate=0.0, qkv_bias=True)
 B, T = 5, 7
@@ -25,18 +31,29 @@ def held_after_a_forward(config, step):
     attention = "sdpa" if step.attention == "flash" else "math"
     model = GPTModel(config, attention, kernels="fused", checkpoint_activations=step.checkpoint_activations)
     model = model.to(getattr(torch, step.dtype))
-    ids = torch.zeros(step.batch_size, step.tokens, dtype=torch.int64)
-    autocast = torch.autocast("cpu", AUTOCAST[step.precision]) if step.precision in AUTOCAST else nullcontext()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        with autocast:
+
+    def loss_of(ids):
+        with autocast_of(step):
             hidden = model.hidden(ids)
-            loss = head_loss.loss_sum(hidden.flatten(0, 1), model.out_head.weight, ids.flatten())
-        del hidden
-    assert loss.requires_grad
-    small = loss.nbytes + 8 * step.tokens  # the positions
+            return head_loss.loss_sum(hidden.flatten(0, 1), model.out_head.weight, ids.flatten())
+
+    held = held_after(loss_of, step.batch_size, step.tokens)
     if attention == "math":
-        small += 8 * config.n_layers  # each block's divisor of the scores
-    return sum(event.self_cpu_memory_usage for event in profiled.events()) - small
+        held -= 8 * config.n_layers  # each block's divisor of the scores
+    return held
+
+
+def autocast_of(step):
+    return torch.autocast("cpu", AUTOCAST[step.precision]) if step.precision in AUTOCAST else nullcontext()
+
+
+def held_after(loss_of, batch_size, tokens):
+    ids = torch.zeros(batch_size, tokens, dtype=torch.int64)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        loss = loss_of(ids)
+    assert loss.requires_grad
+    positions = 8 * tokens
+    return sum(event.self_cpu_memory_usage for event in profiled.events()) - loss.nbytes - positions
 
 
 def predicted(config, step):
@@ -94,6 +111,69 @@ def test_a_forward_that_is_computed_again_keeps_the_inputs_of_blocks(precision, 
 
 def test_the_logits_of_a_block_of_rows_are_those_of_the_loss():
     assert ROWS_AT_ONCE == head_loss.ROWS_AT_ONCE
+
+
+SCHEMES = [
+    Scheme(ddp=2),
+    Scheme(fsdp=4),
+    Scheme(tp=3),
+    Scheme(pp=2),
+    Scheme(fsdp=2, tp=3),
+    Scheme(ddp=2, fsdp=2),
+    Scheme(fsdp=2, pp=2),
+]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("tied", [False, True])
+def test_pytorch_shares_the_weights_so(scheme, tied):
+    """The plans that a run uses, with slices of unequal sizes: 31 token ids and 5 blocks."""
+    config = replace(CONFIG, vocab_size=31, n_layers=5, tie_weights=tied)
+    of_ranks = [sum(held.bytes for held in held_by(rank, config, scheme).values()) for rank in range(scheme.size)]
+    a_stage = scheme.size // scheme.pp
+    largest = [max(of_ranks[first : first + a_stage]) for first in range(0, scheme.size, a_stage)]
+    held = each_stage(config, Step(B, T), scheme)
+    assert [stage.weights for stage in held] == largest
+    assert all(stage.gradients == stage.optimizer // 2 == stage.weights for stage in held)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("scheme", [Scheme(tp=3), Scheme(fsdp=2), Scheme(fsdp=2, tp=3)], ids=str)
+def test_a_forward_on_one_device_of_several_keeps_so_much(scheme, precision):
+    """Between forward and backward, no block is gathered. What is in no block is; it was, when the measuring began."""
+    config, step = replace(CONFIG, vocab_size=30, n_layers=4), Step(4, T, precision=precision, attention="flash")
+    with pretended_group(0, scheme.size):
+        part = plans.shared_part(
+            config,
+            scheme,
+            Grid(scheme, "cpu", 1.0),
+            torch.float32,
+            attention="sdpa",
+            kernels="fused",
+            checkpoint_activations=False,
+            rows_at_once=ROWS_AT_ONCE,
+            autocast=lambda: autocast_of(step),
+        )
+        part.to_empty(device="cpu")
+        for parameter in part.parameters():
+            local(parameter.detach()).zero_()
+        part(*2 * [torch.zeros(1, 1, dtype=torch.int64)])
+        held = held_after(lambda ids: part(ids, ids), step.batch_size // scheme.data, step.tokens)
+    predicted = device_bytes(config, step, scheme)
+    gathered = 0
+    if scheme.fsdp > 1:
+        gathered = device_bytes(config, step._replace(precision="fp32"), scheme).copies
+    d_weight = 4 * config.vocab_size // scheme.tp * config.emb_dim
+    assert held == predicted.activations + predicted.copies - gathered + d_weight
+
+
+@pytest.mark.parametrize(("n_layers", "gathered"), [(1, 1), (4, 2)])
+def test_two_blocks_and_what_is_in_no_block_are_gathered(n_layers, gathered):
+    config = replace(CONFIG, n_layers=n_layers)
+    sizes = {name: 4 * prod(shape) for name, shape in parameter_shapes(config).items()}
+    of_a_block = sum(size for name, size in sizes.items() if name.startswith("trf_blocks.0."))
+    of_the_rest = sum(size for name, size in sizes.items() if not name.startswith("trf_blocks."))
+    assert device_bytes(config, Step(B, T), Scheme(fsdp=2)).copies == gathered * of_a_block + of_the_rest
 
 
 @pytest.mark.parametrize("zero", [1, 2])

@@ -104,7 +104,7 @@ class DeviceBytes(NamedTuple):
     gradients     its share of the gradients
     optimizer     its share of AdamW's two moments
     activations   what the forwards of the micro-batches in flight keep for their backwards
-    copies        weights in another form: rounded for the products, or gathered from other devices
+    copies        weights in another form: rounded for the products, and gathered from other devices
     head          the logits of a block of rows, what is computed of them, and the gradient of the head's weight
     """
 
@@ -164,13 +164,17 @@ def device_bytes(config: GPTConfig, step: Step, scheme: Scheme, *, zero: int = 0
 
     Stage 3 is the scheme fsdp.
     """
-    stages = (_stage_bytes(config, step, scheme, stage) for stage in _stages(config, scheme.pp))
-    held = max(stages, key=lambda held: held.total)
+    held = max(each_stage(config, step, scheme), key=lambda held: held.total)
     if zero >= 1:
         held = held._replace(optimizer=ceil(held.optimizer / scheme.data))
     if zero == 2:
         held = held._replace(gradients=ceil(held.gradients / scheme.data))
     return held
+
+
+def each_stage(config: GPTConfig, step: Step, scheme: Scheme) -> list[DeviceBytes]:
+    """What the fullest device of each stage of the pipeline holds; there is one stage if there is no pipeline."""
+    return [_stage_bytes(config, step, scheme, stage) for stage in _stages(config, scheme.pp)]
 
 
 class Stage(NamedTuple):
@@ -242,17 +246,17 @@ def _gathered(shapes: Shapes, scheme: Scheme) -> int:
 def _copies(step: Step, scheme: Scheme, stage: Stage, block: Shapes, ends: Shapes) -> int:
     """Bytes of the weights in another form.
 
-    With fsdp, those of BLOCKS_GATHERED blocks and of what is in no block are gathered, in the format of the products.
-    Otherwise, products that are not in the parameters' dtype take rounded copies of the blocks' matrices, which the
-    backward needs again.
+    Products that are not in the parameters' dtype take rounded copies of the blocks' matrices, which the backward needs
+    again. With fsdp, the parameters of BLOCKS_GATHERED blocks and those that are in no block are gathered, too.
     """
+    copies = 0
+    if step.product_size != step.size:
+        matrices = {name: shape for name, shape in block.items() if len(shape) > 1}
+        copies += step.product_size * stage.blocks * _gathered(matrices, scheme)
     if scheme.fsdp > 1:
         blocks = min(BLOCKS_GATHERED, stage.blocks)
-        return step.product_size * (blocks * _gathered(block, scheme) + _gathered(ends, scheme))
-    if step.product_size == step.size:
-        return 0
-    matrices = {name: shape for name, shape in block.items() if len(shape) > 1}
-    return step.product_size * stage.blocks * _gathered(matrices, scheme)
+        copies += step.size * (blocks * _gathered(block, scheme) + _gathered(ends, scheme))
+    return copies
 
 
 def _activations(config: GPTConfig, step: Step, scheme: Scheme, stage: Stage, rows: int) -> int:

@@ -39,14 +39,14 @@ def held_by(rank: int, config: GPTConfig, scheme: Scheme, dtype: torch.dtype = t
     plans.check(scheme, config)
     if not 0 <= rank < scheme.size:
         raise InputError(f"rank {rank} is no process of {scheme}; expected a number from 0 to {scheme.size - 1}")
-    with _pretended_group(rank, scheme.size):
+    with pretended_group(rank, scheme.size):
         part = plans.shared_part(config, scheme, Grid(scheme, "cpu", TIME_LIMIT), dtype)
         pieces = {name: slices.local(parameter) for name, parameter in part.model.named_parameters()}
     return {name: Held(tuple(piece.shape), piece.numel() * piece.element_size()) for name, piece in pieces.items()}
 
 
 @contextmanager
-def _pretended_group(rank: int, size: int) -> Iterator[None]:
+def pretended_group(rank: int, size: int) -> Iterator[None]:
     """Within the `with`, PyTorch takes this process for the one of that rank; exchanges do nothing."""
     from torch.testing._internal.distributed.fake_pg import FakeStore  # registers the kind of group, too
 
