@@ -151,15 +151,16 @@ def test_the_gradient_is_taken_once():
 # Other dtypes
 
 
-def test_under_autocast_products_are_bfloat16_and_the_rest_is_float32():
-    """The loss has float32's budget from bfloat16's logits, which are the same bits. The gradients have bfloat16's."""
+@pytest.mark.parametrize("short", ["bfloat16", "float16"])
+def test_under_autocast_products_are_short_and_the_rest_is_float32(short):
+    """The loss has float32's budget from short logits, which are the same bits. The gradients have the short one's."""
     hidden, weight, targets = arrays(scale=2.0)
     hidden, weight = hidden.astype(np.float32), weight.astype(np.float32)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", getattr(torch, short)):
         logits = F.linear(torch.from_numpy(hidden), torch.from_numpy(weight))
         ours = loss_and_gradients(loss_sum, hidden, weight, targets, 0.7)
         pytorchs = loss_and_gradients(whole, hidden, weight, targets, 0.7)
-    assert logits.dtype == torch.bfloat16
+    assert logits.dtype == getattr(torch, short)
     assert {array.dtype for array in ours.values()} == {np.dtype(np.float32)}
     identity = np.eye(V, dtype=np.float32)
     of_these_logits = loss_and_gradients(loss_sum, logits.float().numpy(), identity, targets)
@@ -168,12 +169,19 @@ def test_under_autocast_products_are_bfloat16_and_the_rest_is_float32():
 
     run = in_copies(hidden, weight, targets, 0.7, np.float64)
     truth = {name: np.asarray(copies[0]) for name, copies in run(1).items()}
-    rounding = rounding_errors(run, truth, "bfloat16")
+    rounding = rounding_errors(run, truth, short)
     allowed = {
         name: scaled(largest([rounding[name], difference(pytorchs[name], truth[name])]), FACTOR) for name in truth
     }
     wrong = [c for c in compare(ours, truth, allowed, dtype=np.float32) if not c.passed]
     assert not wrong, wrong
+
+
+def test_autocast_leaves_float64_as_it_is():
+    expected = loss_and_gradients(loss_sum, *arrays())
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = loss_and_gradients(loss_sum, *arrays())
+    assert all(np.array_equal(ours[name], expected[name]) for name in expected)
 
 
 def test_a_nearly_certain_target_keeps_its_gradient_in_bfloat16():

@@ -10,7 +10,7 @@
 
 Forward, block by block:
 
-    (1)  x = hidden @ weight^T
+    (1)  x = hidden @ weightᵀ
     (2)  h = max(x)                                           the shift cancels, and keeps exp from overflowing
     (3)  s = sum(exp(x - h))
     (4)  loss = sum over counted rows of (log(s) - (x[target] - h))
@@ -19,7 +19,7 @@ Derivation. The gradient of cross-entropy (`numpygpt.ops.cross_entropy` has its 
 
     (5)  d_x = d_loss (exp(x - h) / s - onehot(target))       0 for a row that does not count
     (6)  d_hidden = d_x @ weight
-    (7)  d_weight = sum over blocks of d_x^T @ hidden
+    (7)  d_weight = sum over blocks of d_xᵀ @ hidden
 
 All three are proportional to d_loss, which is one number. So a block's gradients are computed for d_loss = 1 as soon as
 its logits are there, in their memory, and the logits are gone before the next block. The backward only multiplies by
@@ -34,13 +34,13 @@ the same in each process, (5) and (7) are those of its slice, and (6) is one ter
 Saved: d_hidden and d_weight for d_loss = 1, each only if it is asked for. With a group, d_hidden is summed over the
 group in the forward, once for all rows: every process gets the whole gradient, and nobody has to reduce it again.
 Numbers: under autocast, the operands of the three products are cast to autocast's dtype, as it casts those of
-`nn.Linear`; softmax, loss and the sum over blocks (7) are at least float32.
+`nn.Linear`; softmax, loss and the sum over blocks (7) are at least float32. A gradient scaler's factor comes with
+d_loss, after the products (6) and (7), in which float16 takes a probability below 3e-8 as 0.
 Traps: a mean in the place of the sum, which weights blocks, micro-batches and processes by their number and not by
 their counted rows: who wants the mean divides by the counted rows of the whole batch. (h + log(s)) - x[target] for (4):
 see `numpygpt.ops.cross_entropy`. In (5), onehot subtracted after rounding to bfloat16: 0.999 - 1 would be 0.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -118,15 +118,14 @@ def _loss_and_gradients(
     d_weight = torch.zeros_like(weight, dtype=_at_least_float32(weight.dtype)) if options.wants_weight else None
     d_blocks = []
     blocks = zip(hidden.split(options.rows_at_once), targets.split(options.rows_at_once), strict=True)
-    with _without_autocast(hidden.device.type):
-        for rows, ids in blocks:
-            rows = rows.to(dtype)
-            loss_of_block, d_x = _block(rows @ head.T, ids, options)  # (1)
-            loss += loss_of_block
-            if options.wants_hidden:
-                d_blocks.append((d_x @ head).to(hidden.dtype))  # (6)
-            if d_weight is not None:
-                _add_product(d_weight, d_x.T, rows)  # (7)
+    for rows, ids in blocks:
+        rows = rows.to(dtype)
+        loss_of_block, d_x = _block(rows @ head.T, ids, options)  # (1)
+        loss += loss_of_block
+        if options.wants_hidden:
+            d_blocks.append((d_x @ head).to(hidden.dtype))  # (6)
+        if d_weight is not None:
+            _add_product(d_weight, d_x.T, rows)  # (7)
     d_hidden = torch.cat(d_blocks) if options.wants_hidden else None
     if d_hidden is not None and options.group is not None:
         dist.all_reduce(d_hidden, group=options.group)
@@ -177,17 +176,7 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 
 def _dtype_of_products(hidden: Tensor) -> torch.dtype:
-    """The dtype to which autocast would cast the operands of a product; it leaves float64 as it is."""
-    if hidden.dtype != torch.float64 and _is_autocast(hidden.device.type):
-        return torch.get_autocast_dtype(hidden.device.type)
-    return hidden.dtype
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """A context in which every dtype is as it is written here."""
-    return torch.autocast(device_type, enabled=False) if _is_autocast(device_type) else nullcontext()
-
-
-def _is_autocast(device_type: str) -> bool:
-    """Whether autocast is on. The device "meta" has none."""
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    """The dtype to which autocast would cast the operands of a product. It leaves float64, and the device "meta"."""
+    device = hidden.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if autocast and hidden.dtype != torch.float64 else hidden.dtype
