@@ -164,7 +164,7 @@ def _check_files(folder: Path, checksums: Mapping[str, str], team: OneProcess | 
         except OSError as error:
             raise InputError(f"the checkpoint {folder} lacks a file: {name}: {_reason(error)}") from error
         if found != checksums[name]:
-            raise InputError(f"the file {name} of the checkpoint {folder} is damaged: its SHA-256 differs from {VALUES}")
+            raise InputError(f"{name} in the checkpoint {folder} is damaged: its SHA-256 is not the one in {VALUES}")
 
 
 def _check_tensors(folder: Path, tensors: Mapping[str, Tensor], names: set[str]) -> None:

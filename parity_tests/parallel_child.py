@@ -1,0 +1,219 @@
+"""One of the processes of test_parallel_schemes.py: `python -m parity_tests.parallel_child FOLDER [long]`.
+
+The processes join as torchrun's environment says, share every run of their number one after another, and leave what
+the tests read in the folder: an .npz file a run, and facts in JSON. With `long`, every run has STEPS steps.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from numpygpt.errors import InputError
+from numpygpt.model.scheme import Scheme
+from numpygpt.training.team import OneProcess
+from parity_tests import parallel_cases
+from parity_tests.parallel_cases import (
+    CASES,
+    MAX_NORM,
+    SAVED,
+    Case,
+    count,
+    first_weights,
+    micro_batches,
+    results,
+    train_alone,
+)
+from torchgpt.parallel import sharded
+from torchgpt.parallel.model import ParallelModel
+from torchgpt.parallel.team import gather, join
+
+TIME_LIMIT = 60
+CPU = torch.device("cpu")
+#: A power of two, so that scaled gradients have the same digits.
+SCALE = 8.0
+
+
+def build(case, team, **changes):
+    config, dtype = case.config, getattr(torch, case.dtype)
+    how = {"rows_at_once": 11, **dict(case.how), **changes}
+    model = ParallelModel.build(config, Scheme.of(case.scheme, team.size), team, device=CPU, dtype=dtype, **how)
+    for name, whole in first_weights(config, dtype).items():
+        model.fill(name, whole)
+    return model
+
+
+def placed_batches(model, case, step):
+    batches = micro_batches(case, step)
+    return [model.place(*batch) for batch in batches], count(batches)
+
+
+def take_step(model, optimizer, case, step):
+    loss = model.gradients(*placed_batches(model, case, step), SCALE)
+    model.multiply_gradients(1 / SCALE)
+    norms = model.norms()
+    model.clip(model.norm(), MAX_NORM)
+    clipped = dict(model.each_whole(gradients_of(model))) if step == 0 else {}
+    optimizer.step()
+    return loss, norms, clipped
+
+
+def gradients_of(model):
+    return {name: parameter.grad for name, parameter in model.parameters().items()}
+
+
+def train(case, team):
+    """The same as `train_alone` gives, from all processes together; and the model and optimizer that are left."""
+    model = build(case, team)
+    optimizer = parallel_cases.optimizer_of(model.parameters().values())
+    losses, norms, first = [], [], {}
+    for step in range(case.steps):
+        loss, norms_now, clipped = take_step(model, optimizer, case, step)
+        first = first or clipped
+        losses.append(loss.item())
+        norms.append([norm.item() for norm in norms_now.values()])
+    assert len(set(map(str, gather(team, (losses, norms))))) == 1, "the processes differ"
+    batch = micro_batches(case, 0)[0]
+    evaluated = {"loss": torch.tensor(model.loss(*batch), dtype=torch.float64), "logits": model.logits(batch[0])}
+    return results(losses, norms, first=first, last=dict(model.each_whole()), evaluated=evaluated), model, optimizer
+
+
+def moments(model, optimizer):
+    """What a checkpoint has: the weights, and the optimizer's moments."""
+    parameters = model.parameters()
+    pieces = {"model": parameters}
+    for kind in ("exp_avg", "exp_avg_sq"):
+        pieces[kind] = {name: optimizer.state[parameter][kind] for name, parameter in parameters.items()}
+    return {f"{kind}.{name}": t for kind, held in pieces.items() for name, t in model.distributed(held).items()}
+
+
+def whole(model, tensors):
+    """Every tensor of a checkpoint, whole."""
+    arrays = {}
+    for kind in ("model", "exp_avg", "exp_avg_sq"):
+        pieces = {name: sharded_piece(tensors[f"{kind}.{name}"]) for name in model.parameters()}
+        arrays |= {f"{kind}.{name}": tensor.numpy() for name, tensor in model.each_whole(pieces)}
+    return arrays
+
+
+def sharded_piece(tensor):
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def save_while_training(folder, model, optimizer, case, team):
+    """Save a checkpoint, take a step while it is written, and then record what was to be saved."""
+    tensors = moments(model, optimizer)
+    expected = whole(model, tensors)
+    saving = sharded.start_saving(folder / f"checkpoint-{team.size}", tensors, {"step": case.steps}, team)
+    take_step(model, optimizer, case, case.steps)
+    saving.wait()
+    return expected
+
+
+def load_as(scheme, folder, team):
+    """The tensors of the checkpoint that two processes saved, loaded by these."""
+    model = build(Case(scheme), team)
+    optimizer = parallel_cases.optimizer_of(model.parameters().values())
+    take_step(model, optimizer, Case(scheme), 0)  # which makes the moments
+    tensors = moments(model, optimizer)
+    values = sharded.load(folder / "checkpoint-2", tensors, team)
+    return whole(model, tensors), values
+
+
+def runs_of_one_process(processes, longer):
+    """What the runs are compared with, and who computes it: plain PyTorch, or a `ParallelModel` in one process."""
+    cases = [case.longer if longer else case for case in CASES[processes]]
+    runs = [(case.alone, dtype, "plain") for case in cases for dtype in {"float64", case.dtype}]
+    if processes == 2:
+        runs += [(case.alone, case.dtype, "one") for case in cases if case.scheme == "ddp=2"]
+    return sorted(set(runs))
+
+
+def save_alone(run, folder):
+    case, dtype, how = run
+    arrays = train_alone(case, getattr(torch, dtype)) if how == "plain" else train(case, OneProcess())[0]
+    np.savez(folder / f"{how}, {case.name}, in {dtype}.npz", **arrays)
+
+
+def draws_of_dropout(scheme, team):
+    """Each process's first random number after `seed`."""
+    build(Case(scheme), team).seed(5)
+    return team.gather(float(torch.rand(())))
+
+
+def decisions(team):
+    """What the team's own methods give."""
+
+    def refuse_in(rank, error):
+        def action():
+            if team.rank == rank:
+                raise error
+            return team.rank
+
+        return action
+
+    def message_of(method, action):
+        try:
+            return method(action)
+        except (InputError, RuntimeError, ZeroDivisionError) as error:
+            return f"{type(error).__name__}: {error}"
+
+    last = team.size - 1
+    told = {
+        "any": (team.any(False), team.any(team.rank == last)),
+        "first_does": team.first_does(lambda: f"by {team.rank}"),
+        "first_refuses": message_of(team.first_does, refuse_in(0, InputError("no such file"))),
+        "first_fails": message_of(team.first_does, refuse_in(0, ZeroDivisionError("a bug"))),
+        "agree": message_of(team.agree, refuse_in(-1, InputError("not said"))),
+        "one_refuses": message_of(team.agree, refuse_in(last, InputError("no such file"))),
+        "one_fails": message_of(team.agree, refuse_in(last, ZeroDivisionError("a bug"))),
+    }
+    return team.gather(told)
+
+
+def after_a_death(team):
+    """The last process is gone; how the others notice."""
+    started = time.monotonic()
+    if team.rank == team.size - 1:
+        os._exit(0)
+    try:
+        team.any(True)
+    except RuntimeError as error:
+        return {"noticed": type(error).__name__, "seconds": time.monotonic() - started}
+    return {"noticed": None}
+
+
+def main(folder, longer):
+    team = join(time_limit=TIME_LIMIT)
+    facts = {"decisions": decisions(team), "seconds": {}}
+    for case in CASES[team.size]:
+        case = case.longer if longer else case
+        started = time.monotonic()
+        arrays, model, optimizer = train(case, team)
+        if team.is_first:
+            np.savez(folder / f"{case.name}.npz", **arrays)
+        if case.scheme in [saved.scheme for saved in SAVED] and case.tied and case.dtype == "float64":
+            saved = save_while_training(folder, model, optimizer, case, team)
+            np.savez(folder / f"saved-{team.size}-by-{team.rank}.npz", **saved)
+        facts["seconds"][case.name] = time.monotonic() - started
+    if team.size == 2:
+        facts["draws"] = {scheme: draws_of_dropout(scheme, team) for scheme in ("ddp=2", "fsdp=2", "tp=2", "pp=2")}
+    else:
+        loaded, facts["values"] = load_as("fsdp=2,tp=2", folder, team)
+        np.savez(folder / f"loaded-{team.size}-by-{team.rank}.npz", **loaded)
+    for run in runs_of_one_process(team.size, longer)[team.rank :: team.size]:
+        save_alone(run, folder)
+    team.gather("all are done")
+    facts["death"] = after_a_death(team)
+    if team.is_first:
+        (folder / f"facts-{team.size}.json").write_text(json.dumps(facts))
+    os._exit(0)  # the group has lost a process, and cannot be left in order
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), longer=sys.argv[2:] == ["long"])
