@@ -29,7 +29,7 @@ from numpygpt.training.loop import Plan, train
 from numpygpt.training.numpy_backend import NumpyBackend
 from numpygpt.training.options import PRESET_OPTIONS, Options, declaration
 from numpygpt.training.progress import Progress
-from numpygpt.training.run import TrainingRun, refuse_another_run
+from numpygpt.training.run import TrainingRun, folder_of, refuse_another_run
 from numpygpt.training.team import Team
 
 
@@ -89,9 +89,11 @@ def _resume(maker: Maker, parsed: argparse.Namespace, new_progress: Callable[[],
     if fixed:
         flags = ", ".join(map(flag, sorted(fixed)))
         raise InputError(f"{flags} cannot change in a resumed run; leave them out, or start a new run with --out")
-    path = read_checkpoint(parsed.resume).path
-    with _locked_by_the_first(maker.team, path.parent):
-        training = TrainingRun.resume(maker, path, **given)
+    if not parsed.resume.exists():
+        read_checkpoint(parsed.resume)  # it says what was expected
+    directory = folder_of(parsed.resume)
+    with _locked_by_the_first(maker.team, directory):
+        training = TrainingRun.resume(maker, directory, **given)
         progress, schedule_ends = new_progress(), training.options.schedule_steps
         if "steps" in given and schedule_ends is not None and training.options.steps > schedule_ends:
             progress.write(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from numpygpt.errors import InputError
-from numpygpt.formats import book, checkpoint, hugging_face, nanogpt, openai, torch_file
+from numpygpt.formats import book, checkpoint, hugging_face, nanogpt, openai, slices, torch_file
 from numpygpt.formats.foreign import ForeignModel
 from numpygpt.sections import SavedSections
 
@@ -30,6 +30,7 @@ class Kind(NamedTuple):
 
 FOLDERS = (
     Kind("numpygpt", checkpoint.FILE_NAME, checkpoint.read_checkpoint),
+    Kind("numpygpt, in slices", slices.VALUES, slices.read_slices),
     Kind(hugging_face.KIND, hugging_face.CONFIG, hugging_face.read_folder),
     Kind(openai.KIND, openai.SETTINGS, openai.read_folder),
     Kind(nanogpt.KIND, nanogpt.FILE_NAME, nanogpt.read_folder),

@@ -1,7 +1,8 @@
 """What the training loop needs of a backend. A backend does the computing, in NumPy, PyTorch or something else."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from numpygpt.data.tokenizer import Encoding
 from numpygpt.model.config import GPTConfig
@@ -60,6 +61,32 @@ class Backend(Protocol):
         """Everything that the next step depends on, in the sections model, optimizer, random and data.
 
         The arrays may be the backend's own, which its next step changes, unless `state_is_a_copy`.
+        """
+
+
+@runtime_checkable
+class Pending(Protocol):
+    """Something that is being written."""
+
+    def is_done(self) -> bool:
+        """Whether this process has written its part."""
+
+    def wait(self) -> None:
+        """Wait until it is written; all processes together. InputError if it cannot be."""
+
+
+@runtime_checkable
+class WritesSlices(Protocol):
+    """A backend of many processes, each of which can write what it holds."""
+
+    @property
+    def in_slices(self) -> bool:
+        """Whether the checkpoints on the way are to be written so."""
+
+    def start_slices(self, folder: Path, sections: Mapping[str, Mapping[str, Any]]) -> Pending:
+        """Begin to write a checkpoint in slices (`numpygpt.formats.slices`); all processes together.
+
+        sections   the values of sections that are not the backend's own
         """
 
 

@@ -5,12 +5,14 @@
     step                how many steps are done
     loss                of the step's batch before the step, in nats a token
     lr                  the learning rate of the step
-    grad_norm           the norm of all its gradients together, before clipping
+    grad_norm           the norm of all its gradients together, before clipping; null for a step that was left out
+                        because they overflowed
     tokens_per_second   its tokens over its time, without evaluations, samples and saves
     val_loss            the validation loss after it, if it was evaluated then
 """
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -56,7 +58,7 @@ class Journal:
             "step": run.step,
             "loss": taken.loss,
             "lr": run.options.learning_rate(run.step - 1),
-            "grad_norm": taken.grad_norm,
+            "grad_norm": taken.grad_norm if math.isfinite(taken.grad_norm) else None,
             "tokens_per_second": run.tokens_per_step / seconds,
         }
         if run.history and run.history[-1].step == run.step:

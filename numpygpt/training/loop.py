@@ -83,8 +83,10 @@ def train(run: TrainingRun, plan: Plan, progress: Progress) -> Path:
             if plan.samples.is_due(run):
                 progress.sampled(run, *_timed(run.sample))
             if plan.saves.is_due(run) and not run.finished:
-                _save(run, progress)
-        path = _save(run, progress)
+                progress.saving(run)
+                run.save_on_the_way()
+        progress.saving(run)
+        path = run.save()
         run.wait()
         if journal.failure:
             progress.write(f"the log {run.directory / LOG_NAME} was not written to its end: {journal.failure}")
@@ -95,11 +97,6 @@ def _evaluate(run: TrainingRun, plan: Plan, progress: Progress) -> None:
     progress.evaluated(run, *_timed(run.evaluate))
     if plan.keep_best and run.best_step == run.step:
         run.save_best()
-
-
-def _save(run: TrainingRun, progress: Progress) -> Path:
-    progress.saving(run)
-    return run.save()
 
 
 def _timed(call: Callable[[], Result]) -> tuple[Result, float]:

@@ -2,6 +2,7 @@
 
     DIR/checkpoint.safetensors        the run as it was saved last, which is after its last step if it has ended
     DIR/earlier/step-....safetensors  the run as it was saved before that, if more than one checkpoint is kept
+    DIR/slices/step-...               the run as its many processes have saved it on the way, if they do
     DIR/best/checkpoint.safetensors   the run as it was when its validation loss was lowest
     DIR/log.jsonl                     a line for each step (`numpygpt.training.journal`)
     DIR/losses.png                    the loss curves
@@ -14,6 +15,7 @@ that is stopped and resumed gives the same, bit for bit, as a run that never sto
 import math
 import os
 import shlex
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -28,12 +30,13 @@ from numpygpt.errors import InputError
 from numpygpt.files import LOCK_NAME, remove_abandoned
 from numpygpt.formats.checkpoint import FILE_NAME, read_checkpoint, write_checkpoint
 from numpygpt.formats.kinds import refuse_other_models
+from numpygpt.formats.slices import read_slices
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.saving import saved_config
 from numpygpt.pictures.losses import plot_losses
-from numpygpt.sections import Section, named_in_errors, value_of
-from numpygpt.training import earlier
-from numpygpt.training.backend import Backend, Maker, Task
+from numpygpt.sections import SavedSections, Section, named_in_errors, value_of
+from numpygpt.training import earlier, sliced
+from numpygpt.training.backend import Backend, Maker, Pending, Task, WritesSlices
 from numpygpt.training.corpus import Corpus, read_corpus
 from numpygpt.training.options import Options
 from numpygpt.training.step import StepTaken
@@ -78,6 +81,7 @@ class TrainingRun:
     tokens_seen   how many tokens these steps were trained on
     history       the evaluations so far
     saved_step    the step of the checkpoint in the folder; None as long as this run has none there
+    sliced_step   the step of the last checkpoint in slices; None if there is none
     """
 
     def __init__(self, task: Task, directory: Path, maker: Maker, backend: Backend) -> None:
@@ -87,6 +91,8 @@ class TrainingRun:
         self.step = self.tokens_seen = 0
         self.history: list[Evaluation] = []
         self.saved_step: int | None = None
+        self.sliced_step: int | None = None
+        self._pending: tuple[int, Pending] | None = None
         self._has_written = False
         self._writer = Writer(in_background=backend.state_is_a_copy)
 
@@ -117,14 +123,9 @@ class TrainingRun:
         Raises InputError if there is no checkpoint of a run, if another run keeps its best one in that folder, if the
         text is not the one that the run learns from, and for fewer steps than it has done.
         """
-        saved = read_checkpoint(directory)
-        if saved.path.name != FILE_NAME:
-            raise InputError(
-                f"{saved.path} is not the last checkpoint of a run, so no run goes on from it; copy it to a new folder "
-                f"as {FILE_NAME}, and resume that folder"
-            )
-        directory = saved.path.parent
+        directory = folder_of(directory)
         refuse_the_best_folder(directory)
+        saved = _last_checkpoint(directory)
         if SECTION not in saved:
             raise InputError(f"the checkpoint {saved.path} holds a model but no training run; start one with --out")
         state = saved.values(SECTION)
@@ -143,7 +144,11 @@ class TrainingRun:
         corpus = _same_corpus(options, tokenizer, config, directory, text_sha256)
         task = Task(options, config, tokenizer, corpus)
         run = cls(task, directory, maker, maker.load(task, saved))
-        run.step, run.tokens_seen, run.history, run.saved_step = step, tokens_seen, history, step
+        run.step, run.tokens_seen, run.history = step, tokens_seen, history
+        if saved.path.name == FILE_NAME:
+            run.saved_step = step
+        else:
+            run.sliced_step = step
         run._has_written = True
         return run
 
@@ -174,6 +179,8 @@ class TrainingRun:
             raise InputError(f"{error}; {self._way_back()}") from error
         self.step += 1
         self.tokens_seen += self.tokens_per_step
+        if self._pending is not None and not self.team.any(not self._pending[1].is_done()):
+            self._wait_for_slices()  # all have written, so nobody has to wait
         return taken
 
     def evaluate(self) -> Evaluation:
@@ -201,19 +208,35 @@ class TrainingRun:
         Raises InputError, and leaves the last one as it was, if the weights or their loss are not finite: nobody could
         go on from such weights.
         """
-        evaluated_now = bool(self.history) and self.history[-1].step == self.step
-        if not evaluated_now and not math.isfinite(loss := self.backend.probe()):
-            raise self._diverged(f"the loss is {loss}")
+        self._refuse_a_diverged_run()
+        self._wait_for_slices()
         sections, step = self._sections(), self.step
 
         def write() -> None:
-            self._write(self.directory, sections, self._keep_last)
+            self._write(self.directory, sections, lambda: self._keep_last_before(step))
             self.saved_step = step
             earlier.prune(self.directory, step, self.options.keep - 1)
             remove_abandoned(self.directory / BEST)
+            sliced.remove_all(self.directory)
+            self.sliced_step = None
 
         self._let_write(write)
         return self.directory / FILE_NAME
+
+    def save_on_the_way(self) -> Path:
+        """Save the run at a step that is not its last: in slices, if the backend does so; returns the path.
+
+        Errors as `save`.
+        """
+        backend = self.backend
+        if not (isinstance(backend, WritesSlices) and backend.in_slices):
+            return self.save()
+        self._refuse_a_diverged_run()
+        self._wait_for_slices()
+        folder = sliced.path_of(self.directory, self.step)
+        self.team.first_does(lambda: make_writable(folder.parent))
+        self._pending = self.step, backend.start_slices(folder, {SECTION: self._values()})
+        return folder
 
     def save_best(self) -> Path:
         """Write the run as the best so far, beside its last checkpoint; returns the path. It may go on as in `save`."""
@@ -225,6 +248,7 @@ class TrainingRun:
 
     def wait(self) -> None:
         """Wait until all that was saved is on the disk. Raises InputError if it could not be written."""
+        self._wait_for_slices()
         self._or_diverged(self._writer.wait)
 
     @property
@@ -244,6 +268,33 @@ class TrainingRun:
         )
         return path
 
+    def _refuse_a_diverged_run(self) -> None:
+        """Raise InputError if the loss is not finite. It is computed, unless the run was evaluated at this step."""
+        evaluated_now = bool(self.history) and self.history[-1].step == self.step
+        if not evaluated_now and not math.isfinite(loss := self.backend.probe()):
+            raise self._diverged(f"the loss is {loss}")
+
+    def _wait_for_slices(self) -> None:
+        """Wait until the last slices are written, and remove those that are no longer kept."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        step, writing = pending
+        writing.wait()
+        self.sliced_step = step
+        self.team.first_does(self._tidy_slices)
+
+    def _tidy_slices(self) -> None:
+        assert self.sliced_step is not None
+        if not self._has_written:
+            self._remove_the_run_before()
+            (self.directory / FILE_NAME).unlink(missing_ok=True)
+            for step in sliced.steps(self.directory):
+                if step != self.sliced_step:
+                    shutil.rmtree(sliced.path_of(self.directory, step), ignore_errors=True)
+            self._has_written = True
+        sliced.prune(self.directory, self.sliced_step, self.options.keep)
+
     def _let_write(self, write: Callable[[], object]) -> None:
         """Let the first process write."""
         self._or_diverged(lambda: self._writer.write(write))
@@ -253,7 +304,8 @@ class TrainingRun:
         try:
             self.team.first_does(action)
         except InputError as error:
-            bad = _not_finite(self._sections())
+            sections = self._sections()
+            bad = self.team.first_does(lambda: _not_finite(sections))  # only the first process has the arrays
             raise (self._diverged("the run cannot be saved", bad) if bad else error) from error
 
     def _write(
@@ -272,8 +324,8 @@ class TrainingRun:
         self._writer.wait()
         return not self._has_written and (self.directory / FILE_NAME).exists()
 
-    def _keep_last(self) -> None:
-        if self.options.keep > 1 and self.saved_step is not None and self.saved_step != self.step:
+    def _keep_last_before(self, step: int) -> None:
+        if self.options.keep > 1 and self.saved_step is not None and self.saved_step != step:
             earlier.keep(self.directory, self.saved_step)
 
     def _remove_the_run_before(self) -> None:
@@ -281,16 +333,19 @@ class TrainingRun:
         (self.directory / BEST / FILE_NAME).unlink(missing_ok=True)
         earlier.remove_all(self.directory)
 
-    def _sections(self) -> dict[str, Section]:
-        """All that is saved."""
-        values = {
+    def _values(self) -> dict[str, Any]:
+        """The values of the section "run"."""
+        return {
             "options": self.options.to_dict(),
             "text_sha256": self.text_sha256,
             "step": self.step,
             "tokens_seen": self.tokens_seen,
             "history": [asdict(evaluation) for evaluation in self.history],
         }
-        return {**self.backend.state(), SECTION: Section(values, {})}
+
+    def _sections(self) -> dict[str, Section]:
+        """All that is saved."""
+        return {**self.backend.state(), SECTION: Section(self._values(), {})}
 
     # A run that has diverged
 
@@ -306,8 +361,9 @@ class TrainingRun:
             self.wait()
         if not self._has_written:
             return f"nothing was saved: start again with a lower learning rate, such as {lower}"
-        last = self.saved_step is not None
-        step = self.saved_step if last else self.best_step
+        saved = [step for step in (self.saved_step, self.sliced_step) if step is not None]
+        last = bool(saved)
+        step = max(saved) if saved else self.best_step
         program = self.maker.program
         command = shlex.join(_resume(self.directory, program)) if last else _resume_best(self.directory, program)
         return (
@@ -342,7 +398,7 @@ def refuse_another_run(directory: Path, *, overwrite: bool) -> None:
     run keeps its best checkpoint there, or if the folder cannot be searched for these.
     """
     try:
-        is_there = (directory / FILE_NAME).exists()
+        is_there = (directory / FILE_NAME).exists() or bool(sliced.steps(directory))
     except OSError as error:
         raise InputError(f"cannot write to the folder {directory}: {error.strerror}; choose another") from error
     refuse_the_best_folder(directory)
@@ -366,6 +422,28 @@ def refuse_the_best_folder(directory: Path) -> None:
             f"{directory} belongs to the run in {parent}, which replaces what is there; choose another folder, or go "
             f"on from a copy of its best checkpoint: {_resume_best(parent)}"
         )
+
+
+def folder_of(path: Path) -> Path:
+    """The folder of the run that is named by its folder or by its last checkpoint. InputError for another file."""
+    if path.is_dir() or not path.exists():
+        return path
+    if path.name != FILE_NAME:
+        raise InputError(
+            f"{path} is not the last checkpoint of a run, so no run goes on from it; copy it to a new folder "
+            f"as {FILE_NAME}, and resume that folder"
+        )
+    return path.parent
+
+
+def _last_checkpoint(directory: Path) -> SavedSections:
+    """The checkpoint of the latest step in the folder of a run, whole or in slices. InputError if there is none."""
+    steps = sliced.steps(directory)
+    if steps and (directory / FILE_NAME).exists():
+        whole = read_checkpoint(directory)
+        if SECTION in whole and whole.values(SECTION).get("step", 0) >= steps[-1]:
+            return whole
+    return read_slices(sliced.path_of(directory, steps[-1])) if steps else read_checkpoint(directory)
 
 
 def _resume(directory: Path, program: str = "numpygpt") -> list[str]:

@@ -30,8 +30,8 @@ class StepTaken(NamedTuple):
 
     @property
     def grad_norm(self) -> float:
-        """The norm of all gradients together."""
-        return common_norm(self.norms)
+        """The norm of all gradients together; not finite if a step was left out because its gradients overflowed."""
+        return math.hypot(*self.norms.values())
 
 
 def loss_and_grads_of(

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from numpygpt.sections import SavedSections, Section, named_in_errors, value_of
 from numpygpt.shapes import Array, Integer
 from numpygpt.training.adamw import MOMENTS
 from numpygpt.training.backend import Task
+from numpygpt.training.clipping import common_norm
 from numpygpt.training.numpy_backend import position_of
 from numpygpt.training.step import StepTaken
 from numpygpt.training.team import OneProcess
@@ -36,6 +38,7 @@ from torchgpt.engine.optimizer import Optimizer
 from torchgpt.engine.precision import LossScale, autocast_of
 from torchgpt.engine.settings import Settings
 from torchgpt.engine.verify import verified
+from torchgpt.parallel import sharded
 from torchgpt.parallel.model import ParallelModel
 from torchgpt.parallel.team import ProcessTeam, gather
 
@@ -191,20 +194,50 @@ class TorchBackend:
 
     def state(self) -> dict[str, Section]:
         """See `Backend`. Only the first process gets the arrays, which all processes together have."""
-        moments = {kind: self.optimizer.moments(kind) for kind in MOMENTS}
-        pieces = {f"{kind}.{name}": whole for kind in MOMENTS for name, whole in self._whole(moments[kind])}
-        own = Section(
-            {"settings": self.settings.to_dict(), "loss_scale": self.scale.state(), "scheme": str(self.model.scheme)},
-            {f"masks.{rank}": state for rank, state in enumerate(gather(self.team, self._mask_state()))},
-        )
-        values = {"config": self.config.to_dict(), "tokenizer": self.options.tokenizer}
-        return {
-            "model": Section(values, dict(self._whole(None))),
-            "optimizer": Section(self.optimizer.values(), pieces),
-            "random": Section({}, {"generator": self._draws_state()}),
-            "data": Section({"position": self.batches.position}, {}),
-            SECTION: own,
+        values, small = self._small_state()
+        arrays: dict[str, dict[str, Array]] = {name: {} for name in values}
+        for key, array in small.items():
+            section, _, name = key.partition(".")
+            arrays[section][name] = array
+        arrays[MODEL] = dict(self._whole(None))
+        for kind in MOMENTS:
+            moments = self._whole(self.optimizer.moments(kind))
+            arrays["optimizer"] |= {f"{kind}.{name}": whole for name, whole in moments}
+        return {name: Section(values[name], arrays[name]) for name in values}
+
+    def _small_state(self) -> tuple[dict[str, dict[str, Any]], dict[str, Array]]:
+        """The values of each section, and the arrays that are not cut into slices, by section and name."""
+        masks = gather(self.team, self._mask_state())
+        values: dict[str, dict[str, Any]] = {
+            MODEL: {"config": self.config.to_dict(), "tokenizer": self.options.tokenizer},
+            "optimizer": self.optimizer.values(),
+            "random": {},
+            "data": {"position": self.batches.position},
+            SECTION: {
+                "settings": self.settings.to_dict(),
+                "loss_scale": self.scale.state(),
+                "scheme": str(self.model.scheme),
+            },
         }
+        states = {f"{SECTION}.masks.{rank}": state for rank, state in enumerate(masks)}
+        return values, {"random.generator": self._draws_state(), **states}
+
+    @property
+    def in_slices(self) -> bool:
+        """See `numpygpt.training.backend.WritesSlices`."""
+        return self.settings.sharded
+
+    def start_slices(self, folder: Path, sections: Mapping[str, Mapping[str, Any]]) -> sharded.Saving:
+        """See `numpygpt.training.backend.WritesSlices`."""
+        values, small = self._small_state()
+        weights = self.model.distributed(self.model.parameters())
+        tensors = {f"{MODEL}.{name}": piece for name, piece in weights.items()}
+        for kind in MOMENTS:
+            pieces = self.model.distributed(self.optimizer.moments(kind))
+            tensors |= {f"optimizer.{kind}.{name}": piece for name, piece in pieces.items()}
+        if self.team.is_first:
+            tensors |= {name: torch.from_numpy(array) for name, array in small.items()}
+        return sharded.start_saving(folder, tensors, {**values, **sections}, self.team)
 
     # A step
 
@@ -216,7 +249,7 @@ class TorchBackend:
             self.scale.overflowed()
             self.notes.append(f"the gradients overflowed fp16: no step was taken; the scale is now {self.scale.value:g}")
             return
-        norm = step.grad_norm
+        norm = common_norm(step.norms)
         factor = min(1.0, self.options.clip / (norm + 1e-6)) if self.options.clip else 1.0
         if factor != self.scale.value:
             self.model.multiply_gradients(factor / self.scale.value)
