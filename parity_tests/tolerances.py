@@ -4,6 +4,8 @@ FLOAT64_NORMWISE   largest ‖ours - PyTorch's‖ / ‖PyTorch's‖ of a tensor 
 COMPLEX_STEP       largest ‖ours - complex step's‖ / ‖complex step's‖ of a gradient
 FLOAT64_CURVE      largest difference between our losses and PyTorch's (nats) along 200 steps of training in float64;
                    each step starts with the rounding errors of the steps before
+FLOAT64_SHARED     largest difference between a run that several processes share and the run of one, along 20 steps in
+                   float64: of all losses (nats), gradients, their norms, or weights, taken together
 FACTOR             how many times as large as the errors of a sound computation ours may be
                    (`torchgpt.checks.parity`): in float32, and in float64 in each row and at extreme scales
 """
@@ -13,5 +15,6 @@ from numpygpt.checks.gradcheck import THRESHOLD as COMPLEX_STEP
 from torchgpt.checks.parity import FACTOR
 
 FLOAT64_CURVE = 1e-9
+FLOAT64_SHARED = 1e-10
 
-__all__ = ["COMPLEX_STEP", "FACTOR", "FLOAT64_CURVE", "FLOAT64_NORMWISE"]
+__all__ = ["COMPLEX_STEP", "FACTOR", "FLOAT64_CURVE", "FLOAT64_NORMWISE", "FLOAT64_SHARED"]
