@@ -142,10 +142,14 @@ def test_a_models_hidden_states_give_the_gradients_of_its_logits(config):
             agree(ours[name], parameter.grad, name)
 
 
-def test_the_gradient_is_taken_once():
+@pytest.mark.parametrize("power", [1, 2])
+def test_a_second_derivative_is_refused(power):
+    """The gradient of a power of the loss depends on the loss."""
     hidden, weight, targets = (torch.from_numpy(array) for array in arrays())
-    (d_weight,) = torch.autograd.grad(loss_sum(hidden, weight.requires_grad_(), targets), weight, create_graph=True)
-    assert not d_weight.requires_grad
+    loss = loss_sum(hidden, weight.requires_grad_(), targets) ** power
+    (d_weight,) = torch.autograd.grad(loss, weight, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"does not require grad|differentiate twice"):
+        d_weight.sum().backward()
 
 
 # Other dtypes

@@ -71,8 +71,8 @@ def loss_sum(
     group          the processes that share it. Each calls this with the same hidden, targets and rows_at_once, and
                    gets the same loss, the whole gradient of hidden, and the gradient of its own slice of the weight
 
-    Targets are not checked here: each is -100 or an id of the vocabulary. There is no second derivative: the gradients
-    do not require one.
+    Targets are not checked here: each is -100 or an id of the vocabulary. There is no second derivative: PyTorch
+    raises RuntimeError where one is asked for.
     """
     grad = torch.is_grad_enabled()
     asked = grad and hidden.requires_grad, grad and weight.requires_grad
