@@ -7,7 +7,8 @@
 The contenders: book (the book's model and its loop, in float32), eager-fp32 (a GPT of PyTorch's own norms, GELU and
 flash attention), eager-bf16 (the same under autocast), compiled (the same, compiled), nanogpt (the same with what
 nanoGPT's train.py adds: fused AdamW, clipping, and the vocabulary padded to a multiple of 64), and torchgpt (a step of
-`torchgpt train`). All train the same model from the same weights, and keep parameters and moments in float32.
+`torchgpt train --precision bf16 --attention flash --compile`, with its data loading, its loss in blocks of rows, and
+its clipping). All train the same model from the same weights, and keep parameters and moments in float32.
 
 Each contender is timed at the batch size that gives it the most tokens a second. The search begins with
 --first-batch-size, which it doubles until memory runs out, or halves if already the first is too large; then it tries
@@ -314,8 +315,8 @@ def run(parsed: argparse.Namespace) -> int:
     results = []
     turns = [(preset, name) for preset in parsed.presets for name in parsed.contenders]
     for preset, name in tqdm(turns, unit="contender", leave=False, dynamic_ncols=True):
-        config = replace(MODELS[preset], drop_rate=0.0)
-        setting = Setting(preset, config, parsed.tokens or config.context_length, device)
+        tokens = parsed.tokens or MODELS[preset].context_length
+        setting = Setting(preset, replace(MODELS[preset], drop_rate=0.0, context_length=tokens), tokens, device)
         results.append(measured(setting, name, parsed))
     lines, about = table(results, peaks), facts(parsed, device, peaks)
     print(as_text(lines))
