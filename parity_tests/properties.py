@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 import torchgpt
-from numpygpt.checks import gradcheck
+from numpygpt.checks.derivatives import STEP, THRESHOLD
 from numpygpt.checks.source import Only
 from numpygpt.data.loader import DataLoader
 from numpygpt.data.tokenizer import get_tokenizer
@@ -197,11 +197,11 @@ def _agrees_with_complex_step(forward: Any, arrays: dict[str, Array], rng: np.ra
     gradients = backward(d_output)
     for _ in range(3):
         directions = {name: rng.standard_normal(array.shape) for name, array in arrays.items()}
-        stepped, _ = forward({name: array + 1j * gradcheck.STEP * directions[name] for name, array in arrays.items()})
-        expected = (d_output * stepped).sum().imag / gradcheck.STEP
+        stepped, _ = forward({name: array + 1j * STEP * directions[name] for name, array in arrays.items()})
+        expected = (d_output * stepped).sum().imag / STEP
         products = [(directions[name] * gradients[name]).sum() for name in arrays]
         error = np.abs(sum(products) - expected) / np.linalg.norm(products)
-        assert error <= gradcheck.THRESHOLD, error
+        assert error <= THRESHOLD, error
 
 
 #: A few leaves, with frozen ones above and between them. The weights of queries and values without those of the keys

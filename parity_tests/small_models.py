@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from numpygpt.checks import gradcheck
+from numpygpt.checks import own_gradients
 from numpygpt.layers.key_value_cache import KeyValueCache
 from numpygpt.model.config import ACTIVATIONS, GPTConfig
 from numpygpt.model.gpt import GPTModel
@@ -63,7 +63,7 @@ def assert_agrees(ours, expected):
 
 def assert_same_gradients(ours, expected):
     """The gradients agree to gradcheck's threshold. Some are zero, except for rounding."""
-    wrong = [verdict for verdict in gradcheck.judge("", ours, expected) if verdict.passed is False]
+    wrong = [verdict for verdict in own_gradients.judge("", ours, expected) if verdict.passed is False]
     assert not wrong
     assert list(ours) == list(expected)
 

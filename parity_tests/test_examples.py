@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from numpygpt.checks.gradcheck import complex_step, judge
+from numpygpt.checks.derivatives import complex_step
+from numpygpt.checks.own_gradients import judge
 from parity_tests.properties import agree
 from parity_tests.tolerances import FLOAT64_CURVE
 

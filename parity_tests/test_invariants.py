@@ -14,7 +14,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from numpygpt import parallel
-from numpygpt.checks import gradcheck
+from numpygpt.checks import own_gradients
 from numpygpt.checks.record import Call
 from numpygpt.layers.key_value_cache import KeyValueCache
 from numpygpt.model.config import GPTConfig
@@ -45,7 +45,7 @@ from parity_tests.tolerances import FLOAT64_NORMWISE
 
 def cases(seed=0):
     """The cases of gradcheck, which has every operation and layer."""
-    return gradcheck.cases(np.random.default_rng(seed))
+    return own_gradients.cases(np.random.default_rng(seed))
 
 
 each_case = pytest.mark.parametrize("case", list(cases()), ids=lambda case: case.name)

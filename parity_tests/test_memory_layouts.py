@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from numpygpt import parallel
-from numpygpt.checks import gradcheck
+from numpygpt.checks import own_gradients
 from numpygpt.layers import multi_head_attention
 from numpygpt.layers import parameters as p
 from numpygpt.model import body
@@ -72,7 +72,7 @@ def assert_same_from_any_layout(backward, d_y, layout):
 def differentiated():
     """Each operation and layer once, with what its forward saved and a random cotangent."""
     found = {}
-    for case in gradcheck.cases(np.random.default_rng(0)):
+    for case in own_gradients.cases(np.random.default_rng(0)):
         output, saved = case.operation.forward(*case.arguments.values(), **case.options)
         if np.ndim(output):
             found[case.operation.__name__] = case, saved, np.random.default_rng(1).standard_normal(output.shape)

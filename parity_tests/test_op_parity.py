@@ -11,7 +11,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from numpygpt.checks.compare import compare, difference, norms
-from numpygpt.checks.gradcheck import complex_step, judge
+from numpygpt.checks.derivatives import complex_step
+from numpygpt.checks.own_gradients import judge
 from numpygpt.checks.record import Call, differentiated
 from numpygpt.checks.records import OPERATIONS
 from numpygpt.tree import mapped, mapped_by_name, named
@@ -126,7 +127,7 @@ def assert_parity(record, call, dtype):
 @settings(max_examples=5)
 @given(data=st.data())
 def test_gradients_are_complex_steps(record, data):
-    """The derivative is taken along random directions of each argument; `test_gradcheck` takes element by element.
+    """The derivative is taken along random directions of each argument; `test_own_gradients` takes element by element.
 
     For each direction, all terms of <gradient, direction> have the same sign, so that nothing cancels.
     """

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from numpygpt import layers, objectives, ops
-from numpygpt.checks import gradcheck, records
+from numpygpt.checks import own_gradients, records
 from numpygpt.checks.planting import Bug, Change
 from numpygpt.checks.record import BugsOnly, Call, Record, differentiated, missing
 from numpygpt.checks.records import BUGS, CONTROLS, OPERATIONS, RECORDS
@@ -127,6 +127,6 @@ def test_a_call_asks_for_the_gradients_of_what_is_trained_and_of_x_where_it_want
 
 def test_a_new_record_is_checked_by_gradcheck_at_once(monkeypatch):
     monkeypatch.setitem(OPERATIONS, "cube", COMPLETE)
-    assert [case.name for case in gradcheck.cases(np.random.default_rng(0))][-1] == "cube"
+    assert [case.name for case in own_gradients.cases(np.random.default_rng(0))][-1] == "cube"
     monkeypatch.setitem(OPERATIONS, "cube", COMPLETE._replace(complex_step="it compares numbers"))
-    assert "cube" not in [case.name for case in gradcheck.cases(np.random.default_rng(0))]
+    assert "cube" not in [case.name for case in own_gradients.cases(np.random.default_rng(0))]

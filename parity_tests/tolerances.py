@@ -11,7 +11,7 @@ FACTOR             how many times as large as the errors of a sound computation 
 """
 
 from numpygpt.checks.compare import FLOAT64_NORMWISE
-from numpygpt.checks.gradcheck import THRESHOLD as COMPLEX_STEP
+from numpygpt.checks.derivatives import THRESHOLD as COMPLEX_STEP
 from torchgpt.checks.parity import FACTOR
 
 FLOAT64_CURVE = 1e-9

@@ -87,6 +87,6 @@ NOT_PLANTED: dict[str, str] = {
         "a fault of the checks: test_comparator.py puts the same relative error into a small and a large tensor"
     ),
     "a zero gradient passes because the cotangent annihilates it (softmax, LayerNorm under a sum)": (
-        "a fault of the checks: test_gradcheck.py demands that such a cotangent gives no verdict"
+        "a fault of the checks: test_own_gradients.py demands that such a cotangent gives no verdict"
     ),
 }

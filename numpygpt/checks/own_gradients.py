@@ -1,9 +1,4 @@
-"""Gradient checks by complex step: for every operation, and for a small whole model.
-
-The derivative of an analytic function L along an element x is Im L(x + i h) / h with an error of order h² (Squire &
-Trapp 1998, "Using complex variables to estimate derivatives of real functions", SIAM Review 40). Nothing is subtracted,
-so h = 1e-30 loses no digit, and the reference is exact to a few roundings: about 1e-14. A wrong constant in the seventh
-digit shows as plainly as a missing term.
+"""The house's own gradients against complex step: of every operation, and of a small whole model.
 
 Every check differentiates L = <d_output, output>, the sum of the products of their elements, with a random cotangent
 d_output. A cotangent of ones would hide errors: L would be the sum of the outputs. Every row that softmax gives sums to
@@ -20,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numpygpt.checks.derivatives import THRESHOLD, complex_step
 from numpygpt.checks.record import Call, differentiated
 from numpygpt.checks.records import OPERATIONS
 from numpygpt.checks.source import AtRandom, Source
@@ -29,8 +25,6 @@ from numpygpt.ops import cross_entropy, gelu_erf
 from numpygpt.shapes import Array
 from numpygpt.tree import mapped_by_name, named
 
-STEP = 1e-30
-THRESHOLD = 1e-11
 #: How large a gradient that should be zero may be because of rounding, relative to the largest gradient of its case.
 ROUNDING = 1e-13
 
@@ -50,20 +44,6 @@ class Verdict(NamedTuple):
     elements: int
     error: float
     passed: bool | None
-
-
-def complex_step(function: Callable[[Array], Any], x: Array) -> Array:
-    """The gradient of a real-valued analytic function of a float64 array, element by element.
-
-    function   is called with a complex128 copy of x, once for each element; returns a scalar
-    """
-    gradient = np.empty(x.shape)
-    stepped = x.astype(np.complex128)
-    for index in np.ndindex(x.shape):
-        stepped[index] += STEP * 1j
-        gradient[index] = function(stepped).imag / STEP
-        stepped[index] = x[index]
-    return gradient
 
 
 def judge(case: str, ours: Mapping[str, Array], references: Mapping[str, Array]) -> list[Verdict]:
