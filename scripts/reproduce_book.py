@@ -215,15 +215,15 @@ def train_as_in_the_book(run: TrainingRun, record: Record, report: Report) -> Pa
 def chapter_5_training(listings: Any, report: Report, run: TrainingRun, record: Record) -> None:
     """Train, and report on the trained model; writes the checkpoint, the record and the loss curves."""
     written = [train_as_in_the_book(run, record, report)]
-    backend: Any = run.backend  # both have a model
     if run.step:
-        record.mask_seconds = listings.mask_seconds(backend.model, OPTIONS.batch_size, CONFIG.context_length)
+        model = listings.trained(run.backend)
+        record.mask_seconds = listings.mask_seconds(model, OPTIONS.batch_size, CONFIG.context_length)
         written += [record.save(run.directory), run.plot()]
         print_costs(record)
     tqdm.write(f"\nwrote {', '.join(map(str, written))}")
     if run.finished:
-        if run.step == figures.EPOCHS * backend.batches_in_an_epoch():
-            chapter_5_after_training(listings, report, backend.model)
+        if run.step == figures.EPOCHS * run.backend.batches_in_an_epoch():
+            chapter_5_after_training(listings, report, listings.trained(run.backend))
         record.figures = report.exact
         record.save(run.directory)
 

@@ -71,7 +71,12 @@ def train(run: TrainingRun, plan: Plan, progress: Progress) -> Path:
     are not finite when they are to be saved.
     """
     journal = Journal()
-    with stop_between_steps() as stop, progress.of(run), journal.of(run) if run.team.is_first else nullcontext():
+    with (
+        stop_between_steps() as stop,
+        run.begun_writing_is_ended(),
+        progress.of(run),
+        journal.of(run) if run.team.is_first else nullcontext(),
+    ):
         if run.step == 0 and not run.history and plan.evaluations.is_due(run):
             _evaluate(run, plan, progress)
         while not run.finished and not run.team.any(stop.requested):

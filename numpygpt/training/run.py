@@ -17,8 +17,8 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -250,6 +250,16 @@ class TrainingRun:
         """Wait until all that was saved is on the disk. Raises InputError if it could not be written."""
         self._wait_for_slices()
         self._or_diverged(self._writer.wait)
+
+    @contextmanager
+    def begun_writing_is_ended(self) -> Iterator[None]:
+        """Within the `with`, a checkpoint that is being written is written to its end, whatever is raised."""
+        try:
+            yield
+        except BaseException:
+            with suppress(InputError):
+                self._writer.wait()
+            raise
 
     @property
     def earlier_checkpoints(self) -> list[Path]:

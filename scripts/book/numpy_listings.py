@@ -23,7 +23,7 @@ class Listings:
     `book.torch_listings.Listings` is its twin.
 
     package    the package with the functions whose names and calls do not differ
-    training   the backend of the training loop
+    training   what makes the backend of the training loop
     """
 
     package = numpygpt
@@ -42,6 +42,10 @@ class Listings:
     def new_model(self, config: GPTConfig) -> GPTModel:
         """A model with fresh weights."""
         return GPTModel(config, seed=self.rng)
+
+    def trained(self, backend: NumpyBackend) -> GPTModel:
+        """The model that the backend trains."""
+        return backend.model
 
     def num_parameters(self, model: GPTModel) -> int:
         """How many values are trained."""

@@ -6,17 +6,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import torchgpt
-from book.torch_backend import DEVICE, TorchBackend
 from numpygpt.data.tokenizer import Encoding
 from numpygpt.model.config import GPTConfig
+from numpygpt.training.team import OneProcess
+from torchgpt.engine.backend import Maker, TorchBackend
+from torchgpt.engine.settings import Settings
 from torchgpt.model import GPTModel
+
+DEVICE = "cpu"
 
 
 class Listings:
     """The twin of `book.numpy_listings.Listings`, which describes the methods and attributes."""
 
     package = torchgpt
-    training = TorchBackend
+    training = Maker(Settings(device=DEVICE, kernels="book"), OneProcess(), torch.device(DEVICE))
 
     def __init__(self, tokenizer: Encoding) -> None:
         self.tokenizer = tokenizer
@@ -28,6 +32,13 @@ class Listings:
     def new_model(self, config: GPTConfig) -> GPTModel:
         """A model with fresh weights, for evaluation."""
         return GPTModel(config).eval()
+
+    def trained(self, backend: TorchBackend) -> GPTModel:
+        """The model that the backend trains, with a copy of its weights."""
+        with torch.random.fork_rng(devices=[]):  # the weights that it draws are replaced at once
+            model = GPTModel(backend.config)
+        model.load_state_dict({name: whole.clone() for name, whole in backend.model.each_whole()})
+        return model.eval()
 
     def num_parameters(self, model: GPTModel) -> int:
         """How many values are trained."""
