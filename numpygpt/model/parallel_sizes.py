@@ -26,6 +26,7 @@ the allocator, CUDA and the communication library take for themselves (a GB or t
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from math import ceil, prod
 from typing import NamedTuple
 
@@ -101,7 +102,7 @@ class DeviceBytes(NamedTuple):
     """Bytes that one device holds.
 
     weights       its share of the parameters
-    gradients     its share of the gradients
+    gradients     its share of the gradients; under fsdp also the sums over micro-batches, which are whole
     optimizer     its share of AdamW's two moments
     activations   what the forwards of the micro-batches in flight keep for their backwards
     copies        weights in another form: rounded for the products, and gathered from other devices
@@ -204,7 +205,7 @@ def _stage_bytes(config: GPTConfig, step: Step, scheme: Scheme, stage: Stage) ->
     in_flight = min(pieces * step.micro_batches, scheme.pp - stage.number)
     return DeviceBytes(
         weights=weights,
-        gradients=weights,
+        gradients=weights + _added_up(step, scheme, stage, block, ends),
         optimizer=2 * weights,
         activations=in_flight * _activations(config, step, scheme, stage, rows),
         copies=_copies(step, scheme, stage, block, ends),
@@ -217,7 +218,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 def _parameters(config: GPTConfig, stage: Stage) -> tuple[Shapes, Shapes]:
     """The shapes of a block's parameters, and of the stage's other parameters."""
-    shapes = parameter_shapes(replace(config, n_layers=1))
+    shapes = _shapes_with_one_block(config)
     block = {name: shape for name, shape in shapes.items() if name.startswith("trf_blocks.")}
     first = {"tok_emb.weight", "pos_emb.weight"}
     last = {name for name in shapes if name.startswith(("final_norm.", "out_head."))}
@@ -225,6 +226,11 @@ def _parameters(config: GPTConfig, stage: Stage) -> tuple[Shapes, Shapes]:
         last.add("tok_emb.weight")
     wanted = (first if stage.is_first else set()) | (last if stage.is_last else set())
     return block, {name: shape for name, shape in shapes.items() if name in wanted}
+
+
+@cache
+def _shapes_with_one_block(config: GPTConfig) -> Shapes:
+    return parameter_shapes(replace(config, n_layers=1))
 
 
 def _share(name: str, shape: Sequence[int], scheme: Scheme) -> int:
@@ -243,18 +249,29 @@ def _gathered(shapes: Shapes, scheme: Scheme) -> int:
     return sum(_share(name, shape, scheme._replace(fsdp=1)) for name, shape in shapes.items())
 
 
+def _added_up(step: Step, scheme: Scheme, stage: Stage, block: Shapes, ends: Shapes) -> int:
+    """Bytes of the whole gradients in which a device of fsdp adds up several micro-batches, before it shares the sum.
+
+    So gradients travel once in a step, and not once in a micro-batch.
+    """
+    if scheme.fsdp == 1 or (step.micro_batches == 1 and scheme.pp == 1):
+        return 0
+    return step.size * (stage.blocks * _gathered(block, scheme) + _gathered(ends, scheme))
+
+
 def _copies(step: Step, scheme: Scheme, stage: Stage, block: Shapes, ends: Shapes) -> int:
     """Bytes of the weights in another form.
 
     Products that are not in the parameters' dtype take rounded copies of the blocks' matrices, which the backward needs
-    again. With fsdp, the parameters of BLOCKS_GATHERED blocks and those that are in no block are gathered, too.
+    again. With fsdp, the parameters of BLOCKS_GATHERED blocks and those that are in no block are gathered, too. A
+    pipeline gathers each of its blocks once in a step, and keeps it, because it goes forward and backward by turns.
     """
     copies = 0
     if step.product_size != step.size:
         matrices = {name: shape for name, shape in block.items() if len(shape) > 1}
         copies += step.product_size * stage.blocks * _gathered(matrices, scheme)
     if scheme.fsdp > 1:
-        blocks = min(BLOCKS_GATHERED, stage.blocks)
+        blocks = min(BLOCKS_GATHERED, stage.blocks) if scheme.pp == 1 else stage.blocks
         copies += step.size * (blocks * _gathered(block, scheme) + _gathered(ends, scheme))
     return copies
 
