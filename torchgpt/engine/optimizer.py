@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from numpygpt.errors import InputError
 from numpygpt.sections import SavedSections, named_in_errors
@@ -37,16 +37,14 @@ class Optimizer:
 
     def _make(self) -> None:
         """A new optimizer of PyTorch's, which has taken no step."""
-        parameters = self.model.parameters()
+        of_rates: dict[tuple[float, float], list[nn.Parameter]] = {}
         named = {name: group for group in self.groups for name in group.names}
+        for name, parameter in self.model.parameters().items():
+            of_rates.setdefault(self._rates(named.get(name)), []).append(parameter)
         self._torch = torch.optim.AdamW(
             [
-                {
-                    "params": [parameter],
-                    "lr_scale": named[name].lr_scale if name in named else 1.0,
-                    "weight_decay": self._decay_of(named.get(name)),
-                }
-                for name, parameter in parameters.items()
+                {"params": parameters, "lr_scale": lr_scale, "weight_decay": weight_decay}
+                for (lr_scale, weight_decay), parameters in of_rates.items()
             ],
             lr=self.lr,
             betas=self.betas,
@@ -54,8 +52,11 @@ class Optimizer:
             fused=self.model.device.type in ("cpu", "cuda", "mps"),
         )
 
-    def _decay_of(self, group: NamedGroup | None) -> float:
-        return self.weight_decay if group is None or group.weight_decay is None else group.weight_decay
+    def _rates(self, group: NamedGroup | None) -> tuple[float, float]:
+        """The multiple of the learning rate, and the weight decay, of a group; None: of what is in no group."""
+        if group is None:
+            return 1.0, self.weight_decay
+        return group.lr_scale, self.weight_decay if group.weight_decay is None else group.weight_decay
 
     def step(self, learning_rate: float) -> None:
         """Take a step with the parameters' gradients."""
