@@ -45,7 +45,7 @@ def run(parsed: argparse.Namespace) -> int:
     if settings.device == "meta":
         return _show_shares(parsed, settings)
     device = device_of(settings.device)
-    team = join(device.type, time_limit=settings.time_limit)
+    team = join(device.type, time_limit=float(settings.time_limit))
     try:
         team.agree(lambda: autocast_of(settings.precision, device, parsed.dtype or "float32"))
         maker = Maker(settings, team, device, given)

@@ -75,17 +75,24 @@ class LossScale:
 
     def fitted(self) -> None:
         """Count a step without an overflow, and double the scale if there were enough of them."""
+        if not self.adapts:
+            return
         self.steps_without_overflow += 1
-        if self.adapts and self.steps_without_overflow == GROWTH_INTERVAL:
+        if self.steps_without_overflow == GROWTH_INTERVAL:
             self.value *= 2
             self.steps_without_overflow = 0
 
     def state(self) -> dict[str, Any]:
-        """What is saved, in types that JSON has."""
-        return {"value": self.value, "steps_without_overflow": self.steps_without_overflow}
+        """What is saved, in types that JSON has; nothing without fp16."""
+        return {"value": self.value, "steps_without_overflow": self.steps_without_overflow} if self.adapts else {}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned. InputError for anything else. Without fp16 nothing is loaded."""
+        """Go on from what `state` returned. InputError for anything else.
+
+        A run that has not been in fp16 before begins with the first scale, and without fp16 nothing is loaded.
+        """
+        if not state:
+            return
         value, steps = value_of(state, "value", float), value_of(state, "steps_without_overflow", int)
         if not (0 < value < float("inf") and 0 <= steps < GROWTH_INTERVAL):
             raise InputError(f"the loss scale is {value} after {steps} steps; expected a positive number")
