@@ -73,6 +73,8 @@ def by_numpy(trace: Trace) -> tuple[str, Budgets]:
         measured = _evened(difference(shorter[name], truth), truth)
         for format_, roundoff in FORMATS.items():
             allowed = scaled(measured, MULTIPLE * roundoff / FORMATS["float32"])
+            if ".exp_avg_sq." in name:
+                allowed = added(allowed, _squared(budgets[format_][_gradient_of(name)]))
             budgets[format_][name] = with_reference(allowed, truth, format_)
         if trace.settings.dtype == "float32":
             _add_the_references_own(budgets, name)
@@ -105,6 +107,17 @@ def with_reference(allowed: Norms, truth: Array, format_: str) -> Norms:
     if format_ != "float64":
         return allowed
     return Norms(max(allowed.tensor, normwise(truth).tensor), allowed.rows)
+
+
+def _gradient_of(second_moment: str) -> str:
+    """The name of the gradient whose square the second moment holds."""
+    step, _, parameter = second_moment.partition(".exp_avg_sq.")
+    return f"d_{parameter}" if step == "step1" else f"{step}.d_{parameter}"
+
+
+def _squared(error: Norms) -> Norms:
+    """A bound of the norms of an error's square: (g + e)² has the error 2 g e, which is proportional, and e²."""
+    return Norms(error.tensor**2, error.rows**2)
 
 
 def _add_the_references_own(budgets: Budgets, name: str) -> None:

@@ -222,6 +222,12 @@ def is_given(name: str) -> bool:
     return name in (INPUTS, TARGETS, PROMPT) or name.startswith(KEEP) or is_parameter(name)
 
 
+def is_state(name: str) -> bool:
+    """Whether it is one of AdamW's moments or parameters after a step."""
+    step, _, rest = name.partition(".")
+    return step.startswith("step") and rest != "loss" and not rest.startswith("d_")
+
+
 def _train(model: GPTModel, optimizer: AdamW, given: Mapping[str, Array], steps: int, tell: Watch) -> None:
     """Take the steps. In the first, every activation and its gradient is told; in the later ones, what they return."""
     for step in range(1, steps + 1):

@@ -32,6 +32,7 @@ COMMANDS = {
     "embeddings": "draw the word vectors in two dimensions",
     "gradcheck": "check every gradient against complex step",
     "trace": "every tensor of a few training steps in one file, for ports to compare with",
+    "diff": "where another implementation first leaves a trace, and why",
 }
 
 #: The group of entry points by which other packages bring commands, as modules that `numpygpt.commands` describes.

@@ -1,0 +1,260 @@
+"""Why a candidate left the reference: which known cause gives the candidate's own tensor.
+
+The first wrong tensor is computed again from the candidate's own inputs under each cause (`numpygpt.checks.causes`). A
+cause *explains* the tensor if the result is within the budget of the candidate's. Those that explain it are ranked by
+how many faults elsewhere they leave unexplained, or would make, and then by how close they come. If no cause explains
+the tensor, nor a plain relation (zero, a multiple, transposed, another tensor), pairs of causes are tried.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+
+from numpygpt.checks.causes import Cause, causes
+from numpygpt.checks.compare import finite_norms
+from numpygpt.checks.dialects import Candidate
+from numpygpt.checks.diff import MISSING, WRONG, Diff
+from numpygpt.checks.replay import Replay, largest_replayed
+from numpygpt.checks.trace import Tensors, is_parameter
+from numpygpt.checks.trace_file import TraceFile, has_budget
+from numpygpt.shapes import Array
+
+#: How many of the causes that change the tensor are tried in pairs, and how many that explain it are looked at closely.
+MOST_IN_PAIRS, MOST_REPLAYED = 10, 24
+#: If a larger share of all activations has a fault of its own, the cause is none of these.
+MOST_FAULTS = 0.5
+#: How many times closer than our own code a cause must come to a tensor that is within its budget.
+MUCH_CLOSER = 2.0
+#: How many tensors with a fault of their own are diagnosed.
+MOST_DIAGNOSED = 3
+#: How many causes are offered for each.
+MOST_OFFERED = 5
+
+#: Goes through the causes and shows a person how far it has come.
+Progress = Callable[[Sequence[Cause]], Iterable[Cause]]
+
+
+class Offer(NamedTuple):
+    """A cause, or several that give the same.
+
+    names      of the causes; empty for a plain relation
+    what       in words
+    distance   ‖candidate's tensor - what the cause gives‖ / ‖candidate's tensor‖
+    left       how many faults it leaves unexplained, or would make, elsewhere
+    """
+
+    names: tuple[str, ...]
+    what: str
+    distance: float
+    left: int
+
+
+class Diagnosis(NamedTuple):
+    """The offers for a tensor, the likeliest first; `why_not` says why there is none."""
+
+    name: str
+    offers: list[Offer]
+    why_not: str = ""
+
+    @property
+    def lines(self) -> list[str]:
+        """What is said about it."""
+        if not self.offers:
+            return [f"`{self.name}`: {self.why_not}"]
+        return [f"your `{self.name}` {self._said(offer)}" for offer in self.offers]
+
+    def _said(self, offer: Offer) -> str:
+        if not offer.names:
+            return f"{offer.what}, to {offer.distance:.1e}"
+        return f"equals the reference with {' or '.join(offer.names)} to {offer.distance:.1e}: {offer.what}"
+
+
+def diagnose(
+    reference: TraceFile, candidate: Candidate, found: Diff, progress: Progress = lambda causes: causes
+) -> list[Diagnosis]:
+    """A diagnosis for each of the first tensors with a fault of their own that the diagnoses before do not explain.
+
+    progress   goes through the causes
+    """
+    suspects = [finding.name for finding in found.wrong if finding.verdict == WRONG]
+    if not suspects:
+        return [Diagnosis(f.name, [], "it is missing") for f in found.wrong[:1] if f.verdict == MISSING]
+    parameters = largest_replayed(reference.header.config)
+    if parameters is not None:
+        return [Diagnosis(suspects[0], [], f"a model of {parameters:,} parameters is too large: trace a smaller one")]
+    doctor = _Doctor(reference, candidate, progress)
+    forward = {name for name in doctor.names if not name.startswith(("d_", "step", "generated."))}
+    if len(doctor.faults & forward) > MOST_FAULTS * len(forward):
+        why_not = "most activations differ from what their own inputs lead to: is it another format (--dtype)?"
+        return [Diagnosis(suspects[0], [], why_not)]
+    diagnoses: list[Diagnosis] = []
+    while suspects and len(diagnoses) < MOST_DIAGNOSED:
+        diagnosis, explained = doctor.diagnose(suspects[0])
+        diagnoses.append(diagnosis)
+        suspects = [name for name in suspects[1:] if name in doctor.faults and name not in explained]
+    return diagnoses
+
+
+class _Doctor:
+    """The replays of a candidate.
+
+    base     what the replays are given: the candidate's own parameters, or the reference's for a fault in a parameter
+    sound    the replay without any cause
+    faults   the names of all tensors that differ from it
+    """
+
+    def __init__(self, reference: TraceFile, candidate: Candidate, progress: Progress) -> None:
+        self.replay = Replay(reference, candidate)
+        header = reference.header
+        self.causes = list(causes(header.config, header.settings))
+        self.progress = progress
+        self.names = [name for name in reference.order if has_budget(name) or is_parameter(name)]
+        self._give(self.replay.own)
+
+    def _give(self, base: Tensors) -> None:
+        self.base = base
+        self.sound = self.replay.run(given=base)
+        self.faults = self.replay.faults(self.names, self.sound)
+
+    def diagnose(self, name: str) -> tuple[Diagnosis, set[str]]:
+        """What explains the tensor, and the names of the faults that the likeliest cause explains."""
+        ours = self.replay.arrays.get(name)
+        if ours is None:
+            return Diagnosis(name, [], "its dtype is wrong"), set()
+        if not _is_usable(ours):
+            return Diagnosis(name, [], "it has a NaN or an infinity: look at what it is computed from"), set()
+        if is_parameter(name):
+            self._give(self.replay.given)
+        if self.replay.used(name, self.sound[name]) <= 1:
+            return self._upstream_of(name), set()
+        explaining, changing = self._try(name, self.progress(self.causes))
+        plain = list(relations(name, ours, self.sound, self.replay)) if ours.shape == self.sound[name].shape else []
+        if not explaining and not plain:
+            pairs = [one.together_with(other) for one, other in combinations(changing[:MOST_IN_PAIRS], 2)]
+            explaining, _ = self._try(name, pairs)
+        offers, explained = self._ranked(name, explaining)
+        offers += plain
+        why_not = "" if offers else "no known cause gives it; look at how it is computed"
+        return Diagnosis(name, offers[:MOST_OFFERED], why_not), explained
+
+    def _upstream_of(self, name: str) -> Diagnosis:
+        """Of a tensor that follows from its inputs, though it is wrong: an earlier error that is within its budget.
+
+        It is sought where the candidate is farthest from what its inputs lead to, in shares of the budget. A cause is
+        offered if it comes closer to that tensor than our own code does.
+        """
+        earlier = [other for other in self.names[: self.names.index(name)] if other in self.replay.arrays]
+        shares = {other: self.replay.used(other, self.sound[other]) for other in earlier}
+        if not shares or max(shares.values()) == 0:
+            return Diagnosis(name, [], "it follows from its inputs, which agree: the budget is too small for it")
+        suspect = max(shares, key=lambda other: shares[other])
+        _, changing = self._try(suspect, self.progress(self.causes))
+        of_sound = self.replay.distance(suspect, self.sound[suspect])
+        closer = [
+            cause
+            for cause in changing[:MOST_REPLAYED]
+            if self.replay.distance(suspect, cause.replayed(self.replay, self.base, up_to=suspect)[suspect])
+            < of_sound / MUCH_CLOSER
+        ]
+        offers, _ = self._ranked(suspect, closer)
+        why_not = f"it follows from its inputs; the largest error before it is in `{suspect}`, within the budget"
+        return Diagnosis(suspect if offers else name, offers[:MOST_OFFERED], why_not)
+
+    def _try(self, name: str, several: Iterable[Cause]) -> tuple[list[Cause], list[Cause]]:
+        """The causes that explain the tensor, the closest first; and those that change it, likewise."""
+        explaining, changing = [], []
+        for cause in several:
+            computed = cause.replayed(self.replay, self.base, up_to=name).get(name)
+            if computed is None or np.array_equal(computed, self.sound[name], equal_nan=True):
+                continue
+            distance = self.replay.distance(name, computed)
+            changing.append((distance, cause))
+            if self.replay.used(name, computed) <= 1:
+                explaining.append((distance, cause))
+        return _closest_first(explaining), _closest_first(changing)
+
+    def _ranked(self, name: str, explaining: Sequence[Cause]) -> tuple[list[Offer], set[str]]:
+        """The offers, and the faults that the first of them explains."""
+        replayed = [(cause, cause.replayed(self.replay, self.base)) for cause in explaining[:MOST_REPLAYED]]
+        offers: list[tuple[tuple[float, ...], Offer, set[str]]] = []
+        for alike in _grouped(replayed):
+            first, found = alike[0]
+            left = self.replay.faults(self.names, found) | (self.faults - found.keys())
+            distance = self.replay.distance(name, found[name])
+            offer = Offer(tuple(cause.name for cause, _ in alike), _in_words(first), distance, len(left))
+            offers.append(((len(left), _magnitude(distance)), offer, self.faults - left))
+        offers.sort(key=lambda ranked: ranked[0])
+        return [offer for _, offer, _ in offers], offers[0][2] if offers else set()
+
+
+def _closest_first(found: list[tuple[float, Cause]]) -> list[Cause]:
+    return [cause for _, cause in sorted(found, key=lambda pair: pair[0])]
+
+
+def _magnitude(distance: float) -> float:
+    """The same for distances that differ by less than a factor of 2, which is chance."""
+    return math.floor(math.log2(distance)) if distance > 0 else -math.inf
+
+
+def _is_usable(ours: Array) -> bool:
+    """Whether it has numbers to look at: no NaN, and no infinity but minus infinity, which is a masked score."""
+    return not (np.isnan(ours) | (ours == np.inf)).any()
+
+
+def _in_words(cause: Cause) -> str:
+    return f"{cause.what} (met in {cause.seen_at})" if "#" in cause.seen_at else cause.what
+
+
+def _grouped(replayed: Sequence[tuple[Cause, Tensors]]) -> list[list[tuple[Cause, Tensors]]]:
+    """The causes whose every tensor is the same, together."""
+    groups: list[list[tuple[Cause, Tensors]]] = []
+    for cause, found in replayed:
+        for group in groups:
+            if _same(group[0][1], found):
+                group.append((cause, found))
+                break
+        else:
+            groups.append([(cause, found)])
+    return groups
+
+
+def _same(some: Tensors, others: Tensors) -> bool:
+    return some.keys() == others.keys() and all(
+        np.array_equal(array, others[name], equal_nan=True) for name, array in some.items()
+    )
+
+
+# Plain relations
+
+
+def relations(name: str, ours: Array, sound: Tensors, replay: Replay) -> Iterator[Offer]:
+    """What the candidate's tensor is, in terms of what its inputs lead to, or of its other tensors."""
+    finite_ones = np.isfinite(sound[name])
+    expected = np.where(finite_ones, sound[name], 0)
+    finite = np.where(np.isfinite(ours), ours, 0)
+    size, of_expected = finite_norms(ours).tensor, finite_norms(sound[name]).tensor
+    if not size:
+        yield Offer((), "is zero", 0.0, 0)
+        return
+    if of_expected:
+        factor = float((finite * expected).sum() / of_expected**2)
+        multiple = np.where(finite_ones, factor * expected, sound[name])
+        yield from _if_close(name, multiple, f"is {factor:.6g} times what its inputs lead to", replay)
+    if ours.ndim > 1 and ours.shape[-1] == ours.shape[-2]:
+        yield from _if_close(name, sound[name].swapaxes(-1, -2), "has its last two axes exchanged", replay)
+    for shift in (1, -1):
+        if ours.ndim > 1:
+            shifted = np.roll(sound[name], shift, axis=-2)
+            yield from _if_close(name, shifted, f"has its rows {'later' if shift > 0 else 'earlier'} by one", replay)
+    for other, array in replay.arrays.items():
+        if other != name and array.shape == ours.shape and np.array_equal(array, ours):
+            yield Offer((), f"equals your `{other}`", 0.0, 0)
+            return
+
+
+def _if_close(name: str, computed: Array, what: str, replay: Replay) -> Iterator[Offer]:
+    if replay.used(name, computed) <= 1:
+        yield Offer((), what, replay.distance(name, computed), 0)

@@ -1,0 +1,286 @@
+"""Candidates: the tensors of another implementation, found under the names of a trace.
+
+Names are found in this order: by a map that the user gives; as the trace's own; as those of Hugging Face's GPT-2 or of
+nanoGPT, whose modules have the same names and keep their weights the other way round; and last by content. The state
+that llm.c writes is read as it is (`numpygpt.formats.llm_c`).
+
+    theirs                         ours
+    transformer.h.0.ln_1           trf_blocks.0.norm1, an activation: the output of that module
+    transformer.h.0.attn.c_attn    trf_blocks.0.att.queries, keys and values, side by side and not split into heads
+    h.0.ln_1.weight.grad           d_trf_blocks.0.norm1.scale: d_ in front or .grad behind makes it a gradient
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from numpygpt.checks.budgets import FORMATS
+from numpygpt.checks.compare import finite_norms, norms
+from numpygpt.checks.trace_file import BUDGET, FORMAT, TraceFile, has_budget, refuse_another_version
+from numpygpt.errors import InputError
+from numpygpt.formats import hugging_face, llm_c, nanogpt
+from numpygpt.formats.names import Table
+from numpygpt.formats.tensor_file import TensorFile
+from numpygpt.layers.multi_head_attention import split_heads
+from numpygpt.model.config import GPTConfig
+from numpygpt.reading import read_json, refuse_irregular
+from numpygpt.sections import Layout
+from numpygpt.shapes import Array
+
+KIND = "candidate"
+PREFIX = "transformer."
+#: The most bytes of a map of names.
+MOST_BYTES = 2**22
+#: A tensor is only taken for one of the reference's by its content if it differs by less than this share of its size.
+CLOSE_ENOUGH = 0.3
+
+#: {module of Hugging Face's GPT-2 or nanoGPT: the activations of ours that it outputs}.
+ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
+    "wte": ("tok_emb",),
+    "wpe": ("pos_emb",),
+    "drop": ("drop_emb",),
+    "h.{i}.ln_1": ("trf_blocks.{i}.norm1",),
+    "h.{i}.attn.c_attn": tuple(f"trf_blocks.{{i}}.att.{name}" for name in ("queries", "keys", "values")),
+    "h.{i}.attn.c_proj": ("trf_blocks.{i}.att.out_proj",),
+    "h.{i}.attn": ("trf_blocks.{i}.drop_att",),
+    "h.{i}.attn.resid_dropout": ("trf_blocks.{i}.drop_att",),
+    "h.{i}.ln_2": ("trf_blocks.{i}.norm2",),
+    "h.{i}.mlp.c_fc": ("trf_blocks.{i}.ff.layers.0",),
+    "h.{i}.mlp.act": ("trf_blocks.{i}.ff.layers.1",),
+    "h.{i}.mlp.gelu": ("trf_blocks.{i}.ff.layers.1",),
+    "h.{i}.mlp.c_proj": ("trf_blocks.{i}.ff.layers.2",),
+    "h.{i}.mlp": ("trf_blocks.{i}.drop_ff",),
+    "h.{i}.mlp.dropout": ("trf_blocks.{i}.drop_ff",),
+    "h.{i}": ("trf_blocks.{i}",),
+    "ln_f": ("final_norm",),
+    "lm_head": ("logits",),
+}
+
+Read = Callable[[], Array]
+
+
+class Candidate(NamedTuple):
+    """What another implementation computed.
+
+    path       its file
+    format     the number format that it was computed in, one of `budgets.FORMATS`
+    tensors    {our name: a function that reads the tensor}
+    theirs     {our name: their name} where the two differ
+    proposed   {our name: how close it is} of the names that were found by content
+    unknown    their names that are none of ours
+    partial    whether it need not have every tensor
+    """
+
+    path: Path
+    format: str
+    tensors: dict[str, Read]
+    theirs: dict[str, str]
+    proposed: dict[str, float]
+    unknown: list[str]
+    partial: bool = False
+
+
+def open_candidate(
+    path: Path,
+    reference: TraceFile,
+    *,
+    names: Path | None = None,
+    dtype: str | None = None,
+    partial: bool = False,
+) -> Candidate:
+    """The candidate in a file.
+
+    names     a JSON file {their name: our name}
+    dtype     the format that it was computed in; None: the shortest dtype in the file says it
+    partial   whether it need not have every tensor
+
+    Raises InputError for a file that is missing or damaged, a trace of a later version, a map that does not fit, and a
+    file without any tensor of the trace.
+    """
+    refuse_irregular(path, KIND)
+    if path.is_file() and llm_c.is_state(path):
+        found = llm_c.read_state(path, reference.header.config)
+        tensors: dict[str, Read] = {name: partial_of(array) for name, array in found.items()}
+        return Candidate(path, dtype or "float32", tensors, {}, {}, [], partial=True)
+    file = TensorFile(path, KIND, bfloat16=True)
+    if file.metadata.get("format") == FORMAT:
+        try:
+            refuse_another_version(file.metadata)
+        except InputError as error:
+            raise InputError(f"the {KIND} {path} cannot be used: {error}") from error
+    matched = _matched(file, reference, names)
+    return matched._replace(format=dtype or _format_of(file, matched), partial=partial)
+
+
+def partial_of(array: Array) -> Read:
+    """A function that returns the array."""
+    return lambda: array
+
+
+def _format_of(file: TensorFile, candidate: Candidate) -> str:
+    """The format of the shortest dtype of what is compared, loss aside."""
+    dtypes = {_dtype(file, candidate.theirs.get(name, name)) for name in candidate.tensors if has_budget(name)}
+    known = [dtype for dtype in dtypes if dtype in FORMATS]
+    return max(known, key=lambda dtype: FORMATS[dtype]) if known else "float32"
+
+
+def _dtype(file: TensorFile, name: str) -> str:
+    return file.layouts[name].dtype
+
+
+# Matching names
+
+
+def _matched(file: TensorFile, reference: TraceFile, names: Path | None) -> Candidate:
+    given = {} if names is None else _map_of(names, file, reference)
+    offered = [name for name in file.layouts if not name.startswith(BUDGET)]
+    tensors: dict[str, Read] = {}
+    theirs: dict[str, str] = {}
+    unknown: list[str] = []
+    needless: list[str] = []
+    dialect = Dialect(reference.header.config, file.layouts)
+    expected = set(reference.order)
+    for name in offered:
+        if name in given:
+            found: dict[str, Read] = {given[name]: partial(file.read, name)}
+        elif name in expected and name not in given.values():
+            found = {name: partial(file.read, name)}
+        else:
+            of_dialect = dialect.tensors(name, file.read)
+            found = {ours: read for ours, read in of_dialect.items() if ours in expected}
+            if not found:
+                (needless if of_dialect else unknown).append(name)
+        for ours, read in found.items():
+            if ours not in tensors or name in given:
+                tensors[ours], theirs[ours] = read, name
+    proposed = _by_content(file, reference, unknown, tensors, theirs)
+    if not any(has_budget(name) for name in tensors):
+        raise InputError(
+            f"the {KIND} {file.path} has none of the tensors of the trace; it has "
+            f"{', '.join(offered[:5]) or 'nothing'}: map its names by --names"
+        )
+    renamed = {ours: name for ours, name in theirs.items() if ours != name}
+    left = needless + [name for name in unknown if name not in theirs.values()]
+    return Candidate(file.path, "float64", tensors, renamed, proposed, left)
+
+
+def _map_of(path: Path, file: TensorFile, reference: TraceFile) -> dict[str, str]:
+    """The map of names. InputError unless each of their names is in the file, and each of ours in the trace."""
+    found = read_json(path, "map of names", MOST_BYTES)
+    for theirs, ours in found.items():
+        if theirs not in file.layouts:
+            raise InputError(f"the map {path} names {theirs!r:.80}, which is not in {file.path}")
+        if ours not in reference.order:
+            raise InputError(f"the map {path} gives {theirs!r:.80} the name {ours!r:.80}, which is not in the trace")
+    if len(set(found.values())) < len(found):
+        raise InputError(f"the map {path} gives one name to several tensors; give each its own")
+    return found
+
+
+class Dialect:
+    """The names of Hugging Face's GPT-2 and of nanoGPT.
+
+    config    of the reference
+    layouts   of the candidate's tensors: the shape of a matrix that is not square says which of the two it is
+    """
+
+    def __init__(self, config: GPTConfig, layouts: Mapping[str, Layout]) -> None:
+        self.config = config
+        self.rows = {row.theirs: row for row in self._table(layouts).expand(config)}
+
+    def _table(self, layouts: Mapping[str, Layout]) -> Table:
+        D = self.config.emb_dim
+        as_nanogpt = [
+            layout.shape == (3 * D, D)
+            for name, layout in layouts.items()
+            if plain(name)[0].endswith("attn.c_attn.weight")
+        ]
+        return nanogpt.TABLE if any(as_nanogpt) else hugging_face.TABLE
+
+    def tensors(self, theirs: str, read: Callable[[str], Array]) -> dict[str, Read]:
+        """What the tensor of this name holds, by our names; empty if the name is not known."""
+        base, is_gradient = plain(theirs)
+        prefix = "d_" if is_gradient else ""
+        row = self.rows.get(base) or self.rows.get(f"{PREFIX}{base}")
+        if row is not None:
+            return {
+                f"{prefix}{ours}": partial(_part_of_row, read, theirs, row.to_ours, part)
+                for part, ours in enumerate(row.ours)
+            }
+        ours = _activation(base.removeprefix(PREFIX))
+        return {
+            f"{prefix}{name}": partial(_part_of_activation, read, theirs, part, len(ours), self.config.n_heads)
+            for part, name in enumerate(ours)
+        }
+
+
+def plain(theirs: str) -> tuple[str, bool]:
+    """The name without what says that it is a gradient, and whether it is one."""
+    for prefix in ("d_", "grad."):
+        if theirs.startswith(prefix):
+            return theirs.removeprefix(prefix), True
+    return theirs.removesuffix(".grad"), theirs.endswith(".grad")
+
+
+def _activation(theirs: str) -> tuple[str, ...]:
+    parts = theirs.split(".")
+    if len(parts) > 1 and parts[0] == "h" and parts[1].isdigit():
+        general = ".".join(["h", "{i}", *parts[2:]])
+        return tuple(name.replace("{i}", parts[1]) for name in ACTIVATIONS.get(general, ()))
+    return ACTIVATIONS.get(theirs, ())
+
+
+def _part_of_row(
+    read: Callable[[str], Array], theirs: str, to_ours: Callable[[Array], list[Array]], part: int
+) -> Array:
+    return to_ours(read(theirs))[part]
+
+
+def _part_of_activation(read: Callable[[str], Array], theirs: str, part: int, parts: int, n_heads: int) -> Array:
+    """One of the tensors that lie side by side; three are queries, keys and values, which are split into heads."""
+    tensor = read(theirs)
+    if parts == 1:
+        batch_of_one = theirs.removeprefix(PREFIX).startswith("wpe") and tensor.ndim == 3 and len(tensor) == 1
+        return tensor[0] if batch_of_one else tensor
+    if tensor.ndim != 3 or tensor.shape[-1] % (parts * n_heads):
+        return tensor
+    return split_heads(np.split(tensor, parts, axis=-1)[part], n_heads)
+
+
+def _by_content(
+    file: TensorFile,
+    reference: TraceFile,
+    unknown: Iterable[str],
+    tensors: dict[str, Read],
+    theirs: dict[str, str],
+) -> dict[str, float]:
+    """Match each unknown tensor with the closest of the reference's that has its shape and no match yet."""
+    proposed = {}
+    wanting = {name: file.layouts[name] for name in unknown if file.layouts[name].dtype in FORMATS}
+    for name, layout in wanting.items():
+        closest, ours = min(
+            (
+                (_distance(file.read(name), reference.read(expected)), expected)
+                for expected in reference.order
+                if has_budget(expected)
+                and expected not in tensors
+                and reference.tensors.layouts[expected].shape == layout.shape
+                and layout.shape
+            ),
+            default=(np.inf, ""),
+        )
+        if closest < CLOSE_ENOUGH:
+            tensors[ours], theirs[ours], proposed[ours] = partial(file.read, name), name, closest
+    return proposed
+
+
+def _distance(ours: Array, expected: Array) -> float:
+    """‖ours - expected‖ / ‖expected‖ of the finite elements; infinite for tensors of zeros."""
+    size = finite_norms(expected).tensor
+    finite = np.isfinite(ours) & np.isfinite(expected)
+    return norms(np.where(finite, ours, 0) - np.where(finite, expected, 0)).tensor / size if size else np.inf
+
+

@@ -1,0 +1,209 @@
+"""Where a candidate first leaves a reference, and what only follows from that.
+
+Each tensor of the trace is judged in its order: forward, backward, optimizer, generation. It is *wrong* if it is
+farther from the reference than the budget of the candidate's format allows. A wrong tensor is *downstream* if it is
+what the candidate's own earlier tensors lead to: `numpygpt.checks.replay` computes it again from them. Otherwise it has
+a fault of its own.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from numpygpt.checks.budgets import FORMATS
+from numpygpt.checks.compare import Comparison, Norms, compare, finite_norms
+from numpygpt.checks.dialects import Candidate
+from numpygpt.checks.replay import Replay, largest_replayed
+from numpygpt.checks.trace import LOGITS, TOKENS, is_given, is_state
+from numpygpt.checks.trace_file import TraceFile
+from numpygpt.errors import InputError
+from numpygpt.shapes import Array
+
+#: How many elements are compared at a time, so that a large tensor needs no second one of its size.
+BLOCK = 2**18
+#: Squares outside these limits may have lost digits, or all.
+SQUARES = 1e-250, 1e250
+
+#: What is generated, and what it comes from.
+GENERATED_FROM = {LOGITS: "logits", TOKENS: LOGITS}
+
+WRONG, DOWNSTREAM, MISSING = "wrong", "downstream", "missing"
+
+
+class Finding(NamedTuple):
+    """What was found for a tensor.
+
+    comparison   with the reference
+    local        the share of the budget that it uses against what its own inputs lead to; None if that is unknown
+    verdict      "agrees", WRONG, DOWNSTREAM or MISSING
+    """
+
+    comparison: Comparison
+    local: float | None
+    verdict: str
+
+    @property
+    def name(self) -> str:
+        """The name of the tensor."""
+        return self.comparison.name
+
+
+class Diff(NamedTuple):
+    """All findings, in the order of the trace.
+
+    left_out   the names that a partial candidate does not have
+    """
+
+    format: str
+    findings: list[Finding]
+    left_out: list[str]
+
+    @property
+    def wrong(self) -> list[Finding]:
+        """The findings that are not agreement."""
+        return [finding for finding in self.findings if finding.verdict != "agrees"]
+
+    @property
+    def first(self) -> Finding | None:
+        """The first tensor that left its budget, or None."""
+        return next(iter(self.wrong), None)
+
+
+def diff(reference: TraceFile, candidate: Candidate) -> Diff:
+    """Judge every tensor. InputError for a format that there is no budget for, and for tensors that cannot be read."""
+    if candidate.format not in FORMATS:
+        raise InputError(f"the format is {candidate.format!r}; expected one of: {', '.join(FORMATS)}")
+    names = [name for name in reference.order if name in candidate.tensors or not is_given(name)]
+    left_out = [name for name in names if name not in candidate.tensors] if candidate.partial else []
+    comparisons = [_compared(name, reference, candidate) for name in names if name not in left_out]
+    wrong = [comparison for comparison in comparisons if not comparison.passed]
+    local = _local(reference, candidate, wrong)
+    bad: set[str] = set()
+    findings = []
+    for comparison in comparisons:
+        finding = Finding(comparison, local.get(comparison.name), "agrees")
+        if not comparison.passed:
+            finding = finding._replace(verdict=_verdict(comparison, finding.local, bad))
+            bad.add(comparison.name)
+        findings.append(finding)
+    return Diff(candidate.format, findings, left_out)
+
+
+def _verdict(comparison: Comparison, local: float | None, wrong_before: set[str]) -> str:
+    """wrong_before holds the names that are wrong among the earlier tensors."""
+    if comparison.fault == "missing":
+        return MISSING
+    follows = local is not None and local <= 1 and bool(wrong_before)
+    return DOWNSTREAM if follows or _comes_from(comparison.name) & wrong_before else WRONG
+
+
+def _comes_from(name: str) -> set[str]:
+    """Names from which the replay does not start anew: if one of them is wrong, so is this.
+
+    A parameter comes from the moments of its step. Loss and gradients of a later step come from the same code as those
+    of the first, and so do the logits of generation.
+    """
+    if name in GENERATED_FROM:
+        return {GENERATED_FROM[name]}
+    step, _, rest = name.partition(".")
+    if is_state(name):
+        return {f"{step}.exp_avg.{rest}", f"{step}.exp_avg_sq.{rest}"}
+    return {"loss", rest} if step.startswith("step") else set()
+
+
+def _local(reference: TraceFile, candidate: Candidate, wrong: list[Comparison]) -> dict[str, float]:
+    """The share of its budget that each wrong tensor uses against what its own inputs lead to."""
+    if not wrong or largest_replayed(reference.header.config) is not None:
+        return {}
+    replay = Replay(reference, candidate)
+    again = replay.run()
+    return {
+        comparison.name: replay.used(comparison.name, again[comparison.name])
+        for comparison in wrong
+        if comparison.name in again and comparison.name in replay.arrays
+    }
+
+
+# One tensor
+
+
+def _compared(name: str, reference: TraceFile, candidate: Candidate) -> Comparison:
+    if name not in candidate.tensors:
+        return Comparison(name, "missing", np.inf, 0.0, 0.0, np.inf)
+    ours, expected = candidate.tensors[name](), reference.read(name)
+    if is_given(name) or name == TOKENS:
+        return _equal(name, ours, expected, reference, candidate)
+    if expected.shape == () and ours.size == 1:
+        ours = ours.reshape(())
+    allowed = reference.budget(candidate.format, name)
+    if name == LOGITS:
+        ours, expected, allowed = _up_to_another_token(ours, expected, allowed, reference, candidate)
+    return compared(name, ours, expected, allowed)
+
+
+def compared(name: str, ours: Array, expected: Array, allowed: Norms) -> Comparison:
+    """The comparison of a tensor of any floating-point dtype, in little memory where it has nothing special."""
+    fast = _in_blocks(ours, expected)
+    if fast is None:
+        dtype = ours.dtype if np.issubdtype(ours.dtype, np.floating) else expected.dtype
+        return compare({name: ours}, {name: expected}, {name: allowed}, dtype=dtype)[0]
+    error, size = fast
+    errors, room = np.append(error.rows, error.tensor), np.append(allowed.rows, allowed.tensor)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        used = float(np.where(errors == 0, 0, errors / room).max())
+    return Comparison(name, "", error.tensor, size, allowed.tensor, used)
+
+
+def _in_blocks(ours: Array, expected: Array) -> tuple[Norms, float] | None:
+    """‖ours - expected‖ and ‖expected‖, block by block; None if squares cannot give them, or dtype or shape differ."""
+    if ours.shape != expected.shape or not expected.size or not np.issubdtype(ours.dtype, np.floating):
+        return None
+    width = expected.shape[-1] if expected.ndim else 1
+    ours, expected = ours.reshape(-1, width), expected.reshape(-1, width)
+    squares, size = np.empty(len(expected)), 0.0
+    step = max(1, BLOCK // width)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for start in range(0, len(expected), step):
+            part = expected[start : start + step].astype(np.float64)
+            size += float(np.einsum("ij,ij->", part, part))
+            np.subtract(ours[start : start + step], part, out=part)
+            squares[start : start + step] = np.einsum("ij,ij->i", part, part)
+            if part[squares[start : start + step] == 0].any():
+                return None
+        total = float(squares.sum())
+    lowest, highest = SQUARES
+    if not (max(total, size) < highest and (squares[squares > 0] > lowest).all()):  # a NaN is neither
+        return None
+    return Norms(float(np.sqrt(total)), np.sqrt(squares)), float(np.sqrt(size))
+
+
+def _equal(name: str, ours: Array, expected: Array, reference: TraceFile, candidate: Candidate) -> Comparison:
+    """What is given, and token ids, must be equal."""
+    if ours.shape != expected.shape:
+        return Comparison(name, f"shape {ours.shape}, expected {expected.shape}", np.inf, 0.0, 0.0, np.inf)
+    differing = ours != expected
+    if name == TOKENS and differing.any():
+        differing = differing & ~_may_choose_otherwise(int(differing.argmax()), ours, reference, candidate)
+    if not differing.any():
+        return Comparison(name, "", 0.0, finite_norms(expected).tensor, 0.0, 0.0)
+    count = int(differing.sum())
+    return Comparison(name, f"{count} of {expected.size} differ", np.inf, 0.0, 0.0, np.inf)
+
+
+def _may_choose_otherwise(place: int, ours: Array, reference: TraceFile, candidate: Candidate) -> bool:
+    """Whether the token there may be another because the two logits are as close as rounding errors."""
+    logits, allowed = reference.read(LOGITS)[place], reference.budget(candidate.format, LOGITS).rows[place]
+    token = int(ours[place])
+    return 0 <= token < len(logits) and bool(logits.max() - logits[token] <= 2 * allowed)
+
+
+def _up_to_another_token(
+    ours: Array, expected: Array, allowed: Norms, reference: TraceFile, candidate: Candidate
+) -> tuple[Array, Array, Norms]:
+    """The logits up to where the candidate goes on with another token than the reference."""
+    tokens = candidate.tensors[TOKENS]() if TOKENS in candidate.tensors else ours.argmax(axis=-1)
+    differing = tokens != reference.read(TOKENS) if tokens.shape == expected.shape[:1] else np.array([False])
+    end = int(differing.argmax()) + 1 if differing.any() else len(expected)
+    ours = ours[:end] if ours.shape == expected.shape else ours
+    return ours, expected[:end], Norms(allowed.tensor, allowed.rows[:end])
+

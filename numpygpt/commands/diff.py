@@ -1,0 +1,142 @@
+"""numpygpt diff: where another implementation first leaves a trace, and why."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from numpygpt.checks.budgets import FORMATS
+from numpygpt.checks.diagnose import Diagnosis, diagnose
+from numpygpt.checks.dialects import Candidate, open_candidate
+from numpygpt.checks.diff import WRONG, Diff, Finding, diff
+from numpygpt.checks.trace_file import TraceFile
+from numpygpt.commands.tables import print_table
+from numpygpt.files import check_writable, write_text
+from numpygpt.pictures.diff_page import page
+from numpygpt.shapes import Array
+
+#: How many of the wrong tensors the table shows.
+MOST_SHOWN = 20
+#: How many names a line lists.
+MOST_LISTED = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("reference", type=Path, metavar="REFERENCE", help="a trace, as `numpygpt trace` writes it")
+    of_candidate = "safetensors of another implementation, or llm.c's debug state"
+    parser.add_argument("candidate", type=Path, metavar="CANDIDATE", help=of_candidate)
+    parser.add_argument("--names", type=Path, metavar="MAP", help='a JSON file {"their name": "our name"}')
+    computed = "the format that the candidate was computed in (default: the shortest dtype in its file)"
+    parser.add_argument("--dtype", choices=FORMATS, help=computed)
+    parser.add_argument("--partial", action="store_true", help="the candidate need not have every tensor")
+    parser.add_argument("--no-diagnosis", action="store_true", help="do not look for the cause")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with maps and histograms, too")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Compare a candidate with a trace: where it first leaves its budget, what is merely downstream, and why.
+
+    Exit status 1 if it leaves the budget anywhere.
+    """
+    if parsed.html:
+        check_writable(parsed.html)
+    reference = TraceFile(parsed.reference)
+    candidate = open_candidate(
+        parsed.candidate, reference, names=parsed.names, dtype=parsed.dtype, partial=parsed.partial
+    )
+    found = diff(reference, candidate)
+    diagnoses = [] if parsed.no_diagnosis else _diagnose(reference, candidate, found)
+    print("\n".join(_about_names(candidate, found)))
+    _print_wrong(found)
+    lines = [line for diagnosis in diagnoses for line in diagnosis.lines]
+    print(summary(found))
+    print("\n".join(lines), end="\n" if lines else "")
+    if parsed.html:
+        facts = _facts(parsed, reference, candidate, found)
+        write_text(parsed.html, page(found, summary(found), facts, lines, _first(reference, candidate, found)))
+        print(f"wrote {parsed.html}")
+    return 0 if found.first is None else 1
+
+
+def _diagnose(reference: TraceFile, candidate: Candidate, found: Diff) -> Sequence[Diagnosis]:
+    from tqdm import tqdm
+
+    progress = partial(tqdm, desc="known causes", unit="cause", delay=2, leave=False, dynamic_ncols=True)
+    return diagnose(reference, candidate, found, progress)
+
+
+def _about_names(candidate: Candidate, found: Diff) -> list[str]:
+    """What is worth telling about the names of the candidate's tensors."""
+    lines = [f"{candidate.path} is judged as {candidate.format}"]
+    for ours, distance in candidate.proposed.items():
+        theirs = candidate.theirs[ours]
+        lines.append(f"{theirs} is taken for {ours} by its content, from which it differs by {distance:.1e}")
+    if candidate.unknown:
+        lines.append(f"not compared, because the trace has no such tensors: {_listed(candidate.unknown)}")
+    if found.left_out:
+        lines.append(f"not compared, because the candidate lacks them: {_listed(found.left_out)}")
+    return lines
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return ", ".join(names[:MOST_LISTED]) + more
+
+
+def _print_wrong(found: Diff) -> None:
+    """The first wrong tensors. Those with a fault of their own come before those that are downstream."""
+    own = [finding for finding in found.wrong if finding.verdict == WRONG]
+    shown = (own or found.wrong)[:MOST_SHOWN]
+    if not shown:
+        return
+    print_table(
+        "lrrrl",
+        [_cells(finding) for finding in shown],
+        head=("tensor", "error", "budget", "used", "verdict"),
+        wrong=range(len(shown)),
+    )
+    left = len(found.wrong) - len(shown)
+    if left:
+        print(f"and {left} more that are wrong")
+
+
+def _cells(finding: Finding) -> tuple[str, ...]:
+    comparison = finding.comparison
+    used = f"{comparison.used:.2g}" if math.isfinite(comparison.used) else ""
+    numbers = (f"{comparison.error:.1e}", f"{comparison.allowed:.1e}", used) if used else ("", "", "")
+    return finding.name, *numbers, comparison.fault or finding.verdict
+
+
+def summary(found: Diff) -> str:
+    """How many tensors agree, or which one is the first that does not."""
+    first, count = found.first, len(found.findings)
+    if first is None:
+        worst = max(found.findings, key=lambda finding: finding.comparison.used)
+        return f"all {count} tensors agree; the most of a budget is used by {worst.name}, {worst.comparison.used:.0%}"
+    verdicts = [finding.verdict for finding in found.wrong]
+    downstream = sum(verdict != WRONG for verdict in verdicts)
+    used = f"{first.comparison.used:.2g} times its budget" if math.isfinite(first.comparison.used) else "not comparable"
+    return (
+        f"first divergence: {first.name}, {first.comparison.fault or used}; {len(verdicts)} of {count} tensors are "
+        f"wrong, {downstream} of them downstream or missing"
+    )
+
+
+def _facts(parsed: argparse.Namespace, reference: TraceFile, candidate: Candidate, found: Diff) -> dict[str, str]:
+    header = reference.header
+    return {
+        "reference": str(parsed.reference),
+        "candidate": "; ".join(_about_names(candidate, found)),
+        "configuration": ", ".join(f"{name} {value}" for name, value in header.config.to_dict().items()),
+        "settings": ", ".join(f"{name} {value}" for name, value in header.settings._asdict().items()),
+        "budgets": header.budgets,
+    }
+
+
+def _first(reference: TraceFile, candidate: Candidate, found: Diff) -> tuple[Array, Array] | None:
+    """The reference's and the candidate's array of the first wrong tensor, if it has one."""
+    if found.first is None or found.first.name not in candidate.tensors:
+        return None
+    return reference.read(found.first.name), candidate.tensors[found.first.name]()
