@@ -74,7 +74,8 @@ class Maker:
         if SECTION in saved:
             with named_in_errors(saved):
                 kept = value_of(saved.values(SECTION), "settings", dict)
-                settings = replace(Settings.of(kept), **self.given, device=settings.device, parallel=settings.parallel)
+                here = {"device": settings.device, "parallel": settings.parallel}
+                settings = replace(Settings.of(kept), **{**self.given, **here})
         return TorchBackend.load(task, saved, settings, self.team, self.device)
 
 
@@ -247,7 +248,8 @@ class TorchBackend:
             raise not_finite(step.loss, self.optimizer.steps + 1, learning_rate)
         if self.scale.adapts and not all(map(math.isfinite, step.norms.values())):
             self.scale.overflowed()
-            self.notes.append(f"the gradients overflowed fp16: no step was taken; the scale is now {self.scale.value:g}")
+            scale = f"{self.scale.value:g}"
+            self.notes.append(f"the gradients overflowed fp16: no step was taken; the scale is now {scale}")
             return
         norm = common_norm(step.norms)
         factor = min(1.0, self.options.clip / (norm + 1e-6)) if self.options.clip else 1.0
