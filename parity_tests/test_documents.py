@@ -10,6 +10,7 @@ import pytest
 
 from numpygpt.commands import main as command
 from parity_tests.command import python
+from torchgpt.commands.main import PROGRAM
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -44,7 +45,23 @@ def test_every_link_leads_to_a_file(name):
 
 @pytest.mark.parametrize(("name", "line"), lines_of_shell("numpygpt"))
 def test_every_command_is_one(name, line):
-    assert callable(command._parser().parse_args(shlex.split(line)[1:]).run)
+    assert callable(command._parser(command.NUMPYGPT).parse_args(shlex.split(line)[1:]).run)
+
+
+def commands_of_torchgpt():
+    """(document, arguments of torchgpt) of every command that a reader may type, whole, alone or after torchrun's."""
+    for name, code in blocks("sh"):
+        for line in code.replace("\\\n", " ").splitlines():
+            program, *arguments = shlex.split(line, comments=True) or [""]
+            if program == "torchrun":
+                yield name, arguments[arguments.index("torchgpt") + 1 :]
+            elif program == "torchgpt":
+                yield name, arguments
+
+
+@pytest.mark.parametrize(("name", "arguments"), list(commands_of_torchgpt()))
+def test_every_command_of_torchgpt_is_one(name, arguments):
+    assert callable(command._parser(PROGRAM).parse_args(arguments).run)
 
 
 @pytest.mark.parametrize(("name", "line"), lines_of_shell("python"))
