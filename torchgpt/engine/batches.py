@@ -9,7 +9,7 @@ import numpy as np
 from numpygpt.data.loader import Batches, DataLoader, Position
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
 from numpygpt.shapes import Array
-from torchgpt.parallel.pipeline import Placed
+from torchgpt.parallel.placed import Placed
 
 
 class Taken(NamedTuple):

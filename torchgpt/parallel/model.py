@@ -11,7 +11,7 @@ such as AdamW, needs to know no more, and its state is sliced as the parameters 
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,8 +31,11 @@ from torchgpt.model import GPTModel
 from torchgpt.parallel import plans, slices
 from torchgpt.parallel.grid import Grid
 from torchgpt.parallel.part import Part, Stage
-from torchgpt.parallel.pipeline import Pipeline, Placed
+from torchgpt.parallel.placed import Placed
 from torchgpt.parallel.team import ProcessTeam
+
+if TYPE_CHECKING:
+    from torchgpt.parallel.pipeline import Pipeline
 
 TIED = "tok_emb.weight", "out_head.weight"
 
@@ -57,7 +60,7 @@ class ParallelModel:
         self._ddp: DistributedDataParallel | None = None
         self._pipeline: Pipeline | None = None
         if grid is not None and scheme.pp > 1:
-            self._pipeline = Pipeline(part, grid.group("pp"), config, device, dtype)
+            self._pipeline = _pipeline_of(part, grid.group("pp"), device, dtype)
         if grid is not None and scheme == Scheme(ddp=scheme.ddp) and scheme.ddp > 1:
             self._ddp = _in_ddp(part, grid.group("ddp"))
 
@@ -164,7 +167,6 @@ class ParallelModel:
 
         placed      the micro-batches, as `place` returned them in this process
         n_targets   how many targets count, in all micro-batches and all processes together
-
         dropout     whether there is dropout, at the model's rate
 
         Every process gets the same loss.
@@ -192,32 +194,30 @@ class ParallelModel:
 
     @torch.no_grad()
     def logits(self, in_idx: Array) -> Tensor:
-        """The logits (B, T, V) of token ids (B, T), without dropout; the same in every process."""
+        """The logits (B, T, V) of token ids (B, T), without dropout, in the parameters' dtype; the same everywhere."""
         self._part.eval()
         ids = torch.from_numpy(np.array(in_idx, dtype=np.int64)).to(self.device)
         logits = self._forward(ids, None)
-        return self._from_stage(self.scheme.pp - 1, (*ids.shape, self.config.vocab_size), logits)
+        return self._from_stage(self.scheme.pp - 1, (*ids.shape, self.config.vocab_size), logits).to(self._dtype)
 
     # Gradients
 
     def norms(self) -> dict[str, Tensor]:
         """The Euclidean norm () of each parameter's whole gradient, the same in every process."""
-        squares = torch.zeros(len(self.shapes), dtype=self._dtype, device=self.device)
-        names = list(self.shapes)
-        cut: dict[str, list[int]] = {"fsdp": [], "tp": []}
-        for name, parameter in self._parameters.items():
-            if self._counts_here(name) and parameter.grad is not None:
-                squares[names.index(name)] = torch.linalg.vector_norm(parameter.grad) ** 2
-                for axis in slices.axes_of(self._own[name]):
-                    cut[axis].append(names.index(name))
-        for axis, indices in cut.items():
-            if indices:
-                sums = squares[indices]
+        numbers = {name: number for number, name in enumerate(self.shapes)}
+        own = [name for name in self.shapes if self._counts_here(name)]
+        gradients: list[Any] = [self._parameters[name].grad for name in own]
+        squares = torch.zeros(len(numbers), dtype=self._dtype, device=self.device)
+        squares[[numbers[name] for name in own]] = torch.stack(torch._foreach_norm(gradients)) ** 2
+        for axis in ("fsdp", "tp"):
+            cut = [numbers[name] for name in own if axis in slices.axes_of(self._own[name])]
+            if cut:
+                sums = squares[cut]
                 slices.sum_over(self._group(axis), [sums])
-                squares[indices] = sums
+                squares[cut] = sums
         if self._pipeline:
             slices.sum_over(self._group("pp"), [squares])
-        return dict(zip(names, squares.sqrt().unbind(), strict=True))
+        return dict(zip(numbers, squares.sqrt().unbind(), strict=True))
 
     def norm(self) -> Tensor:
         """The common Euclidean norm () of all gradients, the same in every process."""
@@ -319,6 +319,12 @@ def _whole_name(name: str, config: GPTConfig) -> str:
 def _plain(parameter: nn.Parameter) -> nn.Parameter:
     """What this process holds of the parameter, in the same memory."""
     return nn.Parameter(slices.local(parameter.detach())) if isinstance(parameter, DTensor) else parameter
+
+
+def _pipeline_of(part: Part, group: dist.ProcessGroup, device: torch.device, dtype: torch.dtype) -> "Pipeline":
+    from torchgpt.parallel.pipeline import Pipeline  # it loads torch.compile, which takes a second
+
+    return Pipeline(part, group, device, dtype)
 
 
 def _in_ddp(part: Part, group: dist.ProcessGroup) -> DistributedDataParallel:

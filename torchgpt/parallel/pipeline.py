@@ -8,44 +8,24 @@ and the share of waiting shrinks.
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
-from numpygpt.model.config import GPTConfig
-from numpygpt.ops.cross_entropy import IGNORE_INDEX
 from torchgpt.parallel.part import Part
-
-
-class Placed(NamedTuple):
-    """The rows of a micro-batch that this process computes, on its device. Targets of -100 do not count.
-
-    inputs    (rows, T)   token ids, int64
-    targets   (rows, T)   token ids, int64
-    """
-
-    inputs: Tensor
-    targets: Tensor
-
-    def padded(self, rows: int) -> "Placed":
-        """The same rows, and then rows that do not count, `rows` in all."""
-        below = (0, 0, 0, rows - len(self.inputs))
-        return Placed(F.pad(self.inputs, below), F.pad(self.targets, below, value=IGNORE_INDEX))
+from torchgpt.parallel.placed import Placed
 
 
 class Pipeline:
     """One process's stage among those of the group."""
 
-    def __init__(
-        self, part: Part, group: dist.ProcessGroup, config: GPTConfig, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, part: Part, group: dist.ProcessGroup, device: torch.device, dtype: torch.dtype) -> None:
         self.part, self.group, self.device = part, group, device
         self._hidden_as: dict[str, Any] = {"device": device, "dtype": dtype}
-        self._width = config.emb_dim
+        self._width = part.model.config.emb_dim
         self._factor: Tensor | float = 1.0
         self._losses: list[Tensor] = []
         self._schedule = cache(self._new_schedule)

@@ -4,7 +4,8 @@ Every exchange between processes has a time limit, so that none waits forever fo
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
@@ -103,8 +104,25 @@ def join(device_type: str = "cpu", *, time_limit: float = TIME_LIMIT) -> OneProc
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=time_limit))
     except (RuntimeError, ValueError) as error:
-        raise InputError(_why_not_joined(str(error), environment, time_limit)) from error
+        raise InputError(_why_not_joined(error, environment, time_limit)) from error
     return ProcessTeam(time_limit)
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Within the `with`, a process that has died, or does not answer in time, is an InputError of one line.
+
+    PyTorch's own error has the details. It is the cause of the InputError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise InputError(
+            f"process {environment_rank()} has lost another process of the run: {_first_line(error)}; see what that "
+            f"one said, and resume from the last checkpoint"
+        ) from error
 
 
 def leave() -> None:
@@ -180,11 +198,15 @@ def _gpu() -> int:
     return number
 
 
-def _why_not_joined(reason: str, environment: dict[str, str], time_limit: float) -> str:
+def _why_not_joined(error: Exception, environment: dict[str, str], time_limit: float) -> str:
     address = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
-    if "EADDRINUSE" in reason or "address already in use" in reason.lower():
+    if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
         return f"the port of {address} is in use by another program: choose another one (torchrun --master-port)"
     return (
         f"process {environment['RANK']} could not join the {environment['WORLD_SIZE']} processes at {address} within "
-        f"{time_limit:g} s: {reason.splitlines()[0]:.160}; see whether all of them have started and can reach it"
+        f"{time_limit:g} s: {_first_line(error)}; see whether all of them have started and can reach it"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{str(error).splitlines()[0]:.160}"
