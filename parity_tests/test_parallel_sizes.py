@@ -1,6 +1,7 @@
 """numpygpt/model/parallel_sizes.py: the bytes of a device are those that PyTorch holds on the CPU."""
 
 import re
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from math import prod
@@ -8,11 +9,14 @@ from math import prod
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from numpygpt.model.config import PRESETS, GPTConfig
 from numpygpt.model.parallel_sizes import ROWS_AT_ONCE, Step, block_activations, device_bytes, each_stage
 from numpygpt.model.saving import parameter_shapes
 from numpygpt.model.scheme import Scheme
+from numpygpt.model.sizes import num_parameters
 from parity_tests.command import run
 from torchgpt import head_loss
 from torchgpt.model import GPTModel
@@ -172,6 +176,54 @@ def test_fsdp_adds_up_whole_gradients(tied):
         held = sum(event.self_cpu_memory_usage for event in profiled.events())
     predicted = device_bytes(config, step, scheme)
     assert held == predicted.gradients - device_bytes(config, step._replace(micro_batches=1), scheme).gradients
+
+
+class Exchanged(TorchDispatchMode):
+    """Within the `with`, adds up the bytes of the whole tensors that processes exchange, by the kind of exchange."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        namespace, name = function.name().split("::")
+        if namespace in ("c10d", "_c10d_functional"):
+            for kind in ("allreduce", "allgather", "reducescatter"):
+                if name.replace("_", "").startswith(kind):
+                    tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+                    self.bytes[kind] += max(tensor.nbytes for tensor in tensors)
+        return function(*args, **(kwargs or {}))
+
+
+def exchanged_in_a_step(config, step, scheme):
+    ids = torch.zeros(step.batch_size // scheme.data, step.tokens, dtype=torch.int64)
+    with pretended_group(0, scheme.size):
+        part = shared_part(config, step, scheme)
+        with Exchanged() as exchanged:
+            part(ids, ids).backward()
+    return exchanged.bytes
+
+
+@pytest.mark.parametrize(("precision", "e"), [("fp32", 4), ("bf16", 2)])
+def test_tensor_parallel_training_sums_as_often_as_the_documents_say(precision, e):
+    """In docs/training-at-scale.md: two sums a block forward, four backward, and two at the ends.
+
+    Not named there are the three numbers a row that the loss needs, and that the vocabulary is shared in slices.
+    """
+    config, step = replace(CONFIG, vocab_size=30, n_layers=3), Step(4, T, precision=precision, attention="flash")
+    N, D = 4 * T, config.emb_dim  # N: R there
+    expected = config.n_layers * (2 * e * N * D + 16 * N * D) + 8 * N * D + 3 * 4 * N
+    assert exchanged_in_a_step(config, step, Scheme(tp=3)) == {"allreduce": expected}
+
+
+def test_fsdp_gathers_and_sums_as_often_as_the_documents_say():
+    """Weights forward and backward, but what is in no block only forward; gradients once."""
+    config, step = replace(CONFIG, vocab_size=30, n_layers=3), Step(4, T, attention="flash")
+    blocks = 4 * (num_parameters(config) - num_parameters(replace(config, n_layers=1))) * 3 // 2
+    rest = 4 * num_parameters(config) - blocks
+    assert exchanged_in_a_step(config, step, Scheme(fsdp=2)) == {
+        "allgather": 2 * blocks + rest, "reducescatter": blocks + rest
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
