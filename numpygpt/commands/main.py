@@ -38,6 +38,9 @@ COMMANDS = {
 #: The group of entry points by which other packages bring commands, as modules that `numpygpt.commands` describes.
 BROUGHT = "numpygpt.commands"
 
+#: The group of entry points by which other packages bring programs of their own: functions that return an exit status.
+PROGRAMS = "numpygpt.programs"
+
 #: How many digits a number that an option takes may have. A larger number could only overflow later.
 MOST_DIGITS = 20
 
@@ -103,6 +106,17 @@ def run_program(program: Program, arguments: Sequence[str] | None = None, *, say
     except OSError as error:
         discard(sys.stdout)
         return refused(f"{error.filename or 'the output cannot be written'}: {error.strerror}")
+
+
+def torchgpt() -> int:
+    """Run the command `torchgpt`, which another package brings, or say what that package lacks."""
+    (brought,) = entry_points(group=PROGRAMS, name="torchgpt")
+    try:
+        program: Callable[[], int] = brought.load()
+    except ImportError as error:
+        print(f"torchgpt: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    return program()
 
 
 def _make_printing_safe() -> None:
