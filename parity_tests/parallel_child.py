@@ -1,11 +1,13 @@
-"""One of the processes of test_parallel_schemes.py: `python -m parity_tests.parallel_child FOLDER [long]`.
+"""The processes of test_parallel_schemes.py: `python -m parity_tests.parallel_child FOLDER [long]`.
 
-The processes join as torchrun's environment says, share every run of their number one after another, and leave what
-the tests read in the folder: an .npz file a run, and facts in JSON. With `long`, every run has STEPS steps.
+Groups of processes share every run of `CASES` one after another, and leave what the tests read in the folder: an .npz
+file a run, and facts in JSON. With `long`, every run has STEPS steps.
 """
 
 import json
+import multiprocessing
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -190,19 +192,20 @@ def after_a_death(team):
     return {"noticed": None}
 
 
-def main(folder, longer):
+def take_part(rank, processes, port, folder, longer):
+    """The work of one process of a group. It joins the others as torchrun's environment says."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(processes)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     team = join(time_limit=TIME_LIMIT)
-    facts = {"decisions": decisions(team), "seconds": {}}
+    facts = {"decisions": decisions(team)}
     for case in CASES[team.size]:
-        case = case.longer if longer else case
-        started = time.monotonic()
-        arrays, model, optimizer = train(case, team)
+        run = case.longer if longer else case
+        arrays, model, optimizer = train(run, team)
         if team.is_first:
-            np.savez(folder / f"{case.name}.npz", **arrays)
-        if case.scheme in [saved.scheme for saved in SAVED] and case.tied and case.dtype == "float64":
-            saved = save_while_training(folder, model, optimizer, case, team)
+            np.savez(folder / f"{run.name}.npz", **arrays)
+        if case in SAVED:
+            saved = save_while_training(folder, model, optimizer, run, team)
             np.savez(folder / f"saved-{team.size}-by-{team.rank}.npz", **saved)
-        facts["seconds"][case.name] = time.monotonic() - started
     if team.size == 2:
         facts["draws"] = {scheme: draws_of_dropout(scheme, team) for scheme in ("ddp=2", "fsdp=2", "tp=2", "pp=2")}
     else:
@@ -217,6 +220,24 @@ def main(folder, longer):
     os._exit(0)  # the group has lost a process, and cannot be left in order
 
 
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def run_group(processes, folder, longer):
+    """Start the processes of a group and wait for them; whether all of them did their work."""
+    forked = multiprocessing.get_context("fork")  # so that PyTorch is imported once
+    given = processes, free_port(), folder, longer
+    members = [forked.Process(target=take_part, args=(rank, *given)) for rank in range(processes)]
+    for member in members:
+        member.start()
+    for member in members:
+        member.join()
+    return not any(member.exitcode for member in members)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), longer=sys.argv[2:] == ["long"])
+    sys.exit(not all(run_group(processes, Path(sys.argv[1]), sys.argv[2:] == ["long"]) for processes in CASES))

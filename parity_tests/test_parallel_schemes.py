@@ -7,9 +7,11 @@ tests read what the processes have left. `make parity-long` gives every run its 
 import fcntl
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,34 +44,24 @@ from torchgpt.parallel.model import ParallelModel
 
 ROOT = Path(__file__).parents[1]
 LONG = settings.get_current_profile_name() == "long"
-#: Seconds that all runs of a group may take.
+#: Seconds that all runs may take.
 LIMIT = 1800 if LONG else 400
 ALL = [case.longer if LONG else case for cases in CASES.values() for case in cases]
 ALONE = OneProcess()
 
 
-def free_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
-def run_together(processes, folder):
-    """Start the processes, and wait for them. What they print is shown if one fails."""
-    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, "-W", "error", "-m", "parity_tests.parallel_child", str(folder), *["long"][: int(LONG)]]
-    environment = {**os.environ, **shared, "OMP_NUM_THREADS": "1"}
+def run_processes(folder):
+    """Run parallel_child.py, which is ended with all its processes if it takes too long."""
+    command = [sys.executable, "-W", "error", "-m", "parity_tests.parallel_child", folder, *["long"][: int(LONG)]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    running = [
-        subprocess.Popen(command, cwd=ROOT, env={**environment, "RANK": str(rank)}, **pipes)
-        for rank in range(processes)
-    ]
-    try:
-        printed = [process.communicate(timeout=LIMIT)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert not any(process.returncode for process in running), "\n".join(printed)
+    with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes) as running:
+        try:
+            printed, _ = running.communicate(timeout=LIMIT)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+    assert running.returncode == 0, printed
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +74,7 @@ def folder(tmp_path_factory):
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not shared.exists():
             shared.mkdir()
-            for processes in CASES:
-                run_together(processes, shared)
+            run_processes(shared)
     assert (shared / "facts-4.json").exists(), "the processes failed: see the first failure"
     return shared
 
@@ -190,8 +181,9 @@ def environment(monkeypatch):
     """Sets torchrun's variables, as they are of the first of two processes, with changes; None unsets one."""
 
     def set_to(**changes):
-        whole = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **changes}
-        for name, value in whole.items():
+        port = str(parallel_child.free_port())
+        whole = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in {**whole, **changes}.items():
             if value is None:
                 monkeypatch.delenv(name, raising=False)
             else:
