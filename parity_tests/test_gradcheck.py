@@ -490,7 +490,11 @@ def test_a_module_of_the_current_folder_is_found(tmp_path):
         ((f"{OURS}:swiglu", "--shape", "gate=2"), "missing up; unknown none"),
         ((f"{OURS}:swiglu", "--seeds", 0), "--seeds is 0; expected 1 or more"),
         ((f"{OURS}:swiglu", "--seed", -1), "--seed is -1; expected 0 or more"),
-        (("--seeds", 2), "--shape and --seeds have no meaning here; leave them out"),
+        (("--seeds", 2), "--shape and --seeds has no meaning here; leave it out (it goes with MODULE:NAME"),
+        (("--bug", "no_such_bug"), "there is no planted bug 'no_such_bug'; the names most like it are "),
+        (("numpygpt.ops.gelu", "--bug", "erf_gelu"), "MODULE:NAME has no meaning here; leave it out (it goes with a"),
+        (("--png", "x.png"), "--png has no meaning here; leave it out (it goes with --sweep)"),
+        (("--sweep", "--png", "no/such/folder/x.png"), "no/such/folder"),
     ],
 )
 def test_bad_input_is_told_in_a_line(capsys, arguments, message):

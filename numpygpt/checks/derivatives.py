@@ -85,7 +85,9 @@ def by_differences(
             pairs = [(outputs(x + h * v), outputs(x - h * v)) for h in steps]
             changes = [above - below for above, below in pairs]
             differences.append([cotangents @ change / (2 * h) for change, h in zip(changes, steps, strict=True)])
-            largest = np.hypot.reduce(cotangents * pairs[-1][0], axis=1)
+            # outputs that no step changes may be the difference of numbers of size 1, such as a loss of 0
+            outputs_at_x = pairs[-1][0] if any(change.any() for change in changes) else 1.0
+            largest = np.hypot.reduce(cotangents * outputs_at_x, axis=1)
             roundings.append(ROUNDOFF * largest / steps[:, np.newaxis])
         return _extrapolated(np.moveaxis(np.array(differences), 1, 0), np.moveaxis(np.array(roundings), 1, 0))
 

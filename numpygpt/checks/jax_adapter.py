@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from numpygpt.checks.pairs import Pair as NumPyPair
 from numpygpt.shapes import Array
 
 Pair = tuple[Callable[..., Any], Callable[..., Any]]
@@ -42,6 +43,47 @@ def pair(function: Callable[..., Any]) -> Pair:
 
     forward.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
     return forward, backward
+
+
+def checkers() -> dict[str, Callable[[Any, Any, Any], str]]:
+    """JAX's own gradient check in reverse mode with its default tolerances, for `numpygpt.checks.experiments`."""
+    import jax  # noqa: F401  # who asks is told at once if it is not installed
+
+    return {"jax": _checked_by_jax}
+
+
+def _checked_by_jax(forward: Any, backward: Any, inputs: Any) -> str:
+    """What jax.test_util.check_grads says of a pair of NumPy's functions; empty if it passes."""
+    import jax
+    from jax.test_util import check_grads
+
+    numpy_pair = NumPyPair(forward, backward, inputs)
+    names = list(numpy_pair.leaves)
+    kinds = [jax.ShapeDtypeStruct(leaf.shape, np.float64) for leaf in numpy_pair.leaves.values()]
+    outputs = jax.ShapeDtypeStruct(numpy_pair.run().outputs.shape, np.float64)
+
+    def run(*leaves: Any) -> Array:
+        return numpy_pair.run(dict(zip(names, map(np.asarray, leaves), strict=True))).outputs
+
+    def gradients(cotangent: Any, *leaves: Any) -> list[Array]:
+        ran = numpy_pair.run(dict(zip(names, map(np.asarray, leaves), strict=True)))
+        found, _ = numpy_pair.gradients(numpy_pair.call_backward(np.asarray(cotangent), ran)[0])
+        return [np.zeros_like(numpy_pair.leaves[name]) if found[name] is None else found[name] for name in names]
+
+    @jax.custom_vjp
+    def function(*leaves: Any) -> Any:
+        return jax.pure_callback(run, outputs, *leaves)
+
+    function.defvjp(
+        lambda *leaves: (function(*leaves), leaves),
+        lambda leaves, cotangent: tuple(jax.pure_callback(gradients, kinds, cotangent, *leaves)),
+    )
+    with jax.enable_x64(True):
+        try:
+            check_grads(function, tuple(numpy_pair.leaves.values()), order=1, modes=("rev",))
+        except AssertionError as error:
+            return " ".join(str(error).split())
+    return ""
 
 
 def _on_numpy(tree: Any) -> Any:

@@ -134,11 +134,13 @@ def _example_of(module: ModuleType, path: str, target: Any) -> Callable[[np.rand
             return candidate
     for record in OPERATIONS.values():
         if record.module is target:
-            return _example_of_record(record)
+            return example_of_record(record)
     return None
 
 
-def _example_of_record(record: Any) -> Callable[[np.random.Generator], Any]:
+def example_of_record(record: Any) -> Callable[[np.random.Generator], Any]:
+    """A function that gives the inputs of the record's first call for complex step."""
+
     def example(rng: np.random.Generator) -> dict[str, Any]:
         source = at_random(int(rng.integers(2**32)))
         special = record.complex_step

@@ -141,7 +141,7 @@ class Pair:
         by_argument, faults = self._by_argument(returned)
         found: dict[str, Any] = {}
         for name, value in by_argument.items():
-            found |= {leaf: array for leaf, array in _leaves(value, name) if array is not None}
+            found |= {leaf: array for leaf, array in leaves(value, name) if array is not None}
         gradients = {name: found.pop(name, None) for name in self.leaves}
         known = {name for name, _ in named(self._trees)}
         faults += [
@@ -301,10 +301,10 @@ def _kind_of(returned: Any) -> str:
     return f"a {type(returned).__name__}"
 
 
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """The names and values of a gradient's leaves, whatever they are: numbers become arrays."""
+def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """The names and values of a tree's leaves, whatever they are: numbers become arrays."""
     if isinstance(value, tuple | list | Mapping) or hasattr(value, "children"):
         for name, child in children(value).items():
-            yield from _leaves(child, f"{path}.{name}")
+            yield from leaves(child, f"{path}.{name}")
     else:
         yield path, value if value is None else np.asarray(value)

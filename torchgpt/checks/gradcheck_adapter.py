@@ -10,11 +10,14 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd.gradcheck import GradcheckError, gradcheck
 
+from numpygpt.checks.pairs import Pair as NumPyPair
 from numpygpt.shapes import Array
 
 Pair = tuple[Callable[..., Any], Callable[..., Any]]
@@ -58,6 +61,42 @@ def pair(function: Callable[..., Any]) -> Pair:
         return tuple(_array(gradients.get(id(value))) for value in given)
 
     return forward, backward
+
+
+def checkers() -> dict[str, Callable[[Any, Any, Any], str]]:
+    """PyTorch's own gradient check with its default tolerances, for `numpygpt.checks.experiments`."""
+    return {
+        "torch slow": partial(_checked_by_torch, fast=False),
+        "torch fast": partial(_checked_by_torch, fast=True),
+    }
+
+
+def _checked_by_torch(forward: Any, backward: Any, inputs: Any, *, fast: bool) -> str:
+    """What torch.autograd.gradcheck says of a pair of NumPy's functions; empty if it passes."""
+    pair = NumPyPair(forward, backward, inputs)
+    names = list(pair.leaves)
+
+    class Function(torch.autograd.Function):
+        """The outputs, as one flat tensor, of the leaves."""
+
+        @staticmethod
+        def forward(ctx: Any, *leaves: torch.Tensor) -> torch.Tensor:
+            arrays = (leaf.detach().numpy() for leaf in leaves)
+            ctx.ran = pair.run(dict(zip(names, arrays, strict=True)))
+            return torch.from_numpy(ctx.ran.outputs)
+
+        @staticmethod
+        def backward(ctx: Any, cotangent: torch.Tensor) -> tuple[Any, ...]:
+            returned, _ = pair.call_backward(cotangent.numpy(), ctx.ran)
+            gradients, _ = pair.gradients(returned)
+            return tuple(None if gradients[name] is None else torch.tensor(gradients[name]) for name in names)
+
+    leaves = [torch.from_numpy(leaf.copy()).requires_grad_() for leaf in pair.leaves.values()]
+    try:
+        gradcheck(Function.apply, leaves, fast_mode=fast)
+    except GradcheckError as error:
+        return " ".join(str(error).split())
+    return ""
 
 
 def _tensor(value: Any) -> Any:
