@@ -461,6 +461,13 @@ def test_without_pytorch_the_import_says_what_to_install():
     )
 
 
+def test_without_pytorch_its_command_says_what_to_install_and_gives_no_traceback():
+    code = "import sys; sys.modules['torch'] = None; from numpygpt.commands.main import torchgpt; sys.exit(torchgpt())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    expected = "torchgpt: error: torchgpt needs PyTorch, which is not installed: pip install 'numpygpt[torch]'\n"
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", expected)
+
+
 # Decoding
 
 
