@@ -30,11 +30,11 @@ COMMANDS = {
     "convert": "a model from the files of one program to those of another",
     "attention": "draw what each attention head reads",
     "embeddings": "draw the word vectors in two dimensions",
-    "gradcheck": "check every gradient against complex step, or those of an operation of yours",
+    "gradcheck": "check every gradient, or those of your own operation",
     "curvature": "the largest eigenvalues of the Hessian of a model's loss",
-    "trace": "every tensor of a few training steps in one file, for ports to compare with",
-    "diff": "where another implementation first leaves a trace, and why",
-    "conform": "whether another implementation computes the same, rung by rung",
+    "trace": "every tensor of a few training steps in one file",
+    "diff": "where another program first leaves a trace, and why",
+    "conform": "whether another program computes the same",
 }
 
 #: The group of entry points by which other packages bring commands, as modules that `numpygpt.commands` describes.
