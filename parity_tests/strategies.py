@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
+from numpygpt.checks.conform.cases import Hypothesis
 from numpygpt.checks.source import Source
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
@@ -18,19 +19,6 @@ from torchgpt.checks.parity import Batch
 
 seeds = st.integers(0, 2**32 - 1)
 scales = st.sampled_from([1e0, 1e-3, 1e-2, 1e-1, 1e1, 1e2, 1e3])
-
-
-class Hypothesis:
-    """A `numpygpt.checks.source.Chooser` that lets hypothesis choose."""
-
-    def __init__(self, draw):
-        self.draw = draw
-
-    def integer(self, lowest, highest):
-        return self.draw(st.integers(lowest, highest))
-
-    def one_of(self, choices):
-        return self.draw(st.sampled_from(choices))
 
 
 @contextmanager

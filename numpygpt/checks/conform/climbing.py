@@ -1,0 +1,101 @@
+"""Climbing the ladder: every case is asked for, and what fails is asked for again with smaller models."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from numpygpt.checks.conform.adapter import Port
+from numpygpt.checks.conform.cases import Case
+from numpygpt.checks.conform.expectations import Expectation, as_expected, skipped
+from numpygpt.checks.conform.judging import BAD, EXPECTED, FAILED, NOT_SHOWN, PASSED, Outcome, Rung, judge
+from numpygpt.checks.conform.rungs import RUNGS
+from numpygpt.checks.conform.shrinking import shrunk
+
+#: How many failures of different causes are shrunk.
+MOST_SHRUNK = 3
+NO_SCIPY = "the reference needs SciPy for the exact form of GELU (pip install scipy)"
+
+
+class Count(NamedTuple):
+    """How often a rung passed, was judged, and of how many tensors it showed how many."""
+
+    passed: int
+    judged: int
+    shown: int
+    of: int
+
+
+class Climb(NamedTuple):
+    """What was found.
+
+    outcomes   of every case of the ladder
+    smallest   {name of a case that failed: the outcome of the smallest model that fails in the same way}
+    """
+
+    outcomes: list[Outcome]
+    smallest: dict[str, Outcome]
+
+    def count_of(self, rung: str) -> Count:
+        """What was found for a rung in all cases."""
+        found = [outcome.rungs[rung] for outcome in self.outcomes]
+        judged = [one for one in found if one.state in (PASSED, EXPECTED, *BAD)]
+        passed = [one for one in found if one.state == PASSED]
+        return Count(len(passed), len(judged), sum(one.shown for one in judged), sum(one.of for one in judged))
+
+    @property
+    def rungs(self) -> list[str]:
+        """The rungs that passed in every case in which they were judged."""
+        counts = {rung: self.count_of(rung) for rung in RUNGS}
+        return [rung for rung, count in counts.items() if 0 < count.passed == count.judged]
+
+    @property
+    def conforms(self) -> bool:
+        """Whether nothing failed, and something was shown."""
+        failed = any(outcome.failed for outcome in self.outcomes)
+        return not failed and any(self.count_of(rung).passed for rung in RUNGS)
+
+
+def climb(
+    port: Port,
+    cases: Iterable[Case],
+    *,
+    by: str | None = None,
+    expectations: Sequence[Expectation] = (),
+    shrink: bool = True,
+) -> Climb:
+    """Ask the port for every case.
+
+    by       who finds the budgets, as `budgets_of` takes it
+    shrink   whether the smallest model is looked for that fails in the same way
+    """
+    known = list(expectations)
+    outcomes: list[Outcome] = []
+    for case in cases:
+        outcomes.append(_outcome(port, case, by, known, outcomes))
+    return Climb(outcomes, _smallest(outcomes, lambda case: judge(port, case, by)) if shrink else {})
+
+
+def _outcome(port: Port, case: Case, by: str | None, known: list[Expectation], before: list[Outcome]) -> Outcome:
+    """What is found for a case. After one that exceeded the time limit, no other is asked for."""
+    not_run = skipped(case, known)
+    if not_run is not None:
+        return not_run
+    if not case.can_be_made:
+        return Outcome(case, {rung: Rung(NOT_SHOWN, says=NO_SCIPY) for rung in RUNGS})
+    slow = next((outcome.case.name for outcome in before if outcome.too_slow), None)
+    if slow is not None:
+        reason = f"not run, because {slow} exceeded the time limit"
+        return Outcome(case, {rung: Rung(FAILED, says=reason) for rung in RUNGS}, reason)
+    return as_expected(judge(port, case, by), known)
+
+
+def _smallest(outcomes: Sequence[Outcome], judge: Callable[[Case], Outcome]) -> dict[str, Outcome]:
+    """The smallest failures of the first few causes."""
+    first_of: dict[str, Outcome] = {}
+    for outcome in outcomes:
+        if outcome.failed and not any(other.too_slow for other in outcomes) and FAILED in _states(outcome):
+            first_of.setdefault(outcome.cause, outcome)
+    return {outcome.case.name: shrunk(outcome, judge) for outcome in list(first_of.values())[:MOST_SHRUNK]}
+
+
+def _states(outcome: Outcome) -> list[str]:
+    return [rung.state for rung in outcome.rungs.values()]

@@ -1,0 +1,158 @@
+"""Implementations for `numpygpt conform`: our own steps, with one thing wrong, or an answer that is none."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from numpygpt.checks.trace import is_given, is_parameter, retrace
+
+
+class Sound:
+    """Our own steps."""
+
+    def run(self, config, settings, given):
+        return answer(config, settings, given)
+
+
+def answer(config, settings, given, after=lambda name, array: None):
+    """Every computed tensor. `after` may change an array once it is told, before it is used."""
+    tensors = {}
+
+    def tell(name, array):
+        if not is_given(name):
+            tensors[name] = np.array(array)
+            after(name, array)
+
+    retrace(config, settings, given, np.float64, tell)
+    return tensors
+
+
+class ErfGelu:
+    def run(self, config, settings, given):
+        other = {"gelu_tanh": "gelu_erf", "gelu_erf": "gelu_tanh"}[config.activation]
+        return answer(replace(config, activation=other), settings, given)
+
+
+class TransposedWeight:
+    """It reads the output projection the other way round."""
+
+    def run(self, config, settings, given):
+        weight = "trf_blocks.0.att.out_proj.weight"
+        return answer(config, settings, {**given, weight: given[weight].T})
+
+
+class QkvOrder:
+    """It takes keys for queries."""
+
+    def run(self, config, settings, given):
+        def other(name):
+            swapped = {"W_query": "W_key", "W_key": "W_query"}
+            parts = name.split(".")
+            return ".".join(swapped.get(part, part) for part in parts)
+
+        return answer(config, settings, {name: given[other(name)] for name in given})
+
+
+class CoupledDecay:
+    """Adam with the decay in the gradient, in the place of AdamW."""
+
+    def run(self, config, settings, given):
+        parameters = {name: array.astype(np.float64) for name, array in given.items() if is_parameter(name)}
+
+        def after(name, array):
+            before, d, parameter = name.rpartition("d_")
+            if d and parameter in parameters and before in ("", "step2."):
+                array += settings.weight_decay * parameters[parameter]
+            step, _, parameter = name.partition(".")
+            if step in ("step1", "step2") and parameter in parameters:
+                parameters[parameter] = array
+
+        return answer(config, settings._replace(weight_decay=0.0), given, after)
+
+
+class ForwardOnly:
+    """It has no backward, and says so; it does not show attention's weights either."""
+
+    rungs = ("forward", "activations")
+    not_shown = ("*.att.attn_*",)
+
+    def run(self, config, settings, given):
+        tensors = answer(config, settings, given)
+        shown = {name: array for name, array in tensors.items() if not name.startswith(("d_", "step", "generated."))}
+        return {name: array for name, array in shown.items() if ".att.attn_" not in name}
+
+
+class WithoutDropout(Sound):
+    def unable(self, config, settings):
+        return "no dropout" if config.drop_rate else None
+
+
+class NoGenerationUnsaid:
+    def run(self, config, settings, given):
+        return {n: a for n, a in answer(config, settings, given).items() if not n.startswith("generated.")}
+
+
+class WithNaN:
+    def run(self, config, settings, given):
+        tensors = answer(config, settings, given)
+        tensors["d_final_norm.scale"][0] = np.nan
+        return tensors
+
+
+class WrongName:
+    def run(self, config, settings, given):
+        return {**answer(config, settings, given), "logitz": np.zeros(3)}
+
+
+class ChangedInput:
+    def run(self, config, settings, given):
+        return {**answer(config, settings, given), "inputs": given["inputs"] + 1}
+
+
+class Crash:
+    def run(self, config, settings, given):
+        raise RuntimeError("no more\nof this")
+
+
+class NoDict:
+    def run(self, config, settings, given):
+        return [1, 2]
+
+
+class Words:
+    def run(self, config, settings, given):
+        return {"logits": np.array(["a"])}
+
+
+class Nothing:
+    rungs = ()
+
+    def run(self, config, settings, given):
+        return {}
+
+
+class FailsFromTwoHeadsOn:
+    """The heads are merged in the wrong order, which one head hides; and only where there are at least three tokens."""
+
+    def run(self, config, settings, given):
+        def after(name, array):
+            if name == "trf_blocks.0.att.context_vec" and config.n_heads > 1 and settings.tokens > 2:
+                array += 1e-3
+
+        tensors = answer(config, settings, given, after)
+        if config.n_heads > 1 and settings.tokens > 2:
+            tensors["trf_blocks.0.att.context_vec"] = tensors["trf_blocks.0.att.context_vec"] + 1e-3
+        return tensors
+
+
+class NoAdapter:
+    """It has no method run."""
+
+
+class BadRung(Sound):
+    rungs = ("fly",)
+
+
+def makes():
+    """A function that makes an adapter."""
+    return Sound()
