@@ -60,7 +60,9 @@ def test_training_tells_its_losses_samples_files_and_what_to_do_next(trained):
         f"wrote {folder}/losses.png",
         f"let it write: numpygpt generate --checkpoint {folder} --prompt 'The '",
     ]
-    assert sorted(files(folder)) == ["best/checkpoint.safetensors", "checkpoint.safetensors", "losses.png"]
+    assert sorted(files(folder)) == [
+        "best/checkpoint.safetensors", "checkpoint.safetensors", "log.jsonl", "losses.png",
+    ]  # fmt: skip
     assert files(folder)["losses.png"].startswith(b"\x89PNG")
 
 
@@ -90,14 +92,14 @@ def test_the_text_may_be_several_files_and_every_option_reaches_the_run(tmp_path
         "steps": 2, "batch_size": 2, "accumulate": 2, "lr": 0.01, "min_lr": 0.001, "warmup_steps": 1, "clip": 0.5,
         "weight_decay": 0.2, "eval_every": 5, "eval_batches": 2, "sample_every": 0, "sample_prompt": "x",
         "save_every": 7, "keep": 2, "seed": 5, "schedule": "cosine", "schedule_steps": 9, "dtype": "float64",
-        "tokenizer": "bytes", "attention": "flash",
+        "tokenizer": "bytes", "attention": "flash", "decay": "all",
     }  # fmt: skip
     sizes = {"context_length": 5, "emb_dim": 6, "n_heads": 3, "n_layers": 2, "drop_rate": 0.25}
     flags = [part for name, value in {**options, **sizes}.items() for part in (f"--{name.replace('_', '-')}", value)]
     flags += ["--qkv-bias", "--tie-weights", "--checkpoint-activations"]
     assert run("train", "--text", first, second, *flags, "--out", tmp_path / "run") == 0
     saved = read_checkpoint(tmp_path / "run")
-    expected = {**options, "checkpoint_activations": True, "text": [str(first), str(second)], "vocab": None}
+    expected = {**options, "checkpoint_activations": True, "text": [str(first), str(second)], "vocab": None, "tokens": None}
     assert saved.values("run")["options"] == expected
     assert expected.keys() == {field.name for field in fields(Options)}
     assert saved_config(saved) == GPTConfig(256, **sizes, qkv_bias=True, tie_weights=True)

@@ -111,7 +111,8 @@ def add_run_options(
     for field in fields(of):
         if names is None or field.name in names:
             said = declaration_of(of, field.name)
-            default = "" if field.type is bool or "(default:" in said.meaning else f" (default: {field.default})"
+            untold = field.type is bool or field.default is None or "(default:" in said.meaning
+            default = "" if untold else f" (default: {field.default})"
             _add_option(parser, field, said.meaning + default, choices=said.choices, metavar=said.metavar)
 
 
