@@ -34,7 +34,8 @@ from torchgpt.parallel import sharded
 from torchgpt.parallel.model import ParallelModel
 from torchgpt.parallel.team import connected, gather, join
 
-TIME_LIMIT = 60
+#: Seconds: a busy machine may start a process that much later than another.
+TIME_LIMIT = 300.0
 CPU = torch.device("cpu")
 #: A power of two, so that scaled gradients have the same digits.
 SCALE = 8.0
