@@ -15,7 +15,7 @@ import numpy as np
 from numpygpt.checks.planting import Bug, Change, planted
 from numpygpt.checks.records import BUGS
 from numpygpt.checks.replay import Replay
-from numpygpt.checks.trace import INPUTS, TARGETS, Settings, Tensors
+from numpygpt.checks.trace import INPUTS, TARGETS, Settings, Tensors, is_state
 from numpygpt.model.config import ACTIVATIONS, GPTConfig
 from numpygpt.shapes import Array
 
@@ -55,6 +55,21 @@ class Cause(NamedTuple):
                 return replay.run(up_to=up_to, config=config, settings=settings, given=given, may_crash=True)
         except (LookupError, SyntaxError):
             return {}  # two changes of the same line do not go together
+
+    def can_change(self, name: str) -> bool:
+        """Whether it may change the tensor of this name, if those that it is computed from are given.
+
+        So the replays that could show nothing are spared.
+        """
+        functions = [change.function for change in self.bug.changes] if self.bug else []
+        in_optimizer = bool(self.settings) or any(function.startswith("training.") for function in functions)
+        if is_state(name):
+            return in_optimizer
+        if functions and all(function.startswith("training.") for function in functions):
+            return False
+        is_forward = not name.startswith(("d_", "step"))
+        only_backward = bool(functions) and all("backward" in function for function in functions)
+        return not self.settings and not (is_forward and only_backward)
 
     def together_with(self, other: "Cause") -> "Cause":
         """Both at once."""

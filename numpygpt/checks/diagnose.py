@@ -130,7 +130,7 @@ class _Doctor:
             self._give(self.replay.given)
         if self.replay.used(name, self.sound[name]) <= 1:
             return self._upstream_of(name), set()
-        explaining, changing = self._try(name, self.progress(self.causes))
+        explaining, changing = self._try(name, self._causes_of(name))
         plain = list(relations(name, ours, self.sound, self.replay)) if ours.shape == self.sound[name].shape else []
         if not explaining and not plain:
             pairs = [one.together_with(other) for one, other in combinations(changing[:MOST_IN_PAIRS], 2)]
@@ -139,6 +139,9 @@ class _Doctor:
         offers += plain
         why_not = "" if offers else "no known cause gives it; look at how it is computed"
         return Diagnosis(name, offers[:MOST_OFFERED], why_not), explained
+
+    def _causes_of(self, name: str) -> Iterable[Cause]:
+        return self.progress([cause for cause in self.causes if cause.can_change(name)])
 
     def _upstream_of(self, name: str) -> Diagnosis:
         """Of a tensor that follows from its inputs, though it is wrong: an earlier error that is within its budget.
@@ -151,7 +154,7 @@ class _Doctor:
         if not shares or max(shares.values()) == 0:
             return Diagnosis(name, [], "it follows from its inputs, which agree: the budget is too small for it")
         suspect = max(shares, key=lambda other: shares[other])
-        _, changing = self._try(suspect, self.progress(self.causes))
+        _, changing = self._try(suspect, self._causes_of(suspect))
         of_sound = self.replay.distance(suspect, self.sound[suspect])
         closer = [
             cause

@@ -13,7 +13,7 @@ import numpy as np
 
 from numpygpt.checks.compare import Norms, difference, finite_norms
 from numpygpt.checks.dialects import Candidate
-from numpygpt.checks.trace import LOGITS, TOKENS, Settings, Tensors, is_given, is_parameter, retrace
+from numpygpt.checks.trace import LOGITS, TOKENS, Settings, Tensors, is_given, is_parameter, is_state, retrace
 from numpygpt.checks.trace_file import TraceFile, has_budget
 from numpygpt.errors import InputError
 from numpygpt.model.config import GPTConfig
@@ -130,9 +130,11 @@ class Replay:
         """How far rows, and then the whole, of a tensor of this size may be from it.
 
         A row or tensor that is larger than the reference's has a budget that is larger in proportion. A row has at
-        least the share of its size that the whole may differ by, because in the reference it may be zero.
+        least the share of its size that the whole may differ by, because in the reference it may be zero. AdamW's
+        moments and parameters are in float32 at least, whatever the format of the gradients that they come from.
         """
-        expected, allowed = finite_norms(self.reference.read(name)), self.reference.budget(self.format, name)
+        format_ = "float32" if is_state(name) and self.format != "float64" else self.format
+        expected, allowed = finite_norms(self.reference.read(name)), self.reference.budget(format_, name)
         whole = np.fmax(allowed.tensor, _share(allowed.tensor, expected.tensor) * size.tensor)
         rows = np.fmax(allowed.rows, _share(allowed.rows, expected.rows) * size.rows)
         return np.append(np.fmax(rows, _share(allowed.tensor, expected.tensor) * size.rows), whole)
