@@ -6,69 +6,25 @@ import os
 import re
 import shlex
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import safetensors.numpy
 
-from numpygpt import GPTConfig, InputError
+from numpygpt import InputError
 from numpygpt.files import LOCK_NAME
 from numpygpt.formats.checkpoint import FILE_NAME, read_checkpoint
 from numpygpt.sections import Section
 from numpygpt.training import earlier
+from numpygpt.training import run as run_module
 from numpygpt.training.journal import FILE_NAME as LOG_NAME
 from numpygpt.training.loop import Every, Plan, train
-from numpygpt.training.options import Options
 from numpygpt.training.progress import Progress
 from numpygpt.training.run import BEST, TrainingRun
-from numpygpt.training.step import StepTaken
-from numpygpt.training.team import OneProcess
-from parity_tests.command import files, write_text
-
-CONFIG = GPTConfig(vocab_size=256, context_length=6, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.0, qkv_bias=False)
-
-
-class Counting:
-    """A backend whose weights are the number of its steps, and whose losses are given."""
-
-    program = "numpygpt"
-    team = OneProcess()
-    state_is_a_copy = False
-    val_losses = [5.0] * 100
-
-    def __init__(self, steps):
-        self.weights = {"a": np.float32([steps]), "b": np.zeros(2, np.float32)}
-        self.rates = []
-
-    @classmethod
-    def start(cls, task):
-        return cls(0)
-
-    @classmethod
-    def load(cls, task, saved):
-        return cls(int(saved.arrays("model")["a"][0]))
-
-    def batches_in_an_epoch(self):
-        return 4
-
-    def step(self, learning_rate):
-        self.rates.append(learning_rate)
-        self.weights["a"] += 1
-        return StepTaken(7.0, {"a": 3.0, "b": 4.0})
-
-    def evaluate(self):
-        return 6.0, self.val_losses[int(self.weights["a"][0])]
-
-    def probe(self):
-        return self.val_losses[int(self.weights["a"][0])]
-
-    def sample(self, prompt):
-        return f"{prompt}..."
-
-    def state(self):
-        return {"model": Section({"config": CONFIG.to_dict(), "tokenizer": "bytes"}, self.weights)}
+from parity_tests.command import files
+from parity_tests.counting_backend import CONFIG, Counting, options_of, started
 
 
 class Told(Progress):
@@ -93,15 +49,6 @@ class Told(Progress):
 
     def saving(self, run):
         self.write(f"{run.step} save")
-
-
-def options_of(folder, **changes):
-    text = (str(write_text(folder)),)
-    return Options(**{"text": text, "steps": 5, "eval_every": 2, "sample_every": 3, "save_every": 4, **changes})
-
-
-def started(folder, backend=Counting, **changes):
-    return TrainingRun.start(backend, options_of(folder, **changes), CONFIG, folder / "run")
 
 
 def told(run, plan=None):
@@ -218,7 +165,7 @@ def test_the_best_of_a_run_that_was_overwritten_goes_with_it(tmp_path):
     other = TrainingRun.start(Counting, options, CONFIG, tmp_path / "run", overwrite=True)
     assert files(tmp_path) == before, "until the first save"
     other.save()
-    assert sorted(files(tmp_path / "run")) == [FILE_NAME]
+    assert sorted(files(tmp_path / "run")) == [FILE_NAME, LOG_NAME]
 
 
 @pytest.mark.parametrize("name", ["config.json", "hparams.json", "ckpt.pt"])
@@ -507,6 +454,82 @@ def test_a_step_that_its_backend_refuses_says_how_to_go_on(tmp_path):
     with pytest.raises(InputError, match=r"^the loss is nan at optimizer step 1; nothing was saved: start again"):
         run.train_step()
     assert run.step == 0
+
+
+# Writing in the background
+
+
+class Copying(Counting):
+    """A backend whose state no step changes, so that it is written while steps go on."""
+
+    state_is_a_copy = True
+
+    def state(self):
+        weights = {name: array.copy() for name, array in self.weights.items()}
+        return {"model": Section({"config": CONFIG.to_dict(), "tokenizer": "bytes"}, weights)}
+
+
+def test_a_run_goes_on_while_its_state_is_written(tmp_path, monkeypatch):
+    may_write, write = threading.Event(), run_module.write_checkpoint
+
+    def waiting(*arguments):
+        assert may_write.wait(60)
+        return write(*arguments)
+
+    monkeypatch.setattr(run_module, "write_checkpoint", waiting)
+    run = started(tmp_path, Copying, keep=2)
+    for _ in range(2):
+        run.train_step()
+    run.save()
+    for _ in range(2):
+        run.train_step()
+    assert (run.saved_step, files(run.directory)) == (None, {})
+    may_write.set()
+    run.wait()
+    assert (run.saved_step, saved_step(run.directory)) == (2, 2)
+    assert read_checkpoint(run.directory).arrays("model")["a"].tolist() == [2]
+    run.save()
+    run.wait()
+    assert (kept(tmp_path), saved_step(run.directory)) == ([2], 4)
+
+
+@pytest.mark.parametrize("moment", ["the next save", "the end"])
+def test_what_goes_wrong_in_the_background_is_said_and_the_last_good_checkpoint_stays(tmp_path, monkeypatch, moment):
+    run = started(tmp_path, Copying)
+    run.train_step()
+    run.save()
+    run.wait()
+    before = files(run.directory)
+
+    def full(*arguments):
+        raise InputError("cannot write the checkpoint: No space left on device")
+
+    monkeypatch.setattr(run_module, "write_checkpoint", full)
+    run.train_step()
+    run.save()
+    run.train_step()
+    with pytest.raises(InputError, match=r"^cannot write the checkpoint: No space left on device$"):
+        run.save() if moment == "the next save" else run.wait()
+    assert files(run.directory) == before
+    monkeypatch.undo()
+    run.save()
+    run.wait()
+    assert saved_step(run.directory) == 3
+
+
+def test_a_run_that_ends_waits_for_what_is_written_and_says_what_goes_wrong(tmp_path, monkeypatch):
+    write = run_module.write_checkpoint
+
+    def fails_at_the_end(directory, sections, *rest):
+        if sections["run"].values["step"] == 5:
+            raise InputError("cannot write the checkpoint: No space left on device")
+        return write(directory, sections, *rest)
+
+    monkeypatch.setattr(run_module, "write_checkpoint", fails_at_the_end)
+    monkeypatch.setattr(Counting, "val_losses", [9.0, 9.0, 3.0, 9.0, 9.0, 9.0])
+    with pytest.raises(InputError, match="No space left on device"):
+        told(started(tmp_path, Copying))
+    assert saved_step(tmp_path / "run") == 4
 
 
 def test_what_the_run_keeps_is_of_the_state_when_it_was_saved(tmp_path):

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from numpygpt.formats.checkpoint import read_checkpoint, write_checkpoint
+from numpygpt.formats.checkpoint import read_checkpoint
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
 from numpygpt.model.scheme import Scheme
-from numpygpt.sections import Section
 from numpygpt.training import run as training_run
 from numpygpt.training.adamw import AdamW
 from numpygpt.training.groups import groups_of
@@ -31,6 +30,7 @@ from parity_tests.torch_command import (
     left_by,
     log_of,
     refusal,
+    rewritten,
     run,
     sections_of,
     train,
@@ -166,15 +166,6 @@ def test_in_a_run_from_before_the_option_everything_goes_on_to_decay(folder, pro
     train(program, old, "--resume", old, "--steps", 4)
     assert decaying(old) == set(read_checkpoint(old).layouts("model"))
     assert read_checkpoint(old).values("run")["options"]["decay"] == "all"
-
-
-def rewritten(folder, change):
-    """Write the checkpoint in the folder anew after a change of its sections."""
-    saved = read_checkpoint(folder)
-    names = [name for name in ("model", "optimizer", "random", "data", "run", "torch") if name in saved]
-    sections = {name: Section(saved.values(name), saved.arrays(name)) for name in names}
-    change(sections)
-    write_checkpoint(folder, sections)
 
 
 def after_a_step_without_gradients(program, config, options):

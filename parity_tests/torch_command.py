@@ -11,11 +11,13 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from numpygpt.formats.checkpoint import read_checkpoint
+from numpygpt.formats.checkpoint import read_checkpoint, write_checkpoint
+from numpygpt.sections import Section
 from numpygpt.training.journal import FILE_NAME as LOG_NAME
 from torchgpt.commands.main import main
 
 PROGRAMS = ("numpygpt", "torchgpt")
+SECTIONS = ("model", "optimizer", "random", "data", "run", "torch")
 ROOT = Path(__file__).parents[1]
 #: The parameters, which an epoch of 25 batches shows to two blocks.
 SIZES = ("--context-length", 6, "--emb-dim", 8, "--n-heads", 2, "--n-layers", 2, "--batch-size", 3, "--eval-batches", 1)
@@ -82,9 +84,17 @@ def sections_of(folder):
     saved = read_checkpoint(folder)
     return {
         name: (saved.values(name), {key: array.tobytes() for key, array in saved.arrays(name).items()})
-        for name in ("model", "optimizer", "random", "data", "run", "torch")
+        for name in SECTIONS
         if name in saved
     }
+
+
+def rewritten(folder, change):
+    """Write the checkpoint in the folder anew after a change of its sections."""
+    saved = read_checkpoint(folder)
+    sections = {name: Section(saved.values(name), saved.arrays(name)) for name in SECTIONS if name in saved}
+    change(sections)
+    write_checkpoint(folder, sections)
 
 
 def left_by(folder):
