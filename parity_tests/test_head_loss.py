@@ -277,18 +277,41 @@ def test_no_gradient_is_computed_that_nobody_asks_for():
     assert operations.products == 1
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # PyTorch's compiler does it
-def test_it_is_compiled_into_one_graph(monkeypatch):
-    """The module is loaded once more, without the checks of the test run, which cannot be compiled."""
+@pytest.fixture
+def unchecked(monkeypatch):
+    """The module, loaded once more without the checks of the test run, which cannot be compiled."""
     spec = spec_from_file_location("unchecked", head_loss.__file__)
-    unchecked = module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "unchecked", unchecked)
-    spec.loader.exec_module(unchecked)
+    module = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "unchecked", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # PyTorch's compiler does it
+def test_it_is_compiled_into_one_graph(unchecked):
     hidden, weight, targets = arrays()
     function = torch.compile(partial(unchecked.loss_sum, rows_at_once=3), backend="aot_eager", fullgraph=True)
     expected = loss_and_gradients(partial(loss_sum, rows_at_once=3), hidden, weight, targets, 0.7)
     for name, array in loss_and_gradients(function, hidden, weight, targets, 0.7).items():
         agree(array, expected[name], name)
+
+
+def test_blocks_that_are_compiled_alone_give_the_same(unchecked, monkeypatch):
+    """The whole ones, and the shorter one at the end."""
+    shapes = []
+
+    def note(graph, inputs):
+        shapes.append(tuple(inputs[0].shape))
+        return graph.forward
+
+    block = torch.compile(unchecked._block, backend=note, dynamic=False)
+    monkeypatch.setattr(unchecked, "_compiled_block", lambda: block)
+    hidden, weight, targets = arrays()
+    expected = loss_and_gradients(partial(loss_sum, rows_at_once=3), hidden, weight, targets, 0.7)
+    compiled = partial(unchecked.loss_sum, rows_at_once=3, compiled=True)
+    for name, array in loss_and_gradients(compiled, hidden, weight, targets, 0.7).items():
+        agree(array, expected[name], name)
+    assert len(set(shapes)) == 2
 
 
 # A vocabulary that is shared by a group of processes

@@ -79,7 +79,7 @@ class ParallelModel:
         """A model whose memory is allocated, and not filled: give every name of `shapes` to `fill`.
 
         dtype          of the parameters
-        compiled       whether torch.compile makes the blocks
+        compiled       whether torch.compile makes the code
         how            attention, kernels, checkpoint_activations, rows_at_once and autocast, as
                        `torchgpt.parallel.part.build_part` takes them
 
@@ -88,8 +88,7 @@ class ParallelModel:
         grid = Grid(scheme, device.type, team.time_limit) if isinstance(team, ProcessTeam) else None
         part = plans.shared_part(config, scheme, grid, dtype, **how)
         if compiled:
-            for block in part.model.trf_blocks.children():
-                block.compile()
+            part.compile_parts()
         part.to_empty(device=device)
         part.tie()
         return cls(config, scheme, grid, part, device, dtype)

@@ -50,6 +50,7 @@ class Part(nn.Module):
         super().__init__()
         self.model, self.stage = model, stage
         self.rows_at_once, self.autocast = rows_at_once, autocast
+        self.compiled = False
         _leave_only(model, stage)
 
     def forward(self, x: Tensor, targets: Integer[Tensor, "B T"] | None = None) -> Tensor:
@@ -67,6 +68,12 @@ class Part(nn.Module):
             x = self.model.final_norm(x)
             return self.model.out_head(x) if targets is None else self._sum_of_losses(x, targets)
 
+    def compile_parts(self) -> None:
+        """Let torch.compile make the code of the blocks, and on a GPU that of the loss."""
+        for block in self.model.trf_blocks.children():
+            block.compile()
+        self.compiled = True
+
     def tie(self) -> None:
         """Make the embedding's Parameter the head's, too, if the configuration says so and the part has both."""
         if self.model.config.tie_weights and self.stage.stages == 1:
@@ -79,6 +86,7 @@ class Part(nn.Module):
             slices.local(weight),
             targets.flatten(),
             rows_at_once=self.rows_at_once,
+            compiled=self.compiled and hidden.is_cuda,
             first_id=_first_row(weight) if isinstance(weight, DTensor) else 0,
             group=weight.device_mesh.get_group() if isinstance(weight, DTensor) else None,
         )
