@@ -6,6 +6,7 @@ The checks of annotations are off, because the tests take whole steps many times
 import jaxtyping
 import pytest
 
+from numpygpt.checks.conform import judging
 from numpygpt.checks.conform.adapter import InProcess, find_adapter
 from numpygpt.checks.conform.cases import Case, described, drawn, standard
 from numpygpt.checks.conform.climbing import climb
@@ -27,6 +28,11 @@ def without_checks_of_annotations():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(autouse=True)
+def each_reference_is_made_once(monkeypatch):
+    monkeypatch.setattr(judging, "reference", ports.once)
 
 
 def port(adapter):

@@ -64,7 +64,7 @@ def _entries(kind: str, entries: Any) -> list[Any]:
 
 def _expectation(kind: str, entry: Any) -> Expectation:
     if not isinstance(entry, Mapping) or set(entry) - {"case", "rung", "reason"}:
-        raise InputError(f"[[{kind}]] has {', '.join(entry)!r:.80}; expected case, rung and reason")
+        raise InputError(f"[[{kind}]] has {entry!r:.80}; expected case, rung and reason")
     values = {"case": "*", "rung": "*", **entry}
     expectation = Expectation(kind, *(value_of(values, name, str) for name in ("case", "rung", "reason")))
     if not any(fnmatchcase(rung, expectation.rung) for rung in RUNGS):
