@@ -18,10 +18,7 @@ from numpygpt.ops import cross_entropy, embedding, layer_norm, linear
 from parity_tests import user_operations as theirs
 from parity_tests.command import python, run
 from parity_tests.house_check import BUGS_OF_GELU, real_only, with_errors
-from parity_tests.tolerances import COMPLEX_STEP
-
-#: The relative error that must be seen in any single gradient.
-SEEN = 1e-9
+from parity_tests.tolerances import COMPLEX_STEP, SEEN
 
 
 def rng(seed=7):

@@ -12,10 +12,10 @@ one term of the series after the other:
     T[k][0] = D(h_k),   h_k = h_0 / 3^k
     T[k][j] = T[k][j-1] + (T[k][j-1] - T[k-1][j-1]) / (9^j - 1)
 
-The difference of neighbors in this table estimates the error of an entry, and the entry with the smallest estimate is
-taken (Ridders 1982, "Accurate computation of F'(x) and F'(x) F''(x)", Advances in Engineering Software 4). Ridders
-chooses for each derivative alone, so among many derivatives some estimate is small by chance. Here one entry (k, j) is
-chosen for all derivatives of a tensor, by the norm of their estimates.
+The largest difference of an entry from its neighbors T[k][j-1], T[k-1][j-1] and T[k+1][j] estimates its error, and the
+entry with the smallest estimate is taken (after Ridders 1982, "Accurate computation of F'(x) and F'(x) F''(x)",
+Advances in Engineering Software 4). Ridders chooses for each derivative alone, so among many derivatives some estimate
+is small by chance. Here one entry (k, j) is chosen for all derivatives of a tensor, by the norm of their estimates.
 """
 
 from collections.abc import Callable, Iterable
@@ -97,10 +97,11 @@ def _extrapolated(
 ) -> Derivatives:
     """The entry of Richardson's table with the smallest estimate of its error."""
     best = Derivatives(column[-1], np.full(column.shape[1:], np.inf))
-    for j in range(1, len(column)):
+    for j in range(1, len(column) - 1):
         factor = 9.0**j - 1
         following = column[1:] + (column[1:] - column[:-1]) / factor
-        estimates = np.maximum(np.abs(following - column[1:]), np.abs(following - column[:-1])) + roundings[j:]
+        neighbors = np.array([column[1:-1], column[:-2], following[1:]])
+        estimates = np.abs(neighbors - following[:-1]).max(axis=0) + roundings[j:-1]
         norms = np.sqrt((estimates * estimates).sum(axis=(1, 2)))
         k = int(np.argmin(np.where(np.isnan(norms), np.inf, norms)))
         if norms[k] < np.sqrt((best.errors * best.errors).sum()):
