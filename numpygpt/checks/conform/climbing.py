@@ -70,12 +70,14 @@ def climb(
     known = list(expectations)
     outcomes: list[Outcome] = []
     for case in cases:
-        outcomes.append(_outcome(port, case, by, known, outcomes))
+        outcomes.append(outcome_of(port, case, by, known, outcomes))
     return Climb(outcomes, _smallest(outcomes, lambda case: judge(port, case, by)) if shrink else {})
 
 
-def _outcome(port: Port, case: Case, by: str | None, known: list[Expectation], before: list[Outcome]) -> Outcome:
-    """What is found for a case. After one that exceeded the time limit, no other is asked for."""
+def outcome_of(
+    port: Port, case: Case, by: str | None, known: list[Expectation], before: Sequence[Outcome]
+) -> Outcome:
+    """What is found for a case after those `before`. If one of them exceeded the time limit, it is not asked for."""
     not_run = skipped(case, known)
     if not_run is not None:
         return not_run
