@@ -8,10 +8,11 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stderr
 from functools import partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from io import TextIOWrapper
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -97,7 +98,7 @@ def run_program(program: Program, arguments: Sequence[str] | None = None, *, say
         return _refused(program, reason) if says_why else BAD_INPUT
 
     try:
-        status = _run(program, arguments, refused)
+        status = _run(program, arguments, refused, says_why=says_why)
         if closed and status == 0:
             return refused("the output cannot be written: standard output is closed")
         sys.stdout.flush()
@@ -131,9 +132,12 @@ def _make_printing_safe() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _run(program: Program, arguments: Sequence[str] | None, refused: Callable[[str], int]) -> int:
+def _run(
+    program: Program, arguments: Sequence[str] | None, refused: Callable[[str], int], *, says_why: bool
+) -> int:
     try:
-        parsed = _parser(program).parse_args(arguments)
+        with nullcontext() if says_why else redirect_stderr(StringIO()):
+            parsed = _parser(program).parse_args(arguments)
         with warnings.catch_warnings():
             # after an overflow the loss is not finite, for which there is an error line
             warnings.simplefilter("ignore", RuntimeWarning)

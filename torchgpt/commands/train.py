@@ -15,11 +15,12 @@ from numpygpt.formats.checkpoint import FILE_NAME
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.scheme import Scheme
 from numpygpt.model.sizes import num_parameters
+from numpygpt.training import sliced
 from numpygpt.training.options import PRESET_OPTIONS, Options
 from torchgpt.engine.backend import Maker
 from torchgpt.engine.device import device_of
 from torchgpt.engine.precision import autocast_of
-from torchgpt.engine.progress import NoProgress, TorchProgress
+from torchgpt.engine.progress import NoProgress, TorchProgress, event_writer
 from torchgpt.engine.settings import Settings
 from torchgpt.parallel import meta
 from torchgpt.parallel.team import join, leave
@@ -47,7 +48,7 @@ def run(parsed: argparse.Namespace) -> int:
     device = device_of(settings.device)
     team = join(device.type, time_limit=float(settings.time_limit))
     try:
-        team.agree(lambda: autocast_of(settings.precision, device, parsed.dtype or "float32"))
+        team.agree(lambda: _refuse_what_is_not_here(settings, device, parsed.dtype or "float32"))
         maker = Maker(settings, team, device, given)
         if _is_restarted(parsed.out):
             parsed = _resumed(parsed)
@@ -56,9 +57,18 @@ def run(parsed: argparse.Namespace) -> int:
         leave()
 
 
+def _refuse_what_is_not_here(settings: Settings, device: torch.device, dtype: str) -> None:
+    """Raise InputError for a precision that the device does not have, and for a package that is missing."""
+    autocast_of(settings.precision, device, dtype)
+    if settings.tensorboard:
+        event_writer()
+
+
 def _is_restarted(out: Path | None) -> bool:
     """Whether torchrun has started this run again, and it has saved something before."""
-    return os.environ.get(RESTARTS, "0") != "0" and out is not None and (out / FILE_NAME).exists()
+    if out is None or os.environ.get(RESTARTS, "0") == "0":
+        return False
+    return (out / FILE_NAME).exists() or bool(sliced.steps(out))
 
 
 def _resumed(parsed: argparse.Namespace) -> argparse.Namespace:

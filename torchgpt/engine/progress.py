@@ -109,9 +109,14 @@ def _share_of_peak(run: TrainingRun, tokens_per_second: float) -> str:
 @contextmanager
 def _events(directory: Path, step: int) -> Iterator[Any]:
     """A writer of TensorBoard's events. Those of steps after `step` are of a run that is taken up before them."""
+    with event_writer()(str(directory), purge_step=step + 1) as writer:
+        yield writer
+
+
+def event_writer() -> Any:
+    """PyTorch's class of writers of TensorBoard's events. InputError if the package is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise InputError("--tensorboard needs the package tensorboard: pip install tensorboard") from error
-    with SummaryWriter(str(directory), purge_step=step + 1) as writer:
-        yield writer
+    return SummaryWriter
