@@ -15,8 +15,9 @@ import sys
 import numpy as np
 
 from numpygpt.checks import gradcheck
+from numpygpt.checks.experiments import small_model
 from numpygpt.checks.planting import planted
-from numpygpt.checks.record import differentiated
+from numpygpt.checks.record import Call, differentiated
 from numpygpt.checks.records import BUGS, OPERATIONS
 from numpygpt.checks.source import at_random
 from numpygpt.ops import gelu
@@ -46,11 +47,26 @@ def verdicts(operation, call, backward):
     return {row.argument: row.verdict for row in report.rows if row.argument in asked_for}
 
 
-def checked(record, size):
-    call = next(iter(record.complex_step(at_random(3)).values()))
-    operation = record.module
+def checked(operation, call, size):
     backwards = operation.backward, with_errors(operation.backward, size)
     return [verdicts(operation, call, backward) for backward in backwards]
+
+
+MODEL = "a small whole model"
+#: The operations, except those of which the whole model is made in the same way.
+CHECKED = [
+    name
+    for name, record in OPERATIONS.items()
+    if not isinstance(record.complex_step, str) and name not in ("body", "recomputed_block")
+]
+
+
+def calls():
+    """(name, operation, call) of each operation and of the model."""
+    for name in CHECKED:
+        yield name, OPERATIONS[name].module, next(iter(OPERATIONS[name].complex_step(at_random(3)).values()))
+    model = small_model()
+    yield MODEL, model, Call(model.inputs(np.random.default_rng(0)))
 
 
 BUGS_OF_GELU = ("erf_slope_under_tanh", "six_digit_constants")
@@ -80,6 +96,5 @@ def judged_with(bug):
 
 
 if __name__ == "__main__":
-    records = {name: record for name, record in OPERATIONS.items() if not isinstance(record.complex_step, str)}
-    found = {name: checked(record, float(sys.argv[1])) for name, record in records.items()}
+    found = {name: checked(operation, call, float(sys.argv[1])) for name, operation, call in calls()}
     print(json.dumps(found | {bug: judged_with(bug) for bug in BUGS_OF_GELU}))

@@ -10,14 +10,13 @@ from hypothesis import settings
 
 from numpygpt.checks import gradcheck
 from numpygpt.checks.gradients import EVERY_ELEMENT
-from numpygpt.checks.records import OPERATIONS
 from numpygpt.errors import InputError
 from numpygpt.layers import feed_forward
 from numpygpt.layers import parameters as p
 from numpygpt.ops import cross_entropy, embedding, layer_norm, linear
 from parity_tests import user_operations as theirs
 from parity_tests.command import python, run
-from parity_tests.house_check import BUGS_OF_GELU, real_only, with_errors
+from parity_tests.house_check import BUGS_OF_GELU, CHECKED, MODEL, real_only, with_errors
 from parity_tests.tolerances import COMPLEX_STEP, SEEN
 
 
@@ -107,10 +106,7 @@ def house():
     return json.loads(done.stdout)
 
 
-CHECKED = [name for name, record in OPERATIONS.items() if not isinstance(record.complex_step, str)]
-
-
-@pytest.mark.parametrize("name", CHECKED)
+@pytest.mark.parametrize("name", [*CHECKED, MODEL])
 def test_every_operation_of_the_house_passes_where_it_has_a_verdict(house, name):
     """A gradient that is zero by theory, as that of the bias of keys, has none."""
     verdicts, _ = house[name]
@@ -118,7 +114,7 @@ def test_every_operation_of_the_house_passes_where_it_has_a_verdict(house, name)
     assert all(verdict == "right" or "W_key.bias" in leaf for leaf, verdict in verdicts.items()), verdicts
 
 
-@pytest.mark.parametrize("name", CHECKED)
+@pytest.mark.parametrize("name", [*CHECKED, MODEL])
 def test_an_error_of_1e_9_in_any_gradient_of_any_operation_is_seen(house, name):
     verdicts, with_errors = house[name]
     missed = [leaf for leaf, verdict in verdicts.items() if verdict == "right" and with_errors[leaf] != "WRONG"]
