@@ -173,6 +173,15 @@ def test_what_no_cause_gives_is_described(change, said, reference):
     assert said in diagnosis.lines[0]
 
 
+@pytest.mark.parametrize("name", ["queries_keys_values_untrained"])
+def test_a_tensor_of_zeros_is_diagnosed_too(name, reference):
+    """Its distance from what a cause gives has no size to be relative to."""
+    for format_ in ("float32", "bfloat16"):
+        first, offered = examined(reference, [BUGS[name]], format_)
+        assert first == truth(reference, [BUGS[name]], format_)
+        assert told(offered, name)
+
+
 def test_nothing_is_said_of_a_sound_candidate(reference):
     ours = candidate(tensors_of(SMALL, SETTINGS), reference)
     assert diagnose(reference, ours, diff(reference, ours)) == []

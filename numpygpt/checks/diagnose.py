@@ -199,7 +199,9 @@ def _closest_first(found: list[tuple[float, Cause]]) -> list[Cause]:
 
 def _magnitude(distance: float) -> float:
     """The same for distances that differ by less than a factor of 2, which is chance."""
-    return math.floor(math.log2(distance)) if distance > 0 else -math.inf
+    if distance == 0:
+        return -math.inf
+    return math.floor(math.log2(distance)) if math.isfinite(distance) else math.inf
 
 
 def _is_usable(ours: Array) -> bool:

@@ -11,9 +11,9 @@ from numpygpt.checks.diagnose import Diagnosis, diagnose
 from numpygpt.checks.dialects import Candidate, open_candidate
 from numpygpt.checks.diff import WRONG, Diff, Finding, diff
 from numpygpt.checks.trace_file import TraceFile
+from numpygpt.commands.diff_page import page
 from numpygpt.commands.tables import print_table
 from numpygpt.files import check_writable, write_text
-from numpygpt.pictures.diff_page import page
 from numpygpt.shapes import Array
 
 #: How many of the wrong tensors the table shows.

@@ -48,7 +48,7 @@ def page(
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     templates = Environment(
-        loader=PackageLoader("numpygpt", "pictures"),
+        loader=PackageLoader("numpygpt", "commands"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
