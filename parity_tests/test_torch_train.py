@@ -2,16 +2,21 @@
 
 import math
 import re
+import resource
+import sys
 import threading
+from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
 from numpygpt.formats.checkpoint import read_checkpoint
-from numpygpt.model.config import GPTConfig
+from numpygpt.model.config import PRESETS, GPTConfig
 from numpygpt.model.gpt import GPTModel
 from numpygpt.model.scheme import Scheme
+from numpygpt.model.sizes import num_parameters
 from numpygpt.training import run as training_run
 from numpygpt.training.adamw import AdamW
 from numpygpt.training.groups import groups_of
@@ -369,3 +374,52 @@ def test_steps_go_on_while_a_checkpoint_is_written_as_the_run_was_then(folder, m
     assert [saved["run"][0]["step"], saved["run"][0]["tokens_seen"]] == [2, 72]
     for name in ("model", "optimizer", "random", "data"):
         assert saved[name] == end[name], name
+
+
+# What only torchgpt has
+
+
+def test_events_for_tensorboard_hold_what_is_told(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.notf", ModuleType("notf"))  # without TensorFlow, it is quick
+    arguments = (*SIZES, "--steps", 4, "--sample-every", 0, "--eval-every", 2, "--log-every", 2, "--tensorboard")
+    trained = train("torchgpt", folder / "run", *arguments)
+    train("torchgpt", trained, "--resume", trained, "--steps", 6)
+    scalars = events_of(trained / "tensorboard")
+    assert {name: [step for step, _ in found] for name, found in scalars.items()} == {
+        **{name: [2, 4, 6] for name in ("loss", "grad_norm", "tokens_per_second")},
+        **{name: [0, 2, 4, 6] for name in ("train_loss", "val_loss")},
+        "lr": [0, 2, 2, 4, 4, 6, 6],
+    }
+    logged = {line["step"]: line for line in log_of(trained)}
+    for name in ("loss", "grad_norm"):
+        assert [np.float32(logged[step][name]) for step, _ in scalars[name]] == [value for _, value in scalars[name]]
+    history = read_checkpoint(trained).values("run")["history"]
+    assert scalars["val_loss"] == [(entry["step"], np.float32(entry["val_loss"])) for entry in history]
+
+
+def events_of(directory):
+    """{name: [(step, value)]} of the scalars in the files of events of a folder."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    found = {}
+    for path in sorted(directory.iterdir()):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append((event.step, np.float32(value.tensor.float_val[0])))
+    return {name: sorted(values) for name, values in found.items()}
+
+
+def test_the_shares_of_a_large_model_are_told_without_its_memory(capsys):
+    """Six blocks of the largest GPT-2 are 1.1 GB, and test_parallel_schemes.py looks at all 48."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    arguments = ("--preset", "gpt2-xl", "--tokenizer", "gpt2", "--parallel", "fsdp=8", "--n-layers", 6)
+    assert run("torchgpt", "train", "--device", "meta", *arguments) == 0
+    told = capsys.readouterr().out
+    parameters = num_parameters(replace(PRESETS["gpt2-xl"], n_layers=6))
+    assert told.startswith(f"fsdp=8: what each of 8 processes would hold of {parameters:,} parameters\n")
+    rows = re.findall(r"^ +(\d+) +(\d+) +([\d,.]+) MiB$", told, re.MULTILINE)
+    assert [int(rank) for rank, _, _ in rows] == list(range(8))
+    whole = parameters * 4 / 2**20
+    assert 0.999 < sum(float(size.replace(",", "")) for _, _, size in rows) / whole < 1.001
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert grown < whole / 8
