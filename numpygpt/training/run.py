@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -105,11 +105,15 @@ class TrainingRun:
         Raises InputError if the directory already holds a checkpoint that may not be overwritten, and if no checkpoint
         can be written there. It is better to find this out before the training than after it.
         """
-        refuse_another_run(directory, overwrite=overwrite)
-        tokenizer = _tokenizer_of(options, config)
-        task = Task(options, config, tokenizer, read_corpus(options, tokenizer, config.vocab_size))
+
+        def prepared() -> Task:
+            refuse_another_run(directory, overwrite=overwrite)
+            tokenizer = _tokenizer_of(options, config)
+            return Task(options, config, tokenizer, read_corpus(options, tokenizer, config.vocab_size))
+
+        task = maker.team.agree(prepared)  # the machine of a process may lack a file that the others have
         run = cls(task, directory, maker, maker.start(task))
-        make_writable(directory)
+        maker.team.agree(lambda: make_writable(directory))
         return run
 
     @classmethod
@@ -124,31 +128,13 @@ class TrainingRun:
         text is not the one that the run learns from, and for fewer steps than it has done.
         """
         directory = folder_of(directory)
-        refuse_the_best_folder(directory)
-        saved = _last_checkpoint(directory)
-        if SECTION not in saved:
-            raise InputError(f"the checkpoint {saved.path} holds a model but no training run; start one with --out")
-        state = saved.values(SECTION)
-        with named_in_errors(saved):
-            begun = Options.of_checkpoint(value_of(state, "options", dict)).settled()
-            step, tokens_seen = (_count_of(state, name) for name in ("step", "tokens_seen"))
-            history = [Evaluation.of(entry) for entry in value_of(state, "history", list)]
-            text_sha256 = value_of(state, "text_sha256", str)
-        options = Options.of({**begun.to_dict(), **changes})
-        if options.steps < step:
-            raise InputError(
-                f"steps is {options.steps}, but the run in {directory} has done {step}; expected at least as many"
-            )
-        config = saved_config(saved)
-        tokenizer = _tokenizer_of(options, config)
-        corpus = _same_corpus(options, tokenizer, config, directory, text_sha256)
-        task = Task(options, config, tokenizer, corpus)
-        run = cls(task, directory, maker, maker.load(task, saved))
-        run.step, run.tokens_seen, run.history = step, tokens_seen, history
-        if saved.path.name == FILE_NAME:
-            run.saved_step = step
+        found = maker.team.agree(lambda: _found_in(directory, changes))
+        run = cls(found.task, directory, maker, maker.load(found.task, found.saved))
+        run.step, run.tokens_seen, run.history = found.step, found.tokens_seen, found.history
+        if found.saved.path.name == FILE_NAME:
+            run.saved_step = run.step
         else:
-            run.sliced_step = step
+            run.sliced_step = run.step
         run._has_written = True
         return run
 
@@ -292,10 +278,12 @@ class TrainingRun:
         step, writing = pending
         writing.wait()
         self.sliced_step = step
-        self.team.first_does(self._tidy_slices)
+        self._or_diverged(self._tidy_slices)
 
     def _tidy_slices(self) -> None:
         assert self.sliced_step is not None
+        if not self._has_written:
+            self._writer.wait()  # a best checkpoint that is being written is this run's, and has to stay
         if not self._has_written:
             self._remove_the_run_before()
             (self.directory / FILE_NAME).unlink(missing_ok=True)
@@ -332,7 +320,9 @@ class TrainingRun:
     def _holds_another_run(self) -> bool:
         """Whether the folder holds a checkpoint of another run, which this run is to replace."""
         self._writer.wait()
-        return not self._has_written and (self.directory / FILE_NAME).exists()
+        if self._has_written:
+            return False
+        return (self.directory / FILE_NAME).exists() or bool(sliced.steps(self.directory))
 
     def _keep_last_before(self, step: int) -> None:
         if self.options.keep > 1 and self.saved_step is not None and self.saved_step != step:
@@ -446,14 +436,54 @@ def folder_of(path: Path) -> Path:
     return path.parent
 
 
+class _Found(NamedTuple):
+    """A run as its last checkpoint has it: what it works on, what was saved, and how far it has come."""
+
+    task: Task
+    saved: SavedSections
+    step: int
+    tokens_seen: int
+    history: list[Evaluation]
+
+
+def _found_in(directory: Path, changes: Mapping[str, Any]) -> _Found:
+    """The run in this folder, with these options replaced. InputError as `TrainingRun.resume`."""
+    refuse_the_best_folder(directory)
+    saved = _last_checkpoint(directory)
+    if SECTION not in saved:
+        raise InputError(f"the checkpoint {saved.path} holds a model but no training run; start one with --out")
+    state = saved.values(SECTION)
+    with named_in_errors(saved):
+        begun = Options.of_checkpoint(value_of(state, "options", dict)).settled()
+        step, tokens_seen = (_count_of(state, name) for name in ("step", "tokens_seen"))
+        history = [Evaluation.of(entry) for entry in value_of(state, "history", list)]
+        text_sha256 = value_of(state, "text_sha256", str)
+    options = Options.of({**begun.to_dict(), **changes})
+    if options.steps < step:
+        raise InputError(
+            f"steps is {options.steps}, but the run in {directory} has done {step}; expected at least as many"
+        )
+    config = saved_config(saved)
+    tokenizer = _tokenizer_of(options, config)
+    corpus = _same_corpus(options, tokenizer, config, directory, text_sha256)
+    return _Found(Task(options, config, tokenizer, corpus), saved, step, tokens_seen, history)
+
+
 def _last_checkpoint(directory: Path) -> SavedSections:
     """The checkpoint of the latest step in the folder of a run, whole or in slices. InputError if there is none."""
     steps = sliced.steps(directory)
-    if steps and (directory / FILE_NAME).exists():
+    if not steps:
+        return read_checkpoint(directory)
+    if (directory / FILE_NAME).exists():
         whole = read_checkpoint(directory)
-        if SECTION in whole and whole.values(SECTION).get("step", 0) >= steps[-1]:
-            return whole
-    return read_slices(sliced.path_of(directory, steps[-1])) if steps else read_checkpoint(directory)
+        with named_in_errors(whole):
+            if SECTION in whole and _count_of(whole.values(SECTION), "step") >= steps[-1]:
+                return whole
+    folder = sliced.path_of(directory, steps[-1])
+    try:
+        return read_slices(folder)
+    except InputError as error:
+        raise InputError(f"{error}; remove {folder} to go on from the checkpoint before it") from error
 
 
 def _resume(directory: Path, program: str = "numpygpt") -> list[str]:
