@@ -309,13 +309,17 @@ class TorchBackend:
         if SECTION not in saved:
             self._seed_masks(self.options.seed + self.optimizer.steps)
             return
-        self.scale.load(value_of(saved.values(SECTION), "loss_scale", dict))
-        states = saved.arrays(SECTION)
+        values, states = saved.values(SECTION), saved.arrays(SECTION)
+        self.scale.load(value_of(values, "loss_scale", dict))
         own = states.get(f"masks.{getattr(self.team, 'rank', 0)}")
-        if self.alone_on_cpu or own is None or len(states) != self.team.size or own.shape != self._mask_state().shape:
+        # the scheme counts, too: processes of tp have to draw the same masks, and those of ddp drew others
+        is_shared_alike = len(states) == self.team.size and values.get("scheme") == str(self.model.scheme)
+        if self.alone_on_cpu or own is None or not is_shared_alike or own.shape != self._mask_state().shape:
             self._seed_masks(self.options.seed + self.optimizer.steps)
             return
-        state = torch.from_numpy(np.ascontiguousarray(own))
+        self._set_mask_state(torch.from_numpy(np.ascontiguousarray(own)))
+
+    def _set_mask_state(self, state: torch.Tensor) -> None:
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state, self.device)
         else:
@@ -325,4 +329,4 @@ class TorchBackend:
         """Name and whole array, as a copy; in the processes that do not write, nothing."""
         for name, whole in self.model.each_whole(pieces):
             if self.team.is_first:
-                yield name, np.array(whole.numpy())
+                yield name, whole.numpy()
