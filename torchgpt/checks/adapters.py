@@ -82,7 +82,9 @@ class Compiled(Eager):
     def run(self, config: GPTConfig, settings: Settings, given: Given) -> Arrays:
         """What a compiled model computes; nothing is generated."""
         torch.compiler.reset()
-        return super().run(config, settings._replace(new_tokens=0), given)
+        tensors = super().run(config, settings._replace(new_tokens=0), given)
+        del tensors["d_logits"]  # the only gradient of an activation that can be seen
+        return tensors
 
     def logits(self, model: GPTModel, inputs: Tensor, watch: Watch) -> Tensor:
         """The logits (B, T, V); the watch is told the logits alone."""
