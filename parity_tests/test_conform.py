@@ -3,6 +3,8 @@
 The checks of annotations are off, because the tests take whole steps many times.
 """
 
+from pathlib import Path
+
 import jaxtyping
 import pytest
 
@@ -10,16 +12,16 @@ from numpygpt.checks.conform import judging
 from numpygpt.checks.conform.adapter import InProcess, find_adapter
 from numpygpt.checks.conform.cases import Case, described, drawn, standard
 from numpygpt.checks.conform.climbing import climb
-from numpygpt.checks.conform.judging import EMPTY, FAILED, NOT_SHOWN, PASSED, judge
+from numpygpt.checks.conform.judging import EMPTY, FAILED, NOT_SHOWN, PASSED, Outcome, Rung, judge
 from numpygpt.checks.conform.rungs import RUNGS, rung_of
 from numpygpt.checks.conform.shrinking import shrunk, sizes_of
 from numpygpt.checks.standard import STANDARD
 from numpygpt.checks.trace import given, is_given
 from parity_tests import ports
-from parity_tests.command import run
+from parity_tests.command import python, run
 
 SMALL = Case("2-three-heads", *STANDARD["2-three-heads"])
-HERE = "parity_tests.ports"
+HERE, ROOT = "parity_tests.ports", Path(__file__).parents[1]
 FEW = ("--draws", 0, "--cases", "1-*")
 
 
@@ -151,11 +153,28 @@ def test_drawn_models_pass():
 
 
 def test_a_failure_is_shrunk_to_the_smallest_sizes_that_fail():
-    adapter = port(ports.FailsFromTwoHeadsOn)
-    case = Case("5-dropout", *STANDARD["5-dropout"])
-    smallest = shrunk(judge(adapter, case, "numpy"), lambda case: judge(adapter, case, "numpy"))
-    assert smallest.first == "trf_blocks.0.att.context_vec"
-    assert sizes_of(smallest.case) == {"L": 1, "H": 2, "K": 1, "B": 1, "T": 3, "steps": 1, "new_tokens": 0}
+    """Here the judge only looks at the sizes. Another failure, of one head, is not what is looked for."""
+    asked = []
+
+    def look(case):
+        asked.append(case.name)
+        sizes = sizes_of(case)
+        first = "logits" if sizes["H"] == 1 else "trf_blocks.1.att.keys" if sizes["T"] > 2 and sizes["K"] > 1 else ""
+        rungs = {rung: Rung(FAILED if first else PASSED, first=first) for rung in RUNGS}
+        return Outcome(case, rungs, first=first)
+
+    smallest = shrunk(look(Case("5-dropout", *STANDARD["5-dropout"])), look)
+    assert smallest.first == "trf_blocks.1.att.keys"
+    assert sizes_of(smallest.case) == {"L": 1, "H": 2, "K": 2, "B": 1, "T": 3, "steps": 1, "new_tokens": 0}
+    assert len(asked) < 20
+
+
+def test_the_command_names_the_smallest_model_that_fails():
+    """The command runs in another process, which lacks the checks of annotations, because it takes many steps."""
+    options = ("--cases", "2-*", "--draws", 0)
+    done = python("-m", "numpygpt", "conform", "--adapter", f"{HERE}:FailsFromTwoHeadsOn", *options, cwd=ROOT)
+    assert done.returncode == 1
+    assert "2-three-heads: the smallest model that fails so is B1-T3-H2-K1-L1: trf_blocks.0.att.context" in done.stdout
 
 
 # The command

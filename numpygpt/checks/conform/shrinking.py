@@ -5,7 +5,7 @@ that still fails is kept. This is repeated until no size becomes smaller. hypoth
 runs, each of which may start a process; this needs about twenty.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 from numpygpt.checks.conform.cases import Case, described
@@ -15,8 +15,6 @@ from numpygpt.errors import InputError
 
 #: The sizes that are made smaller, in this order, and the smallest of each.
 SMALLEST = {"L": 1, "H": 1, "K": 1, "B": 1, "T": 1, "steps": 1, "new_tokens": 0}
-#: The most runs for one failure.
-MOST_RUNS = 60
 
 
 def sizes_of(case: Case) -> dict[str, int]:
@@ -47,27 +45,23 @@ def with_sizes(case: Case, sizes: dict[str, int]) -> Case:
 
 def shrunk(outcome: Outcome, judge: Callable[[Case], Outcome]) -> Outcome:
     """The outcome of the smallest case with the same cause; the same outcome if no smaller case has it."""
-    runs = 0
-    becomes_smaller = True
-    while becomes_smaller:
-        becomes_smaller = False
-        for case in _smaller(outcome.case):
-            if runs == MOST_RUNS:
-                return outcome
-            runs += 1
-            found = judge(case)
-            if found.failed and found.cause == outcome.cause:
-                outcome, becomes_smaller = found, True
-                break
+    before = None
+    while before != outcome.case:
+        before = outcome.case
+        for letter in SMALLEST:
+            outcome = _with_smallest(letter, outcome, judge)
     return outcome
 
 
-def _smaller(case: Case) -> Iterator[Case]:
-    """The cases with one size smaller; size after size, and the smallest value first."""
-    sizes = sizes_of(case)
-    for letter, smallest in SMALLEST.items():
-        for size in range(smallest, sizes[letter]):
-            try:
-                yield with_sizes(case, sizes | {letter: size})
-            except InputError:  # sinusoidal positions need an even number of features
-                continue
+def _with_smallest(letter: str, outcome: Outcome, judge: Callable[[Case], Outcome]) -> Outcome:
+    """The outcome with the smallest value of one size that has the same cause."""
+    sizes = sizes_of(outcome.case)
+    for size in range(SMALLEST[letter], sizes[letter]):
+        try:
+            case = with_sizes(outcome.case, sizes | {letter: size})
+        except InputError:  # sinusoidal positions need an even number of features
+            continue
+        found = judge(case)
+        if found.failed and found.cause == outcome.cause:
+            return found
+    return outcome
