@@ -23,10 +23,7 @@ from torchgpt.engine.precision import autocast_of
 from torchgpt.engine.progress import NoProgress, TorchProgress, event_writer
 from torchgpt.engine.settings import Settings
 from torchgpt.parallel import meta
-from torchgpt.parallel.team import join, leave
-
-#: What torchrun tells the processes that it starts again after one of them has died.
-RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+from torchgpt.parallel.team import RESTARTS, join, leave
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from numpygpt.errors import InputError
 from numpygpt.training.team import OneProcess
@@ -22,6 +24,8 @@ Value = TypeVar("Value")
 #: Seconds that an exchange between processes may take, if nobody says otherwise.
 TIME_LIMIT = 600.0
 
+#: What torchrun tells the processes that it starts again after one of them has died.
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 LARGEST_PORT = 65_535
 
@@ -102,7 +106,12 @@ def join(device_type: str = "cpu", *, time_limit: float = TIME_LIMIT) -> OneProc
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(_gpu())
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=time_limit))
+        store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=time_limit)))
+        # torchrun may keep the store when it starts all processes again, and what the dead ones said must not be read
+        store = PrefixStore(f"start {os.environ.get(RESTARTS, '0')}", store)
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=time_limit)
+        )
     except (RuntimeError, ValueError) as error:
         raise InputError(_why_not_joined(error, environment, time_limit)) from error
     return ProcessTeam(time_limit)
