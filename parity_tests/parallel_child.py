@@ -5,6 +5,7 @@ file a run, and facts in JSON. With `long`, every run has STEPS steps.
 """
 
 import json
+import math
 import multiprocessing
 import os
 import socket
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from numpygpt.errors import InputError
+from numpygpt.formats.slices import read_slices
 from numpygpt.model.scheme import Scheme
 from numpygpt.training.team import OneProcess
 from parity_tests import parallel_cases
@@ -59,7 +61,7 @@ def take_step(model, optimizer, case, step):
     loss = model.gradients(*placed_batches(model, case, step), SCALE)
     model.multiply_gradients(1 / SCALE)
     norms = model.norms()
-    model.clip(model.norm(), MAX_NORM)
+    model.multiply_gradients(min(1.0, MAX_NORM / (math.hypot(*map(float, norms.values())) + 1e-6)))
     clipped = dict(model.each_whole(gradients_of(model))) if step == 0 else {}
     optimizer.step()
     return loss, norms, clipped
@@ -113,20 +115,25 @@ def save_while_training(folder, model, optimizer, case, team):
     """Save a checkpoint, take a step while it is written, and then record what was to be saved."""
     tensors = moments(model, optimizer)
     expected = whole(model, tensors)
-    saving = sharded.start_saving(folder / f"checkpoint-{team.size}", tensors, {"step": case.steps}, team)
+    values = {"model": {"step": case.steps}, "exp_avg": {}, "exp_avg_sq": {}}
+    saving = sharded.start_saving(folder / f"checkpoint-{team.size}", tensors, values, team)
     take_step(model, optimizer, case, case.steps)
     saving.wait()
     return expected
 
 
 def load_as(scheme, folder, team):
-    """The tensors of the checkpoint that two processes saved, loaded by these."""
-    model = build(Case(scheme), team)
-    optimizer = parallel_cases.optimizer_of(model.parameters().values())
-    take_step(model, optimizer, Case(scheme), 0)  # which makes the moments
-    tensors = moments(model, optimizer)
-    values = sharded.load(folder / "checkpoint-2", tensors, team)
-    return whole(model, tensors), values
+    """The tensors of the checkpoint that two processes saved, as these hold their slices, whole; and its values."""
+    return loaded(build(Case(scheme), team), folder / "checkpoint-2")
+
+
+def loaded(model, folder):
+    saved, arrays = read_slices(folder), {}
+    for kind in ("model", "exp_avg", "exp_avg_sq"):
+        pieces = {name: model.slice_of(name, torch.from_numpy(array)) for name, array in saved.each_array(kind)}
+        held = {name: piece for name, piece in pieces.items() if piece is not None}
+        arrays |= {f"{kind}.{name}": tensor.numpy() for name, tensor in model.each_whole(held)}
+    return arrays, saved.values("model")
 
 
 def runs_of_one_process(processes, longer):
@@ -210,8 +217,8 @@ def take_part(rank, processes, port, folder, longer):
     if team.size == 2:
         facts["draws"] = {scheme: draws_of_dropout(scheme, team) for scheme in ("ddp=2", "fsdp=2", "tp=2", "pp=2")}
     else:
-        loaded, facts["values"] = load_as("fsdp=2,tp=2", folder, team)
-        np.savez(folder / f"loaded-{team.size}-by-{team.rank}.npz", **loaded)
+        arrays, facts["values"] = load_as("fsdp=2,tp=2", folder, team)
+        np.savez(folder / f"loaded-{team.size}-by-{team.rank}.npz", **arrays)
     for run in runs_of_one_process(team.size, longer)[team.rank :: team.size]:
         save_alone(run, folder)
     team.gather("all are done")

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ import pytest
 import torch
 from hypothesis import settings
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from numpygpt.errors import InputError
+from numpygpt.formats.slices import VALUES, read_slices
 from numpygpt.model.config import PRESETS
 from numpygpt.model.scheme import Scheme
 from numpygpt.training.team import OneProcess
@@ -291,12 +294,7 @@ def saved_by(processes, folder):
 
 
 def load_alone(checkpoint, case):
-    model = parallel_child.build(case, ALONE)
-    optimizer = parallel_child.parallel_cases.optimizer_of(model.parameters().values())
-    parallel_child.take_step(model, optimizer, case, 0)
-    tensors = parallel_child.moments(model, optimizer)
-    values = sharded.load(checkpoint, tensors, ALONE)
-    return parallel_child.whole(model, tensors), values
+    return parallel_child.loaded(parallel_child.build(case, ALONE), checkpoint)
 
 
 @pytest.mark.parametrize(("processes", "case"), list(zip(CASES, SAVED, strict=True)))
@@ -322,49 +320,54 @@ def test_four_processes_load_what_two_saved(folder, facts):
 def test_a_checkpoint_has_safetensors_and_json_and_no_pickle(folder, processes):
     files = sorted(path.name for path in (folder / f"checkpoint-{processes}").iterdir())
     shards = [f"shard-{number:05d}-model-00001-of-00001.safetensors" for number in range(1, processes + 1)]
-    assert files == [*shards, sharded.VALUES]
+    assert files == [*shards, VALUES]
     for name in shards:
         with safe_open(folder / f"checkpoint-{processes}" / name, "numpy") as file:
             assert list(file.keys())
-    json.loads((folder / f"checkpoint-{processes}" / sharded.VALUES).read_text())
+    json.loads((folder / f"checkpoint-{processes}" / VALUES).read_text())
     assert not list(folder.glob(".numpygpt-*")), "nothing unfinished is left"
 
 
 @pytest.fixture
 def small(tmp_path):
     """A checkpoint of two tensors."""
-    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4)}
-    sharded.start_saving(tmp_path / "checkpoint", tensors, {"step": 1}, ALONE).wait()
+    tensors = {"model.a": torch.arange(6.0).reshape(2, 3), "model.b": torch.ones(4)}
+    sharded.start_saving(tmp_path / "checkpoint", tensors, {"model": {}}, ALONE).wait()
     return tmp_path / "checkpoint"
 
 
-def refused(folder, **tensors):
-    """The message of loading tensors, which have to stay as they were."""
-    tensors = {"a": torch.zeros(2, 3), "b": torch.zeros(4), **tensors}
+def refused(folder):
+    """The message of reading the checkpoint."""
     with pytest.raises(InputError) as caught:
-        sharded.load(folder, {name: tensor for name, tensor in tensors.items() if tensor is not None}, ALONE)
-    assert not any(tensor.any() for tensor in tensors.values() if tensor is not None)
+        read_slices(folder)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def test_other_names_shapes_and_dtypes_are_refused(small):
-    assert "missing: c; unexpected: b; load it" in refused(small, b=None, c=torch.zeros(1))
-    assert "b in the checkpoint" in refused(small, b=torch.zeros(5))
-    assert "is (4,) float32; expected (4,) float64" in refused(small, b=torch.zeros(4, dtype=torch.float64))
 
 
 def test_missing_and_damaged_files_are_refused(small):
     shard = next(small.glob("*.safetensors"))
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1] + b"x")
-    assert f"{shard.name} in the checkpoint {small} is damaged: its SHA-256" in refused(small)
+    assert f"{shard.name} is damaged: its SHA-256" in refused(small)
     shard.unlink()
     assert f"lacks a file: {shard.name}: No such file or directory" in refused(small)
-    (small / sharded.VALUES).write_text("{}")
-    assert "lacks values or sha256; expected both" in refused(small)
-    (small / sharded.VALUES).unlink()
-    assert f"{small} is no checkpoint in slices: values.json: No such file" in refused(small)
+    elsewhere = '{"values": {}, "sha256": {"../x.safetensors": ""}}'
+    for nonsense in ("{}", "[]", "{", elsewhere, '{"values": 5, "sha256": {}}'):
+        (small / VALUES).write_text(nonsense)
+        assert f"{small / VALUES} is not what a checkpoint in slices has" in refused(small)
+    (small / VALUES).unlink()
+    assert f"{small / VALUES}" in refused(small)
+
+
+@pytest.mark.parametrize("begins", [(0, 0), (0, 1)], ids=["the same place twice", "a part twice"])
+def test_slices_that_overlap_are_refused(small, begins):
+    """They have as many elements as the whole array, and would leave some of it unread."""
+    for begin, name in zip((0, *begins[1:]), ("one", "two"), strict=True):
+        places = {"DCP_SHARDING_INFO": json.dumps({"model.a": {"saved_offsets": [2 * begin]}})}
+        save_file({"model.a": np.ones(4 - 2 * begin, np.float32)}, small / f"{name}.safetensors", places)
+    checksums = {path.name: sha256(path.read_bytes()).hexdigest() for path in small.glob("[ot]*.safetensors")}
+    (small / VALUES).write_text(json.dumps({"values": {"model": {}}, "sha256": checksums}))
+    assert "the slices of model.a" in refused(small)
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(small, monkeypatch):
@@ -374,9 +377,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(small, monkeypa
     monkeypatch.setattr(sharded, "save", full)
     with pytest.raises(InputError, match=r"^the checkpoint .* cannot be written: No space left on device$"):
         sharded.start_saving(small, {"a": torch.zeros(1)}, {}, ALONE).wait()
-    tensors = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
-    assert sharded.load(small, tensors, ALONE) == {"step": 1}
-    assert torch.equal(tensors["b"], torch.ones(4))
+    assert np.array_equal(read_slices(small).arrays("model")["b"], np.ones(4))
     assert [path.name for path in small.parent.iterdir()] == ["checkpoint"]
     with pytest.raises(InputError, match="cannot be written: No such file or directory"):
         sharded.start_saving(small / "none" / "new", {"a": torch.zeros(1)}, {}, ALONE)

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from hashlib import file_digest
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,7 +98,9 @@ class SlicedCheckpoint:
             raise InputError(f"the slices of {key} in the checkpoint {self.path} are of different kinds; use another")
         ends = [[first + size for first, size in zip(begin, layout.shape, strict=True)] for layout, begin in layouts]
         shape = tuple(max(sizes) for sizes in zip(*ends, strict=True))
-        if sum(math.prod(layout.shape) for layout, _ in layouts) != math.prod(shape):
+        boxes = [(begin, tuple(end)) for (_, begin), end in zip(layouts, ends, strict=True)]
+        filled = sum(math.prod(layout.shape) for layout, _ in layouts) == math.prod(shape)
+        if not filled or any(_overlap(*pair) for pair in combinations(boxes, 2)):
             raise InputError(f"the slices of {key} in the checkpoint {self.path} do not fill {shape}; use another")
         return Layout(dtypes.pop(), shape)
 
@@ -112,6 +115,14 @@ class SlicedCheckpoint:
         return whole
 
 
+def _overlap(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
+    """Whether two boxes, each the indices where it begins and ends, have an element in common."""
+    return all(
+        max(first, others) < min(last, others_last)
+        for first, last, others, others_last in zip(*one, *other, strict=True)
+    )
+
+
 def _read_values(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The values of the sections, and the SHA-256 of each file."""
     try:
@@ -119,6 +130,8 @@ def _read_values(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
         values, checksums = saved["values"], saved["sha256"]
         if not isinstance(values, dict) or not all(isinstance(text, str) for text in checksums.values()):
             raise TypeError("values and sha256 are no dicts")
+        if any(Path(name).name != name for name in checksums):
+            raise ValueError("a file is not in the folder")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{folder / VALUES} is not what a checkpoint in slices has: {error!r:.100}") from error
     return values, checksums

@@ -218,14 +218,6 @@ class ParallelModel:
             slices.sum_over(self._group("pp"), [squares])
         return dict(zip(numbers, squares.sqrt().unbind(), strict=True))
 
-    def norm(self) -> Tensor:
-        """The common Euclidean norm () of all gradients, the same in every process."""
-        return torch.linalg.vector_norm(torch.stack(list(self.norms().values())))
-
-    def clip(self, norm: Tensor, max_norm: float) -> None:
-        """Multiply the gradients by max_norm / (norm + 1e-6) if that is below 1, as PyTorch's clip_grad_norm_ does."""
-        self.multiply_gradients((max_norm / (norm + 1e-6)).clamp(max=1.0))
-
     def multiply_gradients(self, factor: Tensor | float) -> None:
         """Multiply every gradient by the factor, in place."""
         gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]

@@ -1,8 +1,8 @@
-"""Checkpoints that every process writes its own slices of, and that any number of processes can read.
+"""Checkpoints that every process writes its own slices of. `numpygpt.formats.slices` reads them, in any process.
 
-A checkpoint is a folder with a safetensors file a process, which PyTorch's distributed checkpointing writes and reads,
-and `values.json`: the values that were saved with the tensors, and the SHA-256 of every file. Nothing in it is a
-pickle. The folder appears under its name in one step, when all files are written.
+A checkpoint is a folder with a safetensors file a process, which PyTorch's distributed checkpointing writes, and
+`values.json`: the values that were saved with the tensors, and the SHA-256 of every file. Nothing in it is a pickle.
+The folder appears under its name in one step, when all files are written.
 """
 
 import hashlib
@@ -16,18 +16,17 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.state_dict_loader import load as load_slices
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from numpygpt.errors import InputError
 from numpygpt.files import replacing_folder
+from numpygpt.formats.slices import VALUES
 from numpygpt.training.team import OneProcess
 from torchgpt.parallel.team import ProcessTeam, gather
 
 Result = TypeVar("Result")
 
-VALUES = "values.json"
 
 
 class Saving:
@@ -111,28 +110,6 @@ def start_saving(
     return Saving(folder, values, team, unfinished, to_move, writing)
 
 
-def load(folder: Path, tensors: Mapping[str, Tensor], team: OneProcess | ProcessTeam) -> dict[str, Any]:
-    """Fill the tensors, in place, with those that were saved under their names; returns the values.
-
-    tensors   {name: tensor} of what this process has, cut in any way, whatever the processes were that saved them
-
-    All processes call this together. Raises InputError, with the tensors as they were, for a folder that is no
-    checkpoint, for files that are missing or damaged, and for names, shapes and dtypes that are not those of the
-    tensors.
-    """
-    saved = team.first_does(lambda: _read_values(folder))
-    names = {name for own in gather(team, list(tensors)) for name in own}
-    team.agree(lambda: _check_files(folder, saved["sha256"], team))
-    team.agree(lambda: _check_tensors(folder, tensors, names))
-    reader = HuggingFaceStorageReader(str(folder))
-    if isinstance(team, ProcessTeam):
-        load_slices(dict(tensors), storage_reader=reader, process_group=team.saving_group)
-    else:
-        _done(lambda: load_slices(dict(tensors), storage_reader=reader, no_dist=True)).result()
-    values: dict[str, Any] = saved["values"]
-    return values
-
-
 def _done(action: Callable[[], Any]) -> Future[Any]:
     """The future of an action that is done here and now, without PyTorch's warning that there is one process."""
     future: Future[Any] = Future()
@@ -143,46 +120,6 @@ def _done(action: Callable[[], Any]) -> Future[Any]:
         except (Exception, CheckpointException) as error:
             future.set_exception(error)
     return future
-
-
-def _read_values(folder: Path) -> dict[str, Any]:
-    try:
-        saved = json.loads((folder / VALUES).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} is no checkpoint in slices: {VALUES}: {_reason(error)}") from error
-    if not isinstance(saved, dict) or not all(isinstance(saved.get(key), dict) for key in ("values", "sha256")):
-        raise InputError(f"{folder} is no checkpoint in slices: {VALUES} lacks values or sha256; expected both")
-    return saved
-
-
-def _check_files(folder: Path, checksums: Mapping[str, str], team: OneProcess | ProcessTeam) -> None:
-    """Each process reads some of the files, and says which of them are not what was written."""
-    rank = team.rank if isinstance(team, ProcessTeam) else 0
-    for name in sorted(checksums)[rank :: team.size]:
-        try:
-            found = _sha256(folder / name)
-        except OSError as error:
-            raise InputError(f"the checkpoint {folder} lacks a file: {name}: {_reason(error)}") from error
-        if found != checksums[name]:
-            raise InputError(f"{name} in the checkpoint {folder} is damaged: its SHA-256 is not the one in {VALUES}")
-
-
-def _check_tensors(folder: Path, tensors: Mapping[str, Tensor], names: set[str]) -> None:
-    saved: Mapping[str, Any] = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    missing, unexpected = sorted(names - saved.keys()), sorted(saved.keys() - names)
-    if missing or unexpected:
-        raise InputError(
-            f"the checkpoint {folder} has other tensors: missing: {', '.join(missing) or 'none'}; "
-            f"unexpected: {', '.join(unexpected) or 'none'}; load it into a model of its own configuration"
-        )
-    for name, tensor in tensors.items():
-        found, expected = (tuple(saved[name].size), saved[name].properties.dtype), (tuple(tensor.shape), tensor.dtype)
-        if found != expected:
-            raise InputError(f"{name} in the checkpoint {folder} is {_words(*found)}; expected {_words(*expected)}")
-
-
-def _words(shape: tuple[int, ...], dtype: Any) -> str:
-    return f"{shape} {str(dtype).removeprefix('torch.')}"
 
 
 def _sha256(path: Path) -> str:
