@@ -35,7 +35,7 @@ def folder(tmp_path, monkeypatch):
 def refused(capsys, folder, *arguments):
     """The line of a new run that is refused before anything is written."""
     line = refusal(capsys, "torchgpt", "train", "--text", "text.txt", "--out", "run", *TINY, *arguments)
-    assert list(files(folder)) == ["text.txt"]
+    assert [path.name for path in folder.iterdir()] == ["text.txt"], "not even a folder"
     return line
 
 
