@@ -34,7 +34,8 @@ def one_line(capsys):
 
 def options_of_whole_numbers():
     """(command, option) for every option of type int."""
-    (commands,) = (action for action in module._parser(module.NUMPYGPT)._actions if isinstance(action, argparse._SubParsersAction))
+    actions = module._parser(module.NUMPYGPT)._actions
+    (commands,) = (action for action in actions if isinstance(action, argparse._SubParsersAction))
     for name, parser in commands.choices.items():
         parser.load().add_arguments(parser)
         yield from ((name, action.option_strings[0]) for action in parser._actions if action.type is int)

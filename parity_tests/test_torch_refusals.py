@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from numpygpt.formats.checkpoint import read_checkpoint
+from numpygpt.formats.checkpoint import FILE_NAME, read_checkpoint
 from numpygpt.training.run import TrainingRun
 from parity_tests.command import files, write_text
 from parity_tests.tolerances import FLOAT64_SHARED
@@ -161,6 +161,30 @@ def test_a_run_that_torchrun_starts_again_goes_on_from_its_checkpoint(folder, ca
     else:
         assert run("torchgpt", *again) == 0
         assert curve(folder / "run") == expected
+
+
+def test_a_run_that_overwrites_another_and_died_before_it_saved_does_not_go_on_from_the_other(folder, monkeypatch):
+    arguments = ("train", "--text", "text.txt", "--out", "run", *TINY, "--overwrite")
+    train("torchgpt", folder / "run", *TINY)
+    before = (folder / "run" / FILE_NAME).read_bytes()
+    monkeypatch.setenv(command.RESTARTS, "0")
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "save", lambda run: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            run("torchgpt", *arguments, "--seed", 9)
+    assert (folder / "run" / FILE_NAME).read_bytes() == before
+    monkeypatch.setenv(command.RESTARTS, "1")
+    assert run("torchgpt", *arguments, "--seed", 9) == 0
+    assert read_checkpoint(folder / "run").values("run")["options"]["seed"] == 9
+
+
+def test_a_gpu_whose_memory_is_short_is_one_line(folder, capsys, monkeypatch):
+    def short(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore words.")
+
+    monkeypatch.setattr("torchgpt.parallel.model.ParallelModel.gradients", short)
+    line = refusal(capsys, "torchgpt", "train", "--text", "text.txt", "--out", "run", *TINY)
+    assert "the memory of the GPU of process 0 is short: CUDA out of memory. Tried to allocate 9 GiB.; take a" in line
 
 
 def test_a_run_that_died_before_its_first_checkpoint_begins_again(folder, monkeypatch):

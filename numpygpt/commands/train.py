@@ -72,7 +72,8 @@ def train_with(maker: Maker, parsed: argparse.Namespace, new_progress: Callable[
 
 def _start(maker: Maker, parsed: argparse.Namespace, new_progress: Callable[[], Progress]) -> int:
     options = Options.of({**PRESET_OPTIONS.get(parsed.preset, {}), **given_run_options(parsed)})
-    config = config_of(parsed, vocab_size=get_tokenizer(options.tokenizer, options.vocab).n_vocab)
+    tokenizer = maker.team.agree(lambda: get_tokenizer(options.tokenizer, options.vocab))
+    config = maker.team.agree(lambda: config_of(parsed, vocab_size=tokenizer.n_vocab))
     directory = parsed.out or maker.team.first_does(lambda: Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}")
     training = TrainingRun.start(maker, options, config, directory, overwrite=parsed.overwrite)
     with _locked_by_the_first(maker.team, directory):

@@ -1,7 +1,6 @@
 """Batches of windows in the order of PyTorch's DataLoader."""
 
 from collections.abc import Iterator, Mapping
-from numbers import Integral
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
@@ -64,7 +63,7 @@ class DataLoader:
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
-        self.rng: Draws = TorchGenerator(rng) if rng is None or isinstance(rng, Integral) else rng
+        self.rng: Draws = TorchGenerator(rng) if rng is None or isinstance(rng, int) else rng
         if len(self) == 0:
             raise InputError(
                 f"{len(dataset)} windows make no batch of {batch_size}, and drop_last drops a smaller one: "

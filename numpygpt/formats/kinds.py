@@ -57,6 +57,8 @@ def read_model(path: str | os.PathLike[str], *, n_heads: int | None = None) -> S
         return _read_file(path, n_heads)
     found = [kind for kind in FOLDERS if kind.file in names]
     if not found:
+        if sliced := sorted(path.glob("slices/step-*")):
+            raise InputError(f"the run in {path} has saved slices alone so far; name the last of them, {sliced[-1]}")
         known = ", ".join(f"{kind.file} ({kind.name})" for kind in FOLDERS)
         raise InputError(f"the folder {path} holds no model of a known kind; expected one of these files: {known}")
     if len(found) > 1:

@@ -15,7 +15,6 @@ that is stopped and resumed gives the same, bit for bit, as a run that never sto
 import math
 import os
 import shlex
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -287,9 +286,6 @@ class TrainingRun:
         if not self._has_written:
             self._remove_the_run_before()
             (self.directory / FILE_NAME).unlink(missing_ok=True)
-            for step in sliced.steps(self.directory):
-                if step != self.sliced_step:
-                    shutil.rmtree(sliced.path_of(self.directory, step), ignore_errors=True)
             self._has_written = True
         sliced.prune(self.directory, self.sliced_step, self.options.keep)
 
@@ -329,9 +325,12 @@ class TrainingRun:
             earlier.keep(self.directory, self.saved_step)
 
     def _remove_the_run_before(self) -> None:
-        """Remove the best and the earlier checkpoints of another run, whose last one is about to be replaced."""
+        """Remove the best, earlier and sliced checkpoints of another run, whose last one is about to be replaced."""
         (self.directory / BEST / FILE_NAME).unlink(missing_ok=True)
         earlier.remove_all(self.directory)
+        for step in sliced.steps(self.directory):
+            if step != self.sliced_step:
+                sliced.remove(self.directory, step)
 
     def _values(self) -> dict[str, Any]:
         """The values of the section "run"."""

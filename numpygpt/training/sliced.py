@@ -33,6 +33,11 @@ def prune(directory: Path, step: int, count: int) -> None:
     _remove([path_of(directory, old) for old in found[:-count]])
 
 
+def remove(directory: Path, step: int) -> None:
+    """Remove the slices of this step. InputError if that fails."""
+    _remove([path_of(directory, step)])
+
+
 def remove_all(directory: Path) -> None:
     """Remove all slices. InputError if that fails."""
     if (directory / FOLDER).is_dir():

@@ -2,6 +2,9 @@
 
 import argparse
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from numpygpt.commands import train
 from numpygpt.commands.model_options import STARTS, add_run_options, config_of, given_run_options
 from numpygpt.commands.tables import print_table
 from numpygpt.data.tokenizer import get_tokenizer
+from numpygpt.errors import InputError
 from numpygpt.formats.checkpoint import FILE_NAME
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.scheme import Scheme
@@ -18,12 +22,15 @@ from numpygpt.model.sizes import num_parameters
 from numpygpt.training import sliced
 from numpygpt.training.options import PRESET_OPTIONS, Options
 from torchgpt.engine.backend import Maker
-from torchgpt.engine.device import device_of
+from torchgpt.engine.device import device_of, may_be_gpu
 from torchgpt.engine.precision import autocast_of
 from torchgpt.engine.progress import NoProgress, TorchProgress, event_writer
 from torchgpt.engine.settings import Settings
 from torchgpt.parallel import meta
-from torchgpt.parallel.team import RESTARTS, join, leave
+from torchgpt.parallel.team import RESTARTS, connected, environment_rank, join, leave
+
+#: A file in the folder of a run that torchrun has begun with --overwrite.
+BEGUN = ".begun"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,16 +49,32 @@ def run(parsed: argparse.Namespace) -> int:
     settings = Settings(**given)
     if settings.device == "meta":
         return _show_shares(parsed, settings)
-    device = device_of(settings.device)
-    team = join(device.type, time_limit=float(settings.time_limit))
     try:
-        team.agree(lambda: _refuse_what_is_not_here(settings, device, parsed.dtype or "float32"))
-        maker = Maker(settings, team, device, given)
-        if _is_restarted(parsed.out):
-            parsed = _resumed(parsed)
-        return train.train_with(maker, parsed, TorchProgress if team.is_first else NoProgress)
+        with connected(), _gpu_memory_told():
+            team = join(on_gpus=may_be_gpu(settings.device), time_limit=float(settings.time_limit))
+            device = team.agree(lambda: device_of(settings.device))
+            team.agree(lambda: _refuse_what_is_not_here(settings, device, parsed.dtype or "float32"))
+            if team.first_does(lambda: _is_restarted(parsed.out, overwrite=parsed.overwrite)):
+                parsed = _resumed(parsed)
+            maker = Maker(settings, team, device, given)
+            return train.train_with(maker, parsed, TorchProgress if team.is_first else NoProgress)
     finally:
         leave()
+
+
+@contextmanager
+def _gpu_memory_told() -> Iterator[None]:
+    """Within the `with`, a GPU whose memory is short is one line, from whichever process has it."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = (
+            f"the memory of the GPU of process {environment_rank()} is short: {str(error).splitlines()[0]:.160}; take "
+            f"a smaller --batch-size with a larger --accumulate, --attention flash, or --checkpoint-activations"
+        )
+        if environment_rank():  # the first process says only what it meets itself
+            print(f"torchgpt: error: {reason}", file=sys.stderr)
+        raise InputError(reason) from error
 
 
 def _refuse_what_is_not_here(settings: Settings, device: torch.device, dtype: str) -> None:
@@ -61,11 +84,21 @@ def _refuse_what_is_not_here(settings: Settings, device: torch.device, dtype: st
         event_writer()
 
 
-def _is_restarted(out: Path | None) -> bool:
-    """Whether torchrun has started this run again, and it has saved something before."""
-    if out is None or os.environ.get(RESTARTS, "0") == "0":
+def _is_restarted(out: Path | None, *, overwrite: bool) -> bool:
+    """Whether torchrun has started this run again, and it has saved something before.
+
+    A run that is to overwrite another notes when it begins, so that what the other has saved is not taken for its own.
+    """
+    if out is None or RESTARTS not in os.environ:
         return False
-    return (out / FILE_NAME).exists() or bool(sliced.steps(out))
+    begun = out / BEGUN
+    if os.environ[RESTARTS] == "0":
+        if overwrite and out.is_dir():
+            begun.touch()
+        return False
+    since = begun.stat().st_mtime if overwrite and begun.exists() else 0.0
+    saved = [out / FILE_NAME, *(sliced.path_of(out, step) for step in sliced.steps(out))]
+    return any(path.exists() and path.stat().st_mtime > since for path in saved)
 
 
 def _resumed(parsed: argparse.Namespace) -> argparse.Namespace:

@@ -327,6 +327,5 @@ class TorchBackend:
 
     def _whole(self, pieces: Mapping[str, torch.Tensor] | None) -> Iterable[tuple[str, Array]]:
         """Name and whole array, as a copy; in the processes that do not write, nothing."""
-        for name, whole in self.model.each_whole(pieces):
-            if self.team.is_first:
-                yield name, whole.numpy()
+        for name, whole in self.model.each_whole(pieces, wanted=self.team.is_first):
+            yield name, whole.numpy()

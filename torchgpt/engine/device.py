@@ -7,6 +7,11 @@ import torch
 from numpygpt.errors import InputError
 
 
+def may_be_gpu(name: str) -> bool:
+    """Whether the `--device` of this name is one of CUDA's here."""
+    return name in ("auto", "cuda") and torch.cuda.is_available()
+
+
 def device_of(name: str) -> torch.device:
     """PyTorch's device for a `--device`. Each process of a machine gets the GPU that torchrun numbers for it.
 
@@ -20,7 +25,14 @@ def device_of(name: str) -> torch.device:
                 f"there is no CUDA device here (PyTorch {torch.__version__}): use --device cpu, or install a PyTorch "
                 f"with CUDA and NVIDIA's driver"
             )
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        number, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if number >= there:
+            raise InputError(
+                f"process {number} of this machine has no GPU: the machine has {there}; start at most {there} "
+                f"processes on it (torchrun --nproc-per-node)"
+            )
+        torch.cuda.set_device(number)
+        return torch.device("cuda", number)
     if name == "mps" and not torch.backends.mps.is_available():
         raise InputError("there is no Apple GPU here for --device mps: use --device cpu")
     return torch.device(name)

@@ -68,7 +68,7 @@ class TorchProgress(Progress):
 
 
 class NoProgress(TorchProgress):
-    """Shows nothing, and does the same."""
+    """Shows nothing."""
 
     @contextmanager
     def of(self, run: TrainingRun) -> Iterator[None]:
@@ -79,7 +79,8 @@ class NoProgress(TorchProgress):
         """Nothing."""
 
     def stepped(self, run: TrainingRun, taken: StepTaken, seconds: float) -> None:
-        """Nothing."""
+        """Nothing, and the notes are dropped."""
+        backend_of(run).notes.clear()
 
     def evaluated(self, run: TrainingRun, evaluation: Evaluation, seconds: float) -> None:
         """Nothing."""

@@ -117,18 +117,23 @@ class ParallelModel:
             with torch.no_grad():
                 self._parameters[name].copy_(piece)
 
-    def each_whole(self, pieces: Mapping[str, Tensor] | None = None) -> Iterator[tuple[str, Tensor]]:
+    def each_whole(
+        self, pieces: Mapping[str, Tensor] | None = None, *, wanted: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
         """Every name with its whole tensor, a copy on the CPU, one after another, in every process.
 
         pieces   what each process holds of tensors that are cut as the parameters, such as gradients or an
                  optimizer's moments; None: the parameters themselves
+        wanted   whether this process wants the tensors; otherwise it gets nothing, and helps the others
 
         All processes have to go through it together, to its end.
         """
         held = self._parameters if pieces is None else pieces
         for name, shape in self.shapes.items():
             whole = slices.whole_of(held[name].detach(), self._own[name].detach()) if name in self._own else None
-            yield name, self._from_stage(self._stage_of(name), shape, whole).to("cpu", copy=True)
+            whole = self._from_stage(self._stage_of(name), shape, whole)
+            if wanted:
+                yield name, whole.to("cpu", copy=True)
 
     def distributed(self, pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The same pieces as PyTorch's distributed tensors, which know their places (`torchgpt.parallel.sharded`)."""

@@ -87,24 +87,20 @@ def gather(team: OneProcess | ProcessTeam, value: Value) -> list[Value]:
     return team.gather(value) if isinstance(team, ProcessTeam) else [value]
 
 
-def join(device_type: str = "cpu", *, time_limit: float = TIME_LIMIT) -> OneProcess | ProcessTeam:
+def join(*, on_gpus: bool = False, time_limit: float = TIME_LIMIT) -> OneProcess | ProcessTeam:
     """The team that torchrun's environment describes; a team of one, without any connection, if it describes none.
 
-    device_type   PyTorch's name of what the processes compute on. Tensors on CUDA travel by NCCL, all others by Gloo.
-                  On CUDA each process gets the GPU that LOCAL_RANK numbers.
-    time_limit    seconds that an exchange may take, and joining, too
+    on_gpus      whether tensors on CUDA have to travel, by NCCL; all others travel by Gloo
+    time_limit   seconds that an exchange may take, and joining, too
 
-    Raises InputError for an environment that is incomplete or holds no numbers, for a machine with too few GPUs, for a
-    port that another program uses, and if the other processes cannot be reached in time.
+    Raises InputError for an environment that is incomplete or holds no numbers, for a port that another program uses,
+    and if the other processes cannot be reached in time.
     """
     environment = {name: os.environ.get(name, "") for name in VARIABLES}
     if not any(environment.values()):
         return OneProcess()
     _check(environment)
-    backend = "gloo"
-    if device_type == "cuda":
-        backend = "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(_gpu())
+    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     try:
         store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=time_limit)))
         # torchrun may keep the store when it starts all processes again, and what the dead ones said must not be read
@@ -193,18 +189,6 @@ def _check(environment: dict[str, str]) -> None:
         raise InputError(f"RANK in the environment is {rank}; expected a number below WORLD_SIZE {size}: use torchrun")
     if not 0 < port <= LARGEST_PORT:
         raise InputError(f"MASTER_PORT in the environment is {port}; expected 1 to {LARGEST_PORT}")
-
-
-def _gpu() -> int:
-    """The number of this process's GPU."""
-    there = torch.cuda.device_count()
-    number = int(os.environ.get("LOCAL_RANK", environment_rank()))
-    if number >= there:
-        raise InputError(
-            f"process {number} of this machine has no GPU: the machine has {there}; start at most {there} processes "
-            f"on it (torchrun --nproc-per-node)"
-        )
-    return number
 
 
 def _why_not_joined(error: Exception, environment: dict[str, str], time_limit: float) -> str:
