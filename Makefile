@@ -51,8 +51,8 @@ lint: $(VENV)/.test ## the linter and the type checker
 test-quick: $(VENV)/.test ## every test, on few random draws, up to the first failure
 	$(PYTEST) --hypothesis-profile quick --exitfirst
 
-parity-long: $(VENV)/.test ## the parity tests marked long_run, on up to 10,000 random draws each
-	$(PYTEST) --hypothesis-profile long -m long_run
+parity-long: $(VENV)/.test ## the tests marked long_run, on up to 10,000 random draws each, and those marked long_form
+	$(PYTEST) --hypothesis-profile long -m "long_run or long_form"
 
 survival-long: $(VENV)/.test ## kill a run 200 times while it saves, and stop and resume one at 50 random moments
 	$(PYTEST) --hypothesis-profile long -m long_run parity_tests/test_survival.py

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 from numpygpt.commands.main import main
 
@@ -35,3 +36,8 @@ def write_text(folder, text=TEXT):
 def files(folder):
     """Every file under the folder, with its bytes."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def but_the_log(found):
+    """The files without log.jsonl, which has a line also for a step that no checkpoint has."""
+    return {name: contents for name, contents in found.items() if Path(name).name != "log.jsonl"}

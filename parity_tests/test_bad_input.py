@@ -13,7 +13,7 @@ from numpygpt import GPTConfig, GPTModel, InputError
 from numpygpt.formats.checkpoint import FILE_NAME, write_checkpoint
 from numpygpt.model.saving import model_section
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
-from parity_tests.command import TEXT, TRAINING, files, python, run, write_text
+from parity_tests.command import TEXT, TRAINING, but_the_log, files, python, run, write_text
 
 CONFIG = GPTConfig(vocab_size=256, context_length=6, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.0, qkv_bias=False)
 MODEL = GPTModel(CONFIG)
@@ -353,7 +353,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_its_last_checkpoint(c
     )
     assert all("token/s" in part or not part.strip() for part in bar), "the rest is the bar"
     assert not any("Warning" in part for part in bar)
-    assert files(trained / "run") == before
+    assert but_the_log(files(trained / "run")) == but_the_log(before)
 
 
 # Missing packages

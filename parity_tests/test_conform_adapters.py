@@ -32,7 +32,7 @@ def test_pytorch_and_hugging_face_conform():
     assert sum(line.startswith("not shown: it draws its own dropout masks") for line in lines) == 2
 
 
-@pytest.mark.long_run
+@pytest.mark.long_form
 def test_a_compiled_model_conforms():
     if settings().max_examples < MANY:
         pytest.skip("compiling takes 40 s; make parity-long runs it")

@@ -200,7 +200,7 @@ def traced():
     return [bug for bug in BUGS.values() if any(change.function.startswith(TRACED) for change in bug.changes)]
 
 
-@pytest.mark.long_run
+@pytest.mark.long_form
 @pytest.mark.parametrize("format_", ["float64", "float32", "bfloat16"])
 def test_nearly_every_planted_bug_is_named_with_its_place(format_, references):
     """First wrong tensor named in 98 of 100, right cause among three in 90 of 100, of those with a visible effect."""
@@ -219,7 +219,7 @@ def test_nearly_every_planted_bug_is_named_with_its_place(format_, references):
     assert caused >= 0.9 * count
 
 
-@pytest.mark.long_run
+@pytest.mark.long_form
 def test_of_two_bugs_the_first_is_named(references):
     rng = np.random.default_rng(0)
     reference, bugs = references[0], traced()

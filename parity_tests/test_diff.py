@@ -440,7 +440,7 @@ print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is Linux's")
-@pytest.mark.long_run
+@pytest.mark.long_form
 def test_two_traces_of_a_124m_step_take_less_than_two_gigabytes(tmp_path):
     config = GPTConfig(50257, 1024, 768, 12, 12, 0.0, True, tie_weights=True)
     trace = record(config, Settings(tokens=16, batch_size=1, steps=1, dtype="float32", new_tokens=0))

@@ -16,7 +16,7 @@ from numpygpt.output import ForgivingStream, output_may_fail
 from numpygpt.training.journal import FILE_NAME as LOG_NAME
 from numpygpt.training.numpy_backend import NumpyBackend
 from numpygpt.training.run import TrainingRun
-from parity_tests.command import TRAINING, files, run, write_text
+from parity_tests.command import TRAINING, but_the_log, files, run, write_text
 
 FULL = Path("/dev/full")
 needs_a_full_device = pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full to write to")
@@ -205,7 +205,7 @@ def test_the_way_back_leads_on_from_the_last_good_checkpoint(folder, capsys):
     before = files(folder)
     capsys.readouterr()
     assert run("train", "--resume", "run", "--steps", 5, "--lr", 1e38) == 2
-    assert {**files(folder), f"run/{LOG_NAME}": b""} == {**before, f"run/{LOG_NAME}": b""}
+    assert but_the_log(files(folder)) == but_the_log(before)
     (command,) = re.findall(r"such as numpygpt (train --resume run --lr 1e\+37)\n", capsys.readouterr().err)
     assert run(*command.split()[:-1], "0.001", "--steps", 5) == 0
     assert saved_step() == 5

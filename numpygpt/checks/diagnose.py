@@ -245,8 +245,9 @@ def relations(name: str, ours: Array, sound: Tensors, replay: Replay) -> Iterato
         yield Offer((), "is zero", 0.0, 0)
         return
     if of_expected:
-        factor = float((finite * expected).sum() / of_expected**2)
-        multiple = np.where(finite_ones, factor * expected, sound[name])
+        with np.errstate(over="ignore"):  # a factor that overflows explains nothing
+            factor = float((finite / of_expected * (expected / of_expected)).sum())
+            multiple = np.where(finite_ones, factor * expected, sound[name])
         yield from _if_close(name, multiple, f"is {factor:.6g} times what its inputs lead to", replay)
     if ours.ndim > 1 and ours.shape[-1] == ours.shape[-2]:
         yield from _if_close(name, sound[name].swapaxes(-1, -2), "has its last two axes exchanged", replay)

@@ -55,7 +55,7 @@ class Options:
     )
     tokens: str | None = option(
         None,
-        "token ids to learn from in the place of texts, as numpygpt tokenize writes them; name their --tokenizer, too",
+        "file of numpygpt tokenize to learn from, whose --tokenizer has to be named, too (default: none, but texts)",
         changeable=True,
         metavar="FILE",
     )
