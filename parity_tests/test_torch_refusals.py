@@ -49,7 +49,7 @@ no_mps = pytest.mark.skipif(torch.backends.mps.is_available(), reason="this mach
         pytest.param(("--device", "cuda"), "there is no CUDA device here .*: use --device cpu", marks=no_cuda),
         pytest.param(("--device", "mps"), "there is no Apple GPU here for --device mps: use", marks=no_mps),
         (("--device", "tpu"), "argument --device: invalid choice: 'tpu'"),
-        (("--precision", "tf32"), "the device cpu has no tf32: leave out --precision, or choose another"),
+        (("--precision", "tf32"), "the device cpu has no tf32: choose another --precision, such as fp32"),
         (("--precision", "fp8"), "argument --precision: invalid choice: 'fp8'"),
         (("--precision", "bf16", "--dtype", "float64"), "--precision bf16 rounds products of float32, and --dtype is"),
         (("--parallel", "fsdp=2"), "--parallel fsdp=2 is for 2 processes, and there is 1: change the numbers, or how"),
@@ -176,6 +176,14 @@ def test_a_run_that_overwrites_another_and_died_before_it_saved_does_not_go_on_f
     monkeypatch.setenv(command.RESTARTS, "1")
     assert run("torchgpt", *arguments, "--seed", 9) == 0
     assert read_checkpoint(folder / "run").values("run")["options"]["seed"] == 9
+
+
+def test_a_run_in_a_format_that_is_not_here_goes_on_in_float32(folder, capsys):
+    train("torchgpt", folder / "run", *TINY)
+    rewritten(folder / "run", lambda sections: sections["torch"].values["settings"].update(precision="tf32"))
+    more = ("train", "--resume", "run", "--steps", 2)
+    assert "the device cpu has no tf32: choose another --precision, such as fp32" in refusal(capsys, "torchgpt", *more)
+    assert run("torchgpt", *more, "--precision", "fp32") == 0
 
 
 def test_a_gpu_whose_memory_is_short_is_one_line(folder, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """The number format of a run's products, and the scale that keeps fp16's gradients from vanishing.
 
     none   the parameters' own, float32 or float64
+    fp32   the parameters' own, for a run that is resumed and had another one
     tf32   float32 whose products have factors rounded to 10 bits after the point, on NVIDIA's tensor cores
     bf16   products in bfloat16, by autocast: softmax, norms and losses stay float32
     fp16   the same in float16, whose smallest numbers are too large for many gradients
@@ -22,7 +23,7 @@ import torch
 from numpygpt.errors import InputError
 from numpygpt.sections import value_of
 
-PRECISIONS = ("tf32", "bf16", "fp16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FIRST_SCALE = 2.0**16
 SMALLEST_SCALE = 1.0
@@ -40,8 +41,10 @@ def autocast_of(precision: str | None, device: torch.device, dtype: str) -> Auto
         return nullcontext
     if dtype != "float32":
         raise InputError(f"--precision {precision} rounds products of float32, and --dtype is {dtype}; leave out one")
+    if precision == "fp32":
+        return nullcontext
     if not _has(device, precision):
-        raise InputError(f"the device {device.type} has no {precision}: leave out --precision, or choose another")
+        raise InputError(f"the device {device.type} has no {precision}: choose another --precision, such as fp32")
     if precision == "tf32":
         torch.set_float32_matmul_precision("high")
         return nullcontext
