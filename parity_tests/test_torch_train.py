@@ -1,5 +1,6 @@
 """`torchgpt train`: the steps of `numpygpt train`, its checkpoints, and what only PyTorch has."""
 
+import errno
 import math
 import re
 import resource
@@ -395,6 +396,27 @@ def test_events_for_tensorboard_hold_what_is_told(folder, monkeypatch):
         assert [np.float32(logged[step][name]) for step, _ in scalars[name]] == [value for _, value in scalars[name]]
     history = read_checkpoint(trained).values("run")["history"]
     assert scalars["val_loss"] == [(entry["step"], np.float32(entry["val_loss"])) for entry in history]
+
+
+def test_events_that_cannot_be_written_cost_no_training(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.notf", ModuleType("notf"))
+
+    class Full:
+        """A writer on a full disk."""
+
+        def __init__(self, *_, **__):
+            pass
+
+        def add_scalar(self, *_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("torchgpt.engine.progress.event_writer", lambda: Full)
+    arguments = (*SIZES, "--steps", 3, "--sample-every", 0, "--log-every", 1, "--tensorboard")
+    assert len(log_of(train("torchgpt", folder / "run", *arguments))) == 3
+    assert capsys.readouterr().out.count("no more events are written") == 1
 
 
 def events_of(directory):

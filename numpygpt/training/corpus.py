@@ -5,9 +5,11 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import NamedTuple
 
+from numpygpt.data.loader import DataLoader, Draws
 from numpygpt.data.texts import split_text
 from numpygpt.data.token_file import open_tokens, validation_path
 from numpygpt.data.tokenizer import Encoding, text_to_token_ids
+from numpygpt.data.windows import TokenWindows
 from numpygpt.errors import InputError
 from numpygpt.shapes import Array, Integer
 from numpygpt.training.options import Options
@@ -26,6 +28,26 @@ class Corpus(NamedTuple):
     training: Integer[Array, "N"]
     validation: Integer[Array, "M"]
     sha256: str
+
+    def loaders(self, batch_size: int, length: int, rng: Draws) -> tuple[DataLoader, DataLoader]:
+        """The batches to train on, in a new order each epoch and full ones only, and those to validate with.
+
+        Windows of `length` do not overlap. Raises InputError, which names the part, for a part that is too short.
+        """
+        return (
+            _loader("training", self.training, batch_size, length, rng, shuffle=True),
+            _loader("validation", self.validation, batch_size, length, rng, shuffle=False),
+        )
+
+
+def _loader(
+    part: str, token_ids: Integer[Array, "N"], batch_size: int, length: int, rng: Draws, *, shuffle: bool
+) -> DataLoader:
+    try:
+        windows = TokenWindows(token_ids, length, stride=length)
+        return DataLoader(windows, batch_size, shuffle=shuffle, drop_last=shuffle, rng=rng)
+    except InputError as error:
+        raise InputError(f"the {part} part of the text is too short: {error}") from error
 
 
 def read_corpus(options: Options, tokenizer: Encoding, vocab_size: int) -> Corpus:

@@ -3,15 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from numpygpt.data.loader import Batches, DataLoader, Position
-from numpygpt.data.windows import TokenWindows
+from numpygpt.data.loader import Batches, Position
 from numpygpt.errors import InputError
 from numpygpt.model.gpt import GPTModel
 from numpygpt.model.saving import model_of, model_section
 from numpygpt.model.sizes import check_memory, training_bytes
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import SavedSections, Section, named_in_errors, value_of
-from numpygpt.shapes import Array, Integer
 from numpygpt.training.adamw import AdamW
 from numpygpt.training.backend import Task
 from numpygpt.training.book import calc_loss_batch, evaluate_model, sample_text
@@ -39,8 +37,8 @@ class NumpyBackend:
         self.options, self.config, self.tokenizer = task.options, task.config, task.tokenizer
         self._check_memory()
         self.rng = TorchGenerator(self.options.seed)
-        self.train_loader = self._loader("training", task.corpus.training, shuffle=True)
-        self.val_loader = self._loader("validation", task.corpus.validation, shuffle=False)
+        size, length = self.options.batch_size, self.config.context_length
+        self.train_loader, self.val_loader = task.corpus.loaders(size, length, self.rng)
         self._norms: Mapping[str, float] = {}
 
     @classmethod
@@ -120,15 +118,6 @@ class NumpyBackend:
         check_memory(
             step.peak + token_ids, f"a training step of this model on {count}{options.batch_size} x {tokens} tokens"
         )
-
-    def _loader(self, name: str, token_ids: Integer[Array, "N"], *, shuffle: bool) -> DataLoader:
-        """The batches of one part of the text. Its windows do not overlap. A shuffled epoch has only full batches."""
-        length = self.config.context_length
-        try:
-            dataset = TokenWindows(token_ids, length, stride=length)
-            return DataLoader(dataset, self.options.batch_size, shuffle=shuffle, drop_last=shuffle, rng=self.rng)
-        except InputError as error:
-            raise InputError(f"the {name} part of the text is too short: {error}") from error
 
     def _next_batch(self) -> Batch:
         for batch in self.batches:

@@ -17,14 +17,13 @@ import torch
 
 from numpygpt.data.loader import DataLoader, Position
 from numpygpt.data.tokenizer import text_to_token_ids, token_ids_to_text
-from numpygpt.data.windows import TokenWindows
 from numpygpt.errors import InputError
 from numpygpt.model.saving import SECTION as MODEL
 from numpygpt.model.saving import checked
 from numpygpt.model.scheme import Scheme
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import SavedSections, Section, named_in_errors, value_of
-from numpygpt.shapes import Array, Integer
+from numpygpt.shapes import Array
 from numpygpt.training.adamw import MOMENTS
 from numpygpt.training.backend import Task
 from numpygpt.training.clipping import common_norm
@@ -268,18 +267,10 @@ class TorchBackend:
     def _begin(self, draws: DefaultGenerator | TorchGenerator, position: Position | None) -> None:
         """Make the loaders, and begin an epoch or go on within one."""
         self.draws = draws
-        self.train_loader = self._loader("training", self.corpus.training, shuffle=True)
-        self.val_loader = self._loader("validation", self.corpus.validation, shuffle=False)
+        size, length = self.options.batch_size, self.config.context_length
+        self.train_loader, self.val_loader = self.corpus.loaders(size, length, draws)
         batches = iter(self.train_loader) if position is None else self.train_loader.resume(position)
         self.batches = Ahead(self.train_loader, batches, self.model.place)
-
-    def _loader(self, name: str, token_ids: Integer[Array, "N"], *, shuffle: bool) -> DataLoader:
-        length = self.config.context_length
-        try:
-            windows = TokenWindows(token_ids, length, stride=length)
-            return DataLoader(windows, self.options.batch_size, shuffle=shuffle, drop_last=shuffle, rng=self.draws)
-        except InputError as error:
-            raise InputError(f"the {name} part of the text is too short: {error}") from error
 
     def _restored(self, generator: TorchGenerator) -> DefaultGenerator | TorchGenerator:
         """What draws on from the state of this generator."""

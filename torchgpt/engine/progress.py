@@ -4,7 +4,7 @@ In the processes that are not the first of their team nothing is shown.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,14 @@ class TorchProgress(Progress):
         self._told(run, train_loss=evaluation.train_loss, val_loss=evaluation.val_loss)
 
     def _told(self, run: TrainingRun, **values: float) -> None:
-        if self._events is not None:
+        if self._events is None:
+            return
+        try:
             for name, value in {**values, "lr": run.options.learning_rate(max(0, run.step - 1))}.items():
                 self._events.add_scalar(name, value, run.step)
+        except OSError as error:  # events are not worth a training
+            self._events = None
+            self.write(f"no more events are written to {run.directory / EVENTS}: {error.strerror or error}")
 
 
 class NoProgress(TorchProgress):
@@ -110,8 +115,15 @@ def _share_of_peak(run: TrainingRun, tokens_per_second: float) -> str:
 @contextmanager
 def _events(directory: Path, step: int) -> Iterator[Any]:
     """A writer of TensorBoard's events. Those of steps after `step` are of a run that is taken up before them."""
-    with event_writer()(str(directory), purge_step=step + 1) as writer:
+    try:
+        writer = event_writer()(str(directory), purge_step=step + 1)
+    except OSError as error:
+        raise InputError(f"cannot write events to {directory}: {error.strerror}; leave out --tensorboard") from error
+    try:
         yield writer
+    finally:
+        with suppress(OSError):  # what could not be written is lost, and the training is not
+            writer.close()
 
 
 def event_writer() -> Any:
