@@ -20,11 +20,11 @@ from numpygpt.training.adamw import AdamW
 from numpygpt.training.clipping import clip_grad_norm
 from numpygpt.training.step import loss_and_grads_of
 from numpygpt.watch import Watch
-from parity_tests import properties
+from parity_tests import adapter_properties, properties
+from parity_tests.adapter_properties import watch_adapters
 from parity_tests.properties import (
     CONFIG,
     INPUTS,
-    PROPERTIES,
     TARGETS,
     TIED,
     B,
@@ -35,6 +35,7 @@ from parity_tests.properties import (
 )
 
 UNSEEN = "none"
+PROPERTIES = {**properties.PROPERTIES, **adapter_properties.PROPERTIES}
 
 
 def holds(name: str) -> bool:
@@ -54,6 +55,7 @@ def run(config: properties.GPTConfig, watch: Watch) -> None:
     watch_training_step(model_of(config), watch)
     optimize(model_of(config), watch)
     ways_of_training(model_of(config), watch)
+    watch_adapters(model_of(config), watch)
     flash(watch)
     evaluate_and_decode(model_of(config), watch)
     dataset = properties.GPTDatasetV1("abcdefghij", properties.get_tokenizer("bytes"), max_length=4, stride=2)
@@ -184,6 +186,7 @@ def references(without_checks_of_annotations: None) -> None:
     """PyTorch's tensors and those of the sound run, before any bug is planted."""
     for config in (CONFIG, TIED):
         properties.reference(config)
+        adapter_properties.reference(config.tie_weights)
         sound_run(config)
     properties.reference_model()
     _an_eos()

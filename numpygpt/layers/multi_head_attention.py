@@ -149,6 +149,7 @@ def _through_one_product(d_heads: Sequence[Any], d_out_proj: Any, saved: Saved) 
     for d_part, d_head in zip(_thirds(d_qkv), d_heads, strict=True):
         split_heads(d_part, H)[...] = d_head
     d_x, d_stacked = projection.backward(d_qkv, saved.projections[0])
+    assert isinstance(d_stacked, p.Linear)
     return Gradients(d_x, p.StackedAttention(d_stacked, d_out_proj))
 
 

@@ -15,7 +15,7 @@ This is the only composition: training, inference and decoding with a cache diff
 the first trained parameter save nothing, and the backward ends there. If nothing is trained, no block saves anything.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ import numpy as np
 from numpygpt.layers import parameters as p
 from numpygpt.layers import recomputed_block, transformer_block
 from numpygpt.layers.key_value_cache import KeyValueCache
+from numpygpt.layers.projections import Path
 from numpygpt.ops import dropout, embedding, layer_norm
 from numpygpt.random.masks import RandomSource, draw_keep_mask
 from numpygpt.shapes import Array, Bool, Inexact, Integer
@@ -31,10 +32,11 @@ from numpygpt.watch import Watch, under, unwatched
 
 
 class DropoutMasks(NamedTuple):
-    """Which elements stay at every dropout site of the body."""
+    """Which elements stay at every dropout site of the body; and on the paths of low rank, by `projections.Path`."""
 
     embedding: Bool[Array, "B T D"] | None
     blocks: tuple[transformer_block.DropoutMasks, ...]
+    paths: Mapping[Path, Bool[Array, "B T ..."]] = {}
 
 
 def draw_masks(

@@ -8,7 +8,8 @@ differs. The order is: loaded weights; activations of a training step, its loss,
 yields them; loss and gradients of micro-batches ("micro_batches."), the clipped gradients ("clipped."), the optimizer's
 moments and parameters ("step1.", "copied.", "groups."); gradients of recomputed blocks ("recomputed."); a step that
 trains a few leaves ("frozen."); a step on several documents in a row ("packed."); a step in which each token sees all
-("all_seen."); flash attention ("flash.", and "flash_masked." under a mask); evaluation, decoding, and data. It is
+("all_seen."); a step of adapters, and what they compute when they are merged, merged twice and unmerged ("adapted.",
+"merged.", "merged_twice.", "unmerged.", "merged_base.", "fresh."); flash attention ("flash.", and "flash_masked." under a mask); evaluation, decoding, and data. It is
 "none" for a bug that shows only at extreme values or in another dtype. `properties` are the kinds of checks that see
 the bug:
 
@@ -39,6 +40,11 @@ the bug:
     sampling       greedy, top-k and eos are exact
     decoding       sampled and stopped text equals PyTorch's for the same seed, token by token
     data           targets are the inputs one token later
+    adapters       adapters' logits and gradients equal PyTorch's in float64, and nothing else has a gradient
+    adapters_complex_step   adapters' gradients equal complex step's
+    merging        a merged model computes the same, is merged once, and unmerged it is what it was
+    adapters_decoding       adapters and what they are merged into give the full forward's logits token by token
+    adapters_purity         adapting a model does not change it, and shares what stays
     loader         batches equal PyTorch's for the same seed
 """
 
@@ -49,7 +55,7 @@ from numpygpt.checks.planting import Bug
 from numpygpt.checks.record import BugsOnly, Record
 
 #: The rooms of the modules, in the order in which their records come.
-_ROOMS = ("ops", "layers", "model", "objectives", "training", "decoding", "data")
+_ROOMS = ("ops", "layers", "model", "objectives", "adapt", "training", "decoding", "data")
 
 
 def _place(record: Record | BugsOnly) -> tuple[int, str]:
