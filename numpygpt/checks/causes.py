@@ -112,7 +112,7 @@ def causes(config: GPTConfig, settings: Settings) -> Iterator[Cause]:
 
 
 #: The modules that a trace runs through.
-_TRACED = ("ops.", "layers.", "model.", "objectives.", "training.adamw")
+_TRACED = ("ops.", "layers.", "model.", "objectives.", "training.adamw", "training.optimizer:")
 
 # Slips in the code
 
@@ -219,22 +219,22 @@ SLIPS: tuple[Bug, ...] = (
     ),
     _slip(
         "no_bias_correction", "AdamW does not correct its moments for their start at zero",
-        ("training.adamw:AdamW.step", "1 - beta1**self.steps", "1.0"),
-        ("training.adamw:AdamW.step", "math.sqrt(1 - beta2**self.steps)", "1.0"),
+        ("training.adamw:AdamW.update", "1 - beta1**self.steps", "1.0"),
+        ("training.adamw:AdamW.update", "math.sqrt(1 - beta2**self.steps)", "1.0"),
     ),
     _slip(
         "only_matrices_decay", "biases and norms have no weight decay",
         (
-            "training.adamw:AdamW._rates", "return self.lr, self.weight_decay",
-            'return self.lr, self.weight_decay * name.endswith(".weight")',
+            "training.optimizer:Optimizer.rates_of", "return Rates(self.lr, self.weight_decay)",
+            'return Rates(self.lr, self.weight_decay * name.endswith(".weight"))',
         ),
     ),
     _slip(
         "gradients_clipped", "the gradients are clipped to the norm 1 before the step",
         (
-            "training.adamw:AdamW.step", "self.steps += 1",
+            "training.optimizer:Optimizer.step", "self.steps += 1",
             "self.steps += 1\n"
-            "    total = math.sqrt(sum(float((g * g).sum()) for g in grads.values()))\n"
+            "    total = sum(float((g * g).sum()) for g in grads.values()) ** 0.5\n"
             "    grads = {name: g * min(1.0, 1 / (total + 1e-6)) for name, g in grads.items()}",
         ),
     ),

@@ -14,12 +14,16 @@ from numpygpt.training.team import Team
 
 
 class Task(NamedTuple):
-    """What a backend works on: the options of the run, the model's configuration, and the token ids to learn from."""
+    """What a backend works on: the options of the run, the model's configuration, and the token ids to learn from.
+
+    directory   the folder of the run
+    """
 
     options: Options
     config: GPTConfig
     tokenizer: Encoding
     corpus: Corpus
+    directory: Path = Path()
 
 
 @runtime_checkable

@@ -1,6 +1,8 @@
 """The backend of the training loop that computes in NumPy."""
 
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from numpygpt.data.loader import Batches, Position
@@ -10,10 +12,12 @@ from numpygpt.model.saving import model_of, model_section
 from numpygpt.model.sizes import check_memory, training_bytes
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import SavedSections, Section, named_in_errors, value_of
-from numpygpt.training.adamw import AdamW
 from numpygpt.training.backend import Task
 from numpygpt.training.book import calc_loss_batch, evaluate_model, sample_text
-from numpygpt.training.groups import groups_of
+from numpygpt.training.disk_state import zeros_on_disk
+from numpygpt.training.groups import Group, groups_of
+from numpygpt.training.optimizer import Optimizer, Zeros, in_memory
+from numpygpt.training.optimizers import new_optimizer, state_bytes
 from numpygpt.training.step import Batch, StepTaken, training_step
 from numpygpt.training.team import OneProcess
 from numpygpt.training.trouble import described
@@ -30,11 +34,12 @@ class NumpyBackend:
     state_is_a_copy = False
 
     model: GPTModel
-    optimizer: AdamW
+    optimizer: Optimizer
     batches: Batches
 
     def __init__(self, task: Task) -> None:
         self.options, self.config, self.tokenizer = task.options, task.config, task.tokenizer
+        self._state_folder = Path(task.options.optimizer_state_dir or task.directory)
         self._check_memory()
         self.rng = TorchGenerator(self.options.seed)
         size, length = self.options.batch_size, self.config.context_length
@@ -46,9 +51,7 @@ class NumpyBackend:
         """See `Maker`."""
         backend, options = cls(task), task.options
         backend.model = GPTModel(task.config, backend.rng, options.dtype, **backend._how_to_compute())
-        backend.optimizer = AdamW(
-            backend.model, lr=options.lr, weight_decay=options.weight_decay, groups=groups_of(options.decay)
-        )
+        backend.optimizer = backend._new_optimizer(groups_of(options.decay))
         backend.batches = iter(backend.train_loader)
         return backend
 
@@ -57,7 +60,7 @@ class NumpyBackend:
         """See `Maker`."""
         backend = cls(task)
         backend.model = model_of(saved, **backend._how_to_compute())
-        backend.optimizer = AdamW(backend.model)
+        backend.optimizer = backend._new_optimizer([])
         backend.optimizer.load_section(saved)
         data, random_states = saved.values("data"), saved.arrays("random")
         with named_in_errors(saved):
@@ -109,10 +112,26 @@ class NumpyBackend:
     def _how_to_compute(self) -> dict[str, Any]:
         return {name: getattr(self.options, name) for name in ("attention", "checkpoint_activations")}
 
+    def _new_optimizer(self, groups: list[Group]) -> Optimizer:
+        options = self.options
+        zeros: Zeros = partial(zeros_on_disk, self._state_folder) if options.optimizer_state == "disk" else in_memory
+        return new_optimizer(options.optimizer, self.model, options.optimizer_settings, groups, zeros=zeros)
+
     def _check_memory(self) -> None:
-        """Raise InputError, before any memory is taken, if a training step needs more than the machine has."""
+        """Raise InputError, before any memory is taken, if a training step needs more than the machine has.
+
+        Moments on the disk take no memory: what the system keeps of their file, it can forget.
+        """
         options, tokens = self.options, self.config.context_length
-        step = training_bytes(self.config, options.batch_size, tokens, options.dtype, **self._how_to_compute())
+        state = state_bytes(options.optimizer, options.optimizer_settings, self.config, options.dtype)
+        step = training_bytes(
+            self.config,
+            options.batch_size,
+            tokens,
+            options.dtype,
+            optimizer=0 if options.optimizer_state == "disk" else state,
+            **self._how_to_compute(),
+        )
         count = f"{options.accumulate} times " if options.accumulate > 1 else ""
         token_ids = options.accumulate * options.batch_size * tokens * 2 * 8  # inputs and targets, int64, drawn at once
         check_memory(

@@ -108,7 +108,7 @@ class TrainingRun:
         def prepared() -> Task:
             refuse_another_run(directory, overwrite=overwrite)
             tokenizer = _tokenizer_of(options, config)
-            return Task(options, config, tokenizer, read_corpus(options, tokenizer, config.vocab_size))
+            return Task(options, config, tokenizer, read_corpus(options, tokenizer, config.vocab_size), directory)
 
         task = maker.team.agree(prepared)  # the machine of a process may lack a file that the others have
         run = cls(task, directory, maker, maker.start(task))
@@ -465,7 +465,7 @@ def _found_in(directory: Path, changes: Mapping[str, Any]) -> _Found:
     config = saved_config(saved)
     tokenizer = _tokenizer_of(options, config)
     corpus = _same_corpus(options, tokenizer, config, directory, text_sha256)
-    return _Found(Task(options, config, tokenizer, corpus), saved, step, tokens_seen, history)
+    return _Found(Task(options, config, tokenizer, corpus, directory), saved, step, tokens_seen, history)
 
 
 def _last_checkpoint(directory: Path) -> SavedSections:

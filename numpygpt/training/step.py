@@ -10,8 +10,8 @@ from numpygpt.model.gpt import GPTModel
 from numpygpt.ops import cross_entropy
 from numpygpt.random.masks import RandomSource
 from numpygpt.shapes import Array
-from numpygpt.training.adamw import AdamW
 from numpygpt.training.clipping import clip_grad_norm, common_norm, gradient_norms
+from numpygpt.training.optimizer import Optimizer
 from numpygpt.training.trouble import not_finite
 from numpygpt.tree import Trained, everything
 
@@ -69,7 +69,7 @@ def loss_and_grads_of(
 
 def training_step(
     model: GPTModel,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     micro_batches: Sequence[Batch],
     *,
     rng: RandomSource | None = None,

@@ -6,7 +6,7 @@ the run computes, the scale of the loss, and the state of the generators that dr
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,6 @@ from numpygpt.model.scheme import Scheme
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import SavedSections, Section, named_in_errors, value_of
 from numpygpt.shapes import Array
-from numpygpt.training.adamw import MOMENTS
 from numpygpt.training.backend import Task
 from numpygpt.training.clipping import common_norm
 from numpygpt.training.numpy_backend import position_of
@@ -95,6 +94,8 @@ class TorchBackend:
         self.options, self.config, self.tokenizer = task.options, task.config, task.tokenizer
         self.settings, self.team, self.device, self.corpus = settings, team, device, task.corpus
         self.notes: list[str] = []
+        if self.options.optimizer_state == "disk":
+            raise InputError("torchgpt keeps the optimizer's state in memory; choose --optimizer-state memory")
         self.scale = LossScale(settings.precision)
         scheme = Scheme.of(settings.parallel, team.size)
         self.model = ParallelModel.build(
@@ -200,8 +201,8 @@ class TorchBackend:
             section, _, name = key.partition(".")
             arrays[section][name] = array
         arrays[MODEL] = dict(self._whole(None))
-        for kind in MOMENTS:
-            moments = self._whole(self.optimizer.moments(kind))
+        for kind, names in self.optimizer.names.items():
+            moments = self._whole(self.optimizer.moments(kind), names)
             arrays["optimizer"] |= {f"{kind}.{name}": whole for name, whole in moments}
         return {name: Section(values[name], arrays[name]) for name in values}
 
@@ -210,7 +211,7 @@ class TorchBackend:
         masks = gather(self.team, self._mask_state())
         values: dict[str, dict[str, Any]] = {
             MODEL: {"config": self.config.to_dict(), "tokenizer": self.options.tokenizer},
-            "optimizer": self.optimizer.values(),
+            "optimizer": self.optimizer.state_values(),
             "random": {},
             "data": {"position": self.batches.position},
             SECTION: {
@@ -232,7 +233,7 @@ class TorchBackend:
         values, small = self._small_state()
         weights = self.model.distributed(self.model.parameters())
         tensors = {f"{MODEL}.{name}": piece for name, piece in weights.items()}
-        for kind in MOMENTS:
+        for kind in self.optimizer.names:
             pieces = self.model.distributed(self.optimizer.moments(kind))
             tensors |= {f"optimizer.{kind}.{name}": piece for name, piece in pieces.items()}
         if self.team.is_first:
@@ -316,7 +317,9 @@ class TorchBackend:
         else:
             (torch.mps if self.device.type == "mps" else torch).set_rng_state(state)
 
-    def _whole(self, pieces: Mapping[str, torch.Tensor] | None) -> Iterable[tuple[str, Array]]:
+    def _whole(
+        self, pieces: Mapping[str, torch.Tensor] | None, names: Sequence[str] | None = None
+    ) -> Iterable[tuple[str, Array]]:
         """Name and whole array, as a copy; in the processes that do not write, nothing."""
-        for name, whole in self.model.each_whole(pieces, wanted=self.team.is_first):
+        for name, whole in self.model.each_whole(pieces, names, wanted=self.team.is_first):
             yield name, whole.numpy()

@@ -118,18 +118,20 @@ class ParallelModel:
                 self._parameters[name].copy_(piece)
 
     def each_whole(
-        self, pieces: Mapping[str, Tensor] | None = None, *, wanted: bool = True
+        self, pieces: Mapping[str, Tensor] | None = None, names: Sequence[str] | None = None, *, wanted: bool = True
     ) -> Iterator[tuple[str, Tensor]]:
         """Every name with its whole tensor, a copy on the CPU, one after another, in every process.
 
         pieces   what each process holds of tensors that are cut as the parameters, such as gradients or an
                  optimizer's moments; None: the parameters themselves
+        names    the parameters that have such a tensor, in any process; None: all
         wanted   whether this process wants the tensors; otherwise it gets nothing, and helps the others
 
         All processes have to go through it together, to its end.
         """
         held = self._parameters if pieces is None else pieces
-        for name, shape in self.shapes.items():
+        for name in self.shapes if names is None else names:
+            shape = self.shapes[name]
             whole = slices.whole_of(held[name].detach(), self._own[name].detach()) if name in self._own else None
             whole = self._from_stage(self._stage_of(name), shape, whole)
             if wanted:
