@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from numpygpt.layers import parameters as p
+from numpygpt.numerics.absmax import Absmax
+from numpygpt.numerics.zero_point import ZeroPoint
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
 
 #: Options that say what is computed, and in which order, but change no value.
@@ -128,6 +130,35 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = IGNORE
     return loss, {"highest": highest, "log_sum": log_sum}
 
 
+def quantized_linear(x: Tensor, weight: Any, bias: Tensor | None = None) -> Outcome:
+    """The whole weight is dequantized, code by code, and multiplied."""
+    return F.linear(x, dequantized(weight), bias), {}
+
+
+def dequantized(weight: Any) -> Tensor:
+    """What the codes of a quantized array stand for, times the constants of their blocks."""
+    size = math.prod(weight.shape)
+    blocks = torch.arange(size) // weight.block_size
+    codes = weight.codes.long()
+    if weight.bits == 4:
+        codes = torch.stack([codes // 16, codes % 16], dim=-1).flatten()[:size]
+    if isinstance(weight, Absmax):
+        step = weight.absmax / (2 ** (weight.bits - 1) - 1)
+        values = (codes if weight.bits == 8 else codes - 8) * _looked_up(step, blocks)
+    elif isinstance(weight, ZeroPoint):
+        values = (codes - weight.zeros.long()[blocks]) * _looked_up(weight.steps, blocks)
+    else:
+        absmax = weight.absmax
+        if not isinstance(absmax, Tensor):
+            absmax = dequantized(absmax.rest) + absmax.mean
+        values = _looked_up(weight.levels, codes) * _looked_up(absmax, blocks)
+    return values.reshape(weight.shape)
+
+
+def _looked_up(table: Tensor, ids: Tensor) -> Tensor:
+    return F.embedding(ids, table.unsqueeze(-1)).squeeze(-1)
+
+
 # Layers
 
 
@@ -224,7 +255,8 @@ def next_token(logits: Tensor, targets: Tensor) -> Outcome:
 ORACLES: Mapping[str, Callable[..., Outcome]] = {
     oracle.__name__: oracle
     for oracle in (
-        linear, lora, embedding, layer_norm, gelu, gelu_erf, softmax, dropout, attention, flash_attention,
-        cross_entropy, projection, feed_forward, multi_head_attention, transformer_block, body, next_token,
+        linear, quantized_linear, lora, embedding, layer_norm, gelu, gelu_erf, softmax, dropout, attention,
+        flash_attention, cross_entropy, projection, feed_forward, multi_head_attention, transformer_block, body,
+        next_token,
     )
 } | {"recomputed_block": transformer_block}  # fmt: skip

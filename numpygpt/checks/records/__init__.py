@@ -55,7 +55,7 @@ from numpygpt.checks.planting import Bug
 from numpygpt.checks.record import BugsOnly, Record
 
 #: The rooms of the modules, in the order in which their records come.
-_ROOMS = ("ops", "layers", "model", "objectives", "adapt", "training", "decoding", "data")
+_ROOMS = ("numerics", "ops", "layers", "model", "objectives", "adapt", "training", "decoding", "data")
 
 
 def _place(record: Record | BugsOnly) -> tuple[int, str]:

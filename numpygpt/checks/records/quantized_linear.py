@@ -1,0 +1,66 @@
+"""`quantized_linear`: calls of it, and real mistakes in it."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from numpygpt.checks.planting import Bug
+from numpygpt.checks.record import Call, Record
+from numpygpt.checks.source import Source, at_random
+from numpygpt.numerics import schemes
+from numpygpt.ops import quantized_linear
+
+#: Schemes and block sizes: with a step a row, with blocks that end within a row, with codes of levels in tails.
+WAYS = (
+    ("int8", "row"), ("int8", "tensor"), ("int8", 5), ("int4", "row"), ("int4", 3), ("zero_point8", "row"),
+    ("zero_point4", 7), ("dynamic8", 4), ("quantile4", 64), ("fp4", 6), ("nf4", 64), ("nf4", 3),
+)  # fmt: skip
+
+
+def draw(source: Source) -> Call:
+    """Draw an x of any shape, a weight by any scheme, and a bias or none."""
+    outputs, inputs = source.size(6), source.size(6)
+    scheme, block_size = source.choose.one_of(WAYS)
+    arguments = {
+        "x": source.normal(*source.rows(), inputs),
+        "weight": schemes.quantize(source.normal(outputs, inputs), scheme, block_size),
+    }
+    if source.yes():
+        arguments["bias"] = source.normal(outputs)
+    return Call(arguments, {"wanted": source.wanted("x", *(["bias"] if "bias" in arguments else []))})
+
+
+def complex_step(source: Source) -> Mapping[str, Call]:
+    """A call with a step a row, and one with levels in blocks whose constants are quantized."""
+    x, weight, bias = source.normal(2, 5, 12), source.normal(7, 12), source.normal(7)
+    return {
+        "": Call({"x": x, "weight": schemes.quantize(weight, "int8"), "bias": bias}),
+        "nf4": Call({"x": x, "weight": schemes.quantize(weight, "nf4", 5, double=True), "bias": bias}),
+    }
+
+
+def _special() -> dict[str, Call]:
+    source = at_random(0)
+    many = {"x": source.normal(5, 8, 6), "weight": schemes.quantize(source.normal(4, 6), "nf4", 4)}
+    outlier = source.normal(4, 6)
+    outlier[2, 3] = 1e3
+    return {
+        "one number": Call({"x": np.array([[3.0]]), "weight": schemes.quantize(np.array([[-2.0]]), "nf4")}),
+        "many rows": Call(many),
+        "many rows, a step a row": Call({**many, "weight": schemes.quantize(outlier, "int8")}),
+        "a weight of zeros": Call({"x": np.ones((2, 3)), "weight": schemes.quantize(np.zeros((4, 3)), "int8")}),
+        "an outlier": Call({"x": source.normal(3, 6), "weight": schemes.quantize(outlier, "int4", 6)}),
+        "no gradient for x": Call(
+            {
+                "x": source.normal(2, 6),
+                "weight": schemes.quantize(source.normal(4, 6), "fp4", 4),
+                "bias": source.normal(4),
+            },
+            {"wanted": ("bias",)},
+        ),
+    }
+
+
+BUGS: tuple[Bug, ...] = ()
+
+RECORD = Record(quantized_linear, draw, _special(), complex_step, BUGS)

@@ -1,0 +1,139 @@
+"""Quantized linear: a linear layer whose weight stays packed. The weight is frozen: it has no gradient.
+
+    x        (..., D)   input
+    weight   (F, D)     W, quantized (`numpygpt.numerics.schemes`)
+    bias     (F)        b, optional
+    y        (..., F)   output
+
+Forward, with the leading axes taken as N rows:
+
+    (1)  V = dequantize(W)
+    (2)  y = x @ Vᵀ + b
+
+Derivation, from dL = <d_y, dy> with dy = dx @ Vᵀ + 1 @ dbᵀ, as V is constant:
+
+    <d_y, dx @ Vᵀ> = <d_y @ V, dx>                                    d_x = d_y @ V
+    <d_y, 1 @ dbᵀ> = <1ᵀ @ d_y, dbᵀ>                                  d_b = the sum of d_y over its rows
+
+V is never held whole. Some rows of it are computed into a buffer that stays in cache, multiplied, and overwritten by
+the next ones. A product with one row x, as in decoding, is bound by memory: it reads W once, and packed W is a quarter
+or an eighth of the bytes. If each row of W has one step s, as in LLM.int8 (arXiv:2208.07339, section 2.1), it comes out
+of the sum, and the buffer has whole numbers:
+
+    (3)  y_f = s_f (x @ codes_fᵀ) + b_f
+
+Saved: the packed W for d_x, if that gradient is wanted. The backward computes the rows of V again.
+Trap: a gradient of W would be that of V, and of no use: the codes are whole numbers, and do not move by small steps.
+"""
+
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple, TypeGuard
+
+import numpy as np
+
+from numpygpt.numerics import absmax, schemes
+from numpygpt.parallel import in_parallel, product, shares
+from numpygpt.shapes import Array, Inexact
+
+#: So many rows of x are worth large blocks of V: their product takes longer than it takes to compute V.
+MANY = 32
+#: The values of a block of V that is multiplied with many rows of x: 4 MiB in float32.
+AT_ONCE = 1024 * 1024
+#: The same with few rows: 512 KiB, which stay in a core's cache.
+IN_CACHE = 128 * 1024
+
+
+class Saved(NamedTuple):
+    weight: Any  # schemes.Quantized, or None
+    bias: bool
+
+
+def forward(
+    x: Inexact[Array, "*rows D"],
+    weight: schemes.Quantized,
+    bias: Inexact[Array, "F"] | None = None,
+    *,
+    wanted: Collection[str] = ("x", "bias"),
+) -> tuple[Inexact[Array, "*rows F"], Saved]:
+    F, D = weight.shape
+    rows = np.ascontiguousarray(x.reshape(-1, D))
+    y = np.empty((len(rows), F), x.dtype)
+    (_multiply_few if len(rows) < MANY else _multiply_many)(rows, weight, y)  # (1), (2)
+    if _one_step_a_row(weight):
+        y *= absmax.steps(weight, x.dtype)  # (3)
+    if bias is not None:
+        y += bias
+    saved = Saved(weight if "x" in wanted else None, bias is not None and "bias" in wanted)
+    return y.reshape(*x.shape[:-1], F), saved
+
+
+class Gradients(NamedTuple):
+    x: Inexact[Array, "... D"] | None
+    weight: None
+    bias: Inexact[Array, "F"] | None
+
+
+def backward(d_y: Inexact[Array, "*rows F"], saved: Saved) -> Gradients:
+    weight, bias = saved
+    d_rows = d_y.reshape(-1, d_y.shape[-1])
+    d_x = None if weight is None else _d_x(d_rows, weight).reshape(*d_y.shape[:-1], -1)
+    return Gradients(d_x, None, d_rows.sum(axis=0) if bias else None)
+
+
+def _d_x(d_rows: Array, weight: schemes.Quantized) -> Array:
+    if _one_step_a_row(weight):
+        d_rows = d_rows * absmax.steps(weight, d_rows.dtype)  # undoes (3)
+    d_x = np.zeros((len(d_rows), weight.shape[1]), d_rows.dtype)
+    for some, rows in _large_blocks(weight, d_rows.dtype):  # (1)
+        d_x += product(d_rows[:, some], rows)  # undoes (2)
+    return d_x
+
+
+def _multiply_few(x: Array, weight: schemes.Quantized, y: Array) -> None:
+    """Put x @ Vᵀ into y. Each of our threads, if there are any, computes some blocks of V and multiplies them."""
+    blocks = _blocks(weight, IN_CACHE)
+
+    def multiply(share: slice) -> None:
+        buffer = np.empty((blocks[0].stop, weight.shape[1]), x.dtype)
+        for some in blocks[share]:
+            rows = buffer[: some.stop - some.start]
+            _put_rows(weight, some, rows)
+            np.matmul(x, rows.T, out=y[:, some])
+
+    in_parallel(multiply, shares(len(blocks)))
+
+
+def _multiply_many(x: Array, weight: schemes.Quantized, y: Array) -> None:
+    """Put x @ Vᵀ into y."""
+    for some, rows in _large_blocks(weight, x.dtype):
+        y[:, some] = product(x, rows.T)
+
+
+# Rows of V, and if each row has one step, of the codes
+
+
+def _one_step_a_row(weight: schemes.Quantized) -> TypeGuard[absmax.Absmax]:
+    return isinstance(weight, absmax.Absmax) and weight.block_size == weight.shape[-1]
+
+
+def _large_blocks(weight: schemes.Quantized, dtype: Any) -> Iterator[tuple[slice, Array]]:
+    """Large blocks of rows, and which rows they are."""
+    for some in _blocks(weight, AT_ONCE):
+        rows = np.empty((some.stop - some.start, weight.shape[1]), dtype)
+        _put_rows(weight, some, rows)
+        yield some, rows
+
+
+def _put_rows(weight: schemes.Quantized, some: slice, out: Array) -> None:
+    start = some.start * weight.shape[-1]
+    if _one_step_a_row(weight):
+        absmax.put_numbers(weight, start, out.reshape(-1))  # (3)
+    else:
+        schemes.put_values(weight, start, out.reshape(-1))
+
+
+def _blocks(weight: schemes.Quantized, size: int) -> list[slice]:
+    """Blocks of rows, of about `size` values each."""
+    F, D = weight.shape
+    height = min(F, max(1, size // D))
+    return [slice(start, min(start + height, F)) for start in range(0, F, height)]
