@@ -48,4 +48,4 @@ class Adam(AdamW):
     def update(self, rates: Rates, p: Array, g: Array, *moments: Array) -> None:
         """See `Optimizer`."""
         g = g + rates.weight_decay * p  # (1)
-        super().update(Rates(rates.lr, 0.0), p, g, *moments)  # (2) to (4), without a decay of AdamW's
+        AdamW.update(self, Rates(rates.lr, 0.0), p, g, *moments)  # (2) to (4), without a decay of AdamW's

@@ -95,8 +95,11 @@ class Muon(AdamW):
         if is_matrix_of_a_block(name, p.ndim):
             self._update_matrix(rates, p, g.astype(p.dtype, copy=False), *moments)
         else:
-            rest = Rates(self.rest_lr_scale * rates.lr, rates.weight_decay)
-            super().update_parameter(name, rest, p, g, *moments)
+            super().update_parameter(name, self._rest(rates), p, g, *moments)
+
+    def _rest(self, rates: Rates) -> Rates:
+        """The rates of what is left to AdamW."""
+        return Rates(self.rest_lr_scale * rates.lr, rates.weight_decay)
 
     def _update_matrix(self, rates: Rates, p: Array, g: Array, b: Array) -> None:
         b += (1 - self.momentum) * (g - b)  # (1)

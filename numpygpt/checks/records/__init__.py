@@ -9,9 +9,10 @@ yields them; loss and gradients of micro-batches ("micro_batches."), the clipped
 moments and parameters ("step1.", "copied.", "groups."); gradients of recomputed blocks ("recomputed."); a step that
 trains a few leaves ("frozen."); a step on several documents in a row ("packed."); a step in which each token sees all
 ("all_seen."); a step of adapters, and what they compute when they are merged, merged twice and unmerged ("adapted.",
-"merged.", "merged_twice.", "unmerged.", "merged_base.", "fresh."); flash attention ("flash.", and "flash_masked." under a mask); evaluation, decoding, and data. It is
-"none" for a bug that shows only at extreme values or in another dtype. `properties` are the kinds of checks that see
-the bug:
+"merged.", "merged_twice.", "unmerged.", "merged_base.", "fresh."); flash attention ("flash.", and "flash_masked."
+under a mask); evaluation, decoding, and data; the other optimizers' moments and parameters ("sgd.step1.",
+"muon.step2."), and the schedules ("schedules."). It is "none" for a bug that shows only at extreme values or in another
+dtype. `properties` are the kinds of checks that see the bug:
 
     forward        activations equal PyTorch's in float64
     gradients      gradients equal PyTorch's in float64, present and of the right shape
@@ -30,6 +31,9 @@ the bug:
     optimizer      AdamW's parameters and moments equal PyTorch's over several steps, with decay, groups, clipping and
                    |g| near eps
     closed_form    AdamW's first step, its decay without a gradient and clipping equal their closed forms
+    optimizers     the other optimizers' parameters and moments equal PyTorch's over several steps
+    by_hand        their first two steps, and the rates of the schedules, equal their closed forms
+    in_sequence    the rates of the schedules equal those of PyTorch's schedulers, one after another
     copies         a copy of a model and its optimizer, made of both together, is trained as they are
     micro_batches  gradients of micro-batches add up to the full batch's
     purity         nothing passed in is changed, and a second backward gives the same

@@ -32,8 +32,8 @@ BUGS = (
         (
             Change(
                 _UPDATE,
-                "denominator /= correction2\n        denominator += self.eps",
-                "denominator += self.eps\n        denominator /= correction2",
+                "denominator /= correction2\n    denominator += self.eps",
+                "denominator += self.eps\n    denominator /= correction2",
             ),
         ),
     ),
