@@ -4,6 +4,18 @@ Each function returns a new model, which shares the arrays that it does not chan
 """
 
 from numpygpt.adapt.adapters import add_lora, merge_lora, remove_lora, unmerge_lora
+from numpygpt.adapt.files import load_adapter, save_adapter
 from numpygpt.adapt.freeze import freeze, unfreeze
+from numpygpt.adapt.quantized import quantize
 
-__all__ = ["add_lora", "freeze", "merge_lora", "remove_lora", "unfreeze", "unmerge_lora"]
+__all__ = [
+    "add_lora",
+    "freeze",
+    "load_adapter",
+    "merge_lora",
+    "quantize",
+    "remove_lora",
+    "save_adapter",
+    "unfreeze",
+    "unmerge_lora",
+]

@@ -17,6 +17,7 @@ from numpygpt.errors import InputError
 from numpygpt.layers import parameters as p
 from numpygpt.layers.projections import projections, with_projections
 from numpygpt.model.gpt import GPTModel
+from numpygpt.numerics.schemes import dequantize
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.shapes import Array
 
@@ -67,10 +68,10 @@ def add_lora(
     """
     _refuse_values(rank, alpha, dropout, scaling, name)
     generator = seed if isinstance(seed, TorchGenerator) else TorchGenerator(seed)
-    chosen = _chosen(model, targets)
+    names = chosen(model, targets)
 
     def adapted(projection: str, node: Any) -> Any:
-        if projection not in chosen:
+        if projection not in names:
             return node
         outputs, inputs = shape_of(node)
         _refuse_rank(rank, projection, outputs, inputs)
@@ -112,8 +113,9 @@ def with_path(projection: str, node: Any, side: Side) -> p.LoRA:
 def merge_lora(model: GPTModel) -> GPTModel:
     """The model with s B @ A added to each weight: it computes the same, as fast as without adapters.
 
-    A merged model has the parameters of a model without adapters. If its head is tied to the embedding and has an
-    adapter, it is tied no longer. Merging a merged model changes nothing.
+    A merged model has the parameters of a model without adapters. A quantized weight becomes a whole one, because the
+    sum has other values than its codes can say; taking the adapter out again leaves it whole. If the head is tied to
+    the embedding and has an adapter, it is tied no longer. Merging a merged model changes nothing.
 
     Raises InputError if there is no adapter.
     """
@@ -122,10 +124,10 @@ def merge_lora(model: GPTModel) -> GPTModel:
     def merged(projection: str, node: Any) -> Any:
         if not isinstance(node, p.LoRA) or node.merged:
             return node
-        weight = node.base.weight.copy()
+        weight = whole_weight(node.base, model.dtype)
         for delta in _deltas(node):
             weight += delta
-        return node._replace(base=node.base._replace(weight=weight), merged=True)
+        return node._replace(base=p.Linear(weight, node.base.bias), merged=True)
 
     return _model_with(model, with_projections(merged, model.parameters))
 
@@ -175,6 +177,13 @@ def shape_of(projection: Any) -> tuple[int, int]:
     return outputs, inputs
 
 
+def whole_weight(projection: p.Linear | p.QuantizedLinear, dtype: Any) -> Array:
+    """The weight of a projection without paths, as an array of its own."""
+    if isinstance(projection, p.QuantizedLinear):
+        return dequantize(projection.weight, dtype)
+    return projection.weight.copy()
+
+
 def _deltas(node: p.LoRA) -> list[Array]:
     """What each path adds to the weight: s B @ A."""
     return [scale * (node.lora_B[name].weight @ node.lora_A[name].weight) for name, scale in node.scales.items()]
@@ -187,12 +196,12 @@ def _model_with(model: GPTModel, parameters: p.GPT) -> GPTModel:
     return model.with_parameters(parameters, tie_weights=tied)
 
 
-def _chosen(model: GPTModel, targets: str | Sequence[str]) -> set[str]:
+def chosen(model: GPTModel, targets: str | Sequence[str]) -> set[str]:
     """The names of the projections that the targets name. InputError for a target that names none."""
     names = [name for name, _ in projections(model.parameters)]
     if targets == ALL_LINEAR:
         return {name for name in names if name.startswith("trf_blocks.")}
-    chosen: set[str] = set()
+    found: set[str] = set()
     for target in [targets] if isinstance(targets, str) else targets:
         matched = {name for name in names if name == target or name.endswith(f".{target}")}
         if not matched:
@@ -201,10 +210,10 @@ def _chosen(model: GPTModel, targets: str | Sequence[str]) -> set[str]:
                 f"the target {target!r} is no projection of the model; expected one of {', '.join(ends)}, the last "
                 f"part of such a name, or {ALL_LINEAR!r}"
             )
-        chosen |= matched
-    if not chosen:
+        found |= matched
+    if not found:
         raise InputError(f"there are no targets; expected names of projections, or {ALL_LINEAR!r}")
-    return chosen
+    return found
 
 
 def _refuse_without(model: GPTModel) -> None:

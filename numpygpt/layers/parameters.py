@@ -7,6 +7,7 @@ tree, in which a leaf that is not trained has None.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from numpygpt.numerics.schemes import Quantized
 from numpygpt.shapes import Array, Bool, Inexact
 from numpygpt.tree import children, with_children
 
@@ -37,6 +38,24 @@ class Linear(NamedTuple):
 
     weight: Inexact[Array, "F D"]
     bias: Inexact[Array, "F"] | None = None
+
+
+class QuantizedLinear(NamedTuple):
+    """A matrix from D features to F that stays quantized and frozen, and perhaps a bias.
+
+    It shows the bias alone: codes and constants are no parameters.
+    """
+
+    weight: Quantized  # (F, D)
+    bias: Inexact[Array, "F"] | None = None
+
+    def children(self) -> dict[str, Any]:
+        """The bias."""
+        return {"bias": self.bias}
+
+    def with_children(self, by_name: Mapping[str, Any]) -> "QuantizedLinear":
+        """The same matrix with another bias."""
+        return self._replace(**by_name)
 
 
 class LoRA(NamedTuple):
@@ -76,7 +95,7 @@ class LoRA(NamedTuple):
 PATHS = ("lora_A", "lora_B")
 
 #: The nodes that `numpygpt.layers.projection` applies.
-Projection = Linear | LoRA
+Projection = Linear | QuantizedLinear | LoRA
 
 
 class LayerNorm(NamedTuple):

@@ -1,7 +1,8 @@
 """A projection of features: the type of its parameter node says how it is applied.
 
-    Linear   y = x @ Wᵀ + b, the operation `linear`
-    LoRA     y = base(x) + Σ s (dropout(x) @ Aᵀ) @ Bᵀ over its paths, the operations `dropout` and `lora`
+    Linear            y = x @ Wᵀ + b, the operation `linear`
+    QuantizedLinear   the same with a packed W that has no gradient, the operation `quantized_linear`
+    LoRA              y = base(x) + Σ s (dropout(x) @ Aᵀ) @ Bᵀ over its paths, the operations `dropout` and `lora`
 
     x   (..., D)   input
     y   (..., F)   output
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numpygpt.layers import parameters as p
-from numpygpt.ops import dropout, linear, lora
+from numpygpt.ops import dropout, linear, lora, quantized_linear
 from numpygpt.shapes import Array, Inexact
 from numpygpt.tree import Trained, everything, wanted
 
@@ -46,11 +47,13 @@ def forward(
     match parameters:
         case p.Linear(weight, bias):
             return linear.forward(x, weight, bias, wanted=wanted(trained, "weight", "bias", x=wants_x))
+        case p.QuantizedLinear(weight, bias):
+            return quantized_linear.forward(x, weight, bias, wanted=wanted(trained, "bias", x=wants_x))
         case p.LoRA(base, merged=True):
             return forward(x, base, wants_x=wants_x, trained=trained)
         case p.LoRA():
             return _with_paths(x, parameters, wants_x, trained)
-    raise TypeError(f"a projection's parameters are a {type(parameters).__name__}; expected a Linear or a LoRA")
+    raise TypeError(f"a projection's parameters are a {type(parameters).__name__}; expected one of {p.Projection}")
 
 
 def backward(d_y: Inexact[Array, "*rows F"], saved: Any) -> Gradients:
@@ -58,6 +61,9 @@ def backward(d_y: Inexact[Array, "*rows F"], saved: Any) -> Gradients:
         case linear.Saved():
             d_x, *d_parameters = linear.backward(d_y, saved)
             return Gradients(d_x, p.Linear._make(d_parameters))
+        case quantized_linear.Saved():
+            d_x, _, d_bias = quantized_linear.backward(d_y, saved)
+            return Gradients(d_x, p.QuantizedLinear._make((None, d_bias)))
         case LoRASaved():
             return _through_paths(d_y, saved)
     raise TypeError(f"a projection saved a {type(saved).__name__}; expected what `forward` returned")

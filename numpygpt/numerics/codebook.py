@@ -115,7 +115,7 @@ def quantize(x: Array, levels: Array, block_size: int | str = 64, *, double: boo
     for (which, block), (_, out) in zip(blocks.by_block(values, size), blocks.by_block(codes, size), strict=True):
         over_rows(code, block, np.maximum(absmax[which, np.newaxis], SMALLEST), out)
     if len(levels) == 2**blocks.NIBBLE:
-        codes = blocks.packed(codes)
+        codes = blocks.packed(codes, int(nearest(np.zeros(1, np.float32), levels)[0]))
     return Codebook(codes, doubled(absmax) if double else absmax, levels, x.shape, size)
 
 

@@ -76,7 +76,8 @@ class Optimizer:
     lr         learning rate; may be set between steps (`optimizer.lr = ...`)
     groups     parameters with a learning rate or weight decay of their own; the first group that matches a parameter
                counts, and a parameter that none matches has lr and weight_decay as they are
-    trained    whether the parameter of a name is trained; only what is trained has moments
+    trained    whether the parameter of a name is trained, unless the model has frozen it; only what is trained has
+               moments
     zeros      makes the moments; by default in memory (`numpygpt.training.disk_state` has them on a disk)
 
     A model and its optimizer may be copied or pickled together: the copy of the optimizer trains the copy of the
@@ -102,7 +103,9 @@ class Optimizer:
     ) -> None:
         self._set(self.checked(values))
         self.model = dict(model) if isinstance(model, Mapping) else model
-        parameters = {name: array for name, array in _arrays_of(self.model).items() if trained(name)}
+        frozen = self.model.frozen if isinstance(self.model, GPTModel) else ()
+        arrays = _arrays_of(self.model)
+        parameters = {name: array for name, array in arrays.items() if trained(name) and name not in frozen}
         refuse_what_cannot_be_trained(parameters)
         _check_eps(values, parameters)
         self.groups = assigned(groups, parameters)

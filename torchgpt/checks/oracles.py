@@ -17,6 +17,7 @@ from numpygpt.layers import parameters as p
 from numpygpt.numerics.absmax import Absmax
 from numpygpt.numerics.zero_point import ZeroPoint
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
+from numpygpt.tree import mapped
 
 #: Options that say what is computed, and in which order, but change no value.
 WITHOUT_EFFECT = {"tile", "wanted", "trained", "wants_x", "recompute"}
@@ -146,7 +147,7 @@ def dequantized(weight: Any) -> Tensor:
         step = weight.absmax / (2 ** (weight.bits - 1) - 1)
         values = (codes if weight.bits == 8 else codes - 8) * _looked_up(step, blocks)
     elif isinstance(weight, ZeroPoint):
-        values = (codes - weight.zeros.long()[blocks]) * _looked_up(weight.steps, blocks)
+        values = (codes - torch.as_tensor(weight.zeros)[blocks]) * _looked_up(weight.steps, blocks)
     else:
         absmax = weight.absmax
         if not isinstance(absmax, Tensor):
@@ -155,7 +156,11 @@ def dequantized(weight: Any) -> Tensor:
     return values.reshape(weight.shape)
 
 
-def _looked_up(table: Tensor, ids: Tensor) -> Tensor:
+def _like(x: Tensor, tensor: Tensor) -> Tensor:
+    return tensor.to(x.dtype) if tensor.is_floating_point() else tensor
+
+
+def _looked_up(table: Any, ids: Tensor) -> Tensor:
     return F.embedding(ids, table.unsqueeze(-1)).squeeze(-1)
 
 
@@ -164,6 +169,10 @@ def _looked_up(table: Tensor, ids: Tensor) -> Tensor:
 
 def projection(x: Tensor, parameters: Any) -> Outcome:
     """The oracle takes a node with weight and bias, or one with paths of low rank, each as the library peft has it."""
+    if isinstance(parameters, p.QuantizedLinear):
+        weight = mapped(lambda array: _like(x, torch.from_numpy(array)), parameters.weight)
+        bias: Any = parameters.bias  # the node holds tensors
+        return quantized_linear(x, weight, bias)
     if not isinstance(parameters, p.LoRA):
         return linear(x, *parameters)
     y, _ = projection(x, parameters.base)
@@ -172,7 +181,8 @@ def projection(x: Tensor, parameters: Any) -> Outcome:
             keep = parameters.keep.get(name)
             kept = None if keep is None else torch.as_tensor(keep)
             dropped, _ = dropout(x, kept, drop_rate=parameters.drop_rates[name])
-            side, _ = lora(dropped, parameters.lora_A[name].weight, parameters.lora_B[name].weight, scale=scale)
+            matrices: Any = parameters.lora_A[name].weight, parameters.lora_B[name].weight
+            side, _ = lora(dropped, *matrices, scale=scale)
             y = y + side
     return y, {}
 

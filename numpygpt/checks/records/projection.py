@@ -7,19 +7,23 @@ from numpygpt.checks.record import Call, Record
 from numpygpt.checks.source import Only, Source, at_random
 from numpygpt.layers import parameters as p
 from numpygpt.layers import projection
+from numpygpt.numerics.schemes import quantize
 
 
 def draw(source: Source) -> Call:
     """Draw a node with a bias or without, with any number of paths of low rank, and any of its leaves trained."""
     outputs, inputs = source.size(6), source.size(6)
     x = source.normal(*source.rows(), inputs)
-    node: p.Linear | p.LoRA = p.Linear(source.normal(outputs, inputs), source.normal(outputs) if source.yes() else None)
+    bias = source.normal(outputs) if source.yes() else None
+    node: p.Projection = p.Linear(source.normal(outputs, inputs), bias)
+    if source.yes():
+        node = p.QuantizedLinear(quantize(source.normal(outputs, inputs), "nf4", 5), bias)
     if source.yes():
         node = _with_paths(source, node, x.shape, source.size(2))
     return Call({"x": x, "parameters": node}, {"wants_x": not source.yes(), "trained": source.trained(node)})
 
 
-def _with_paths(source: Source, base: p.Linear, shape: tuple[int, ...], count: int) -> p.LoRA:
+def _with_paths(source: Source, base: p.Linear | p.QuantizedLinear, shape: tuple[int, ...], count: int) -> p.LoRA:
     names = ("default", "second")[:count]
     ranks = {name: source.choose.integer(1, min(base.weight.shape)) for name in names}
     rates = {name: source.drop_rate() for name in names}
@@ -53,8 +57,10 @@ def complex_step(source: Source) -> Mapping[str, Call]:
         drop_rates={"default": 0.3, "second": 0.0},
         keep={"default": source.rng.random((2, 5, 12)) < 0.7},
     )
+    quantized = paths._replace(base=p.QuantizedLinear(quantize(source.normal(7, 12), "nf4", 5), node.bias))
     return {
         "": call,
+        "quantized": call._replace(arguments={**call.arguments, "parameters": quantized}),
         "bias alone": call._replace(options={"trained": Only({"bias"})}),
         "low rank": call._replace(arguments={**call.arguments, "parameters": paths}),
     }
