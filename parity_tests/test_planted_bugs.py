@@ -20,7 +20,7 @@ from numpygpt.training.adamw import AdamW
 from numpygpt.training.clipping import clip_grad_norm
 from numpygpt.training.step import loss_and_grads_of
 from numpygpt.watch import Watch
-from parity_tests import adapter_properties, optimizer_properties, properties
+from parity_tests import adapter_properties, numeric_properties, optimizer_properties, properties
 from parity_tests.adapter_properties import watch_adapters
 from parity_tests.properties import (
     CONFIG,
@@ -35,7 +35,12 @@ from parity_tests.properties import (
 )
 
 UNSEEN = "none"
-PROPERTIES = {**properties.PROPERTIES, **adapter_properties.PROPERTIES, **optimizer_properties.PROPERTIES}
+PROPERTIES = {
+    **properties.PROPERTIES,
+    **adapter_properties.PROPERTIES,
+    **optimizer_properties.PROPERTIES,
+    **numeric_properties.PROPERTIES,
+}
 
 
 def holds(name: str) -> bool:
@@ -61,6 +66,7 @@ def run(config: properties.GPTConfig, watch: Watch) -> None:
     dataset = properties.GPTDatasetV1("abcdefghij", properties.get_tokenizer("bytes"), max_length=4, stride=2)
     watch("data.target_ids", np.array(dataset.target_ids))
     optimizer_properties.tell(watch)
+    numeric_properties.tell(watch)
 
 
 def tell_all(prefix: str, tensors: dict[str, Array], watch: Watch) -> None:

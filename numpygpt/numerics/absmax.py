@@ -78,7 +78,7 @@ def quantize(x: Array, bits: int = 8, block_size: int | str = "row") -> Absmax:
     numbers = values.copy()
     blocks.scale(numbers, factors, size)
     np.rint(numbers, out=numbers)  # (1)
-    codes = numbers.astype(np.int8) if bits == 8 else blocks.packed((numbers + 8).astype(np.uint8))
+    codes = numbers.astype(np.int8) if bits == 8 else blocks.packed((numbers + 8).astype(np.uint8), 8)
     return Absmax(codes, absmax, x.shape, size, bits)
 
 

@@ -96,9 +96,9 @@ def scale(values: Array, constants: Array, block_size: int, start: int = 0) -> N
         block *= constants[which, np.newaxis]
 
 
-def packed(codes: Array) -> Array:
-    """Codes of four bits, two in a byte: the first one in the high bits. Behind an odd number of codes there is a 0."""
-    even = np.append(codes, np.uint8(0)) if codes.size % 2 else codes
+def packed(codes: Array, filler: int) -> Array:
+    """Codes of four bits, two in a byte, the first one in the high bits. `filler` follows an odd number of codes."""
+    even = np.append(codes, np.uint8(filler)) if codes.size % 2 else codes
     return (even[::2] << NIBBLE) | even[1::2]
 
 

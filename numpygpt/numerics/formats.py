@@ -39,6 +39,7 @@ table 1; NVIDIA, PTX ISA, "cvt".
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -132,14 +133,24 @@ def rounded(x: Array, format_: Format, *, saturate: bool = False) -> Array:
         raise InputError(f"the values to round to {format_.name} are {x.dtype}; expected float32 or float64")
     y = np.empty(x.shape, x.dtype)
     if x.size:
-        over_rows(lambda values, out: _round(values, out, format_, saturate), x.reshape(-1, 1), y.reshape(-1, 1))
+        round_block = partial(_round, format_=format_, saturate=saturate)
+        over_rows(round_block, x.reshape(-1, 1), y.reshape(-1, 1))
     return y
 
 
 def _round(values: Array, out: Array, format_: Format, saturate: bool) -> None:
     """Round one block of values, of either dtype, into `out`."""
-    with np.errstate(invalid="ignore"):  # a signaling NaN becomes a quiet one
+    with np.errstate(invalid="ignore"):  # a signaling NaN becomes a quiet one, and infinity less infinity is NaN
         x = values.astype(np.float64)
+        nearest = _nearest(x, format_)
+    too_large = np.abs(nearest) > format_.largest
+    if too_large.any():
+        nearest[too_large] = format_.largest if saturate else np.inf if format_.infinite else np.nan
+    np.copysign(nearest, x, out=out, casting="same_kind")
+
+
+def _nearest(x: Array, format_: Format) -> Array:
+    """The nearest numbers that the format would have if its exponents had no end. A negative zero may lose its sign."""
     quantum = (x.view(np.int64) & _EXPONENT_BITS).view(np.float64)
     beyond = math.ldexp(1.0, format_.bias + 2)  # a larger power of two is not needed, and infinity would give NaN
     np.clip(quantum, format_.smallest_normal, beyond, out=quantum)
@@ -150,10 +161,7 @@ def _round(values: Array, out: Array, format_: Format, saturate: bool) -> None:
     if format_.ties_away:
         half = np.copysign(quantum / 2, x)
         nearest = np.where(x - nearest == half, x + half, nearest)
-    too_large = np.abs(nearest) > format_.largest
-    if too_large.any():
-        nearest[too_large] = format_.largest if saturate else np.inf if format_.infinite else np.nan
-    np.copysign(nearest, x, out=out, casting="same_kind")
+    return nearest
 
 
 def encode(x: Array, format_: Format, *, saturate: bool = False) -> Array:

@@ -15,7 +15,7 @@ as those behind a ReLU, the step is half of absmax's; for weights, which lie aro
 
 (1) is Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
 Inference", arXiv:1712.05877, equations 1 and 12; LLM.int8 (arXiv:2208.07339, section 2.1) has it as zeropoint
-quantization. PyTorch's MinMaxObserver and quantize_per_channel give the same constants and codes.
+quantization. For the same constants, PyTorch's fake_quantize_per_tensor_affine gives the same values.
 
 Error. At most s/2, and s²/12 in the mean square, as of `numpygpt.numerics.absmax`. But z is rounded, which moves the
 range by up to s/2: so at one end, values may be clipped, and are off by up to s.
@@ -82,7 +82,9 @@ def quantize(x: Array, bits: int = 8, block_size: int | str = "row") -> ZeroPoin
     for which, block in blocks.by_block(np.rint(numbers, out=numbers), size):
         block += zeros[which, np.newaxis]
     codes = np.clip(numbers, 0, largest).astype(np.uint8)  # (2)
-    return ZeroPoint(codes if bits == 8 else blocks.packed(codes), steps, zeros.astype(np.uint8), x.shape, size, bits)
+    if bits == blocks.NIBBLE:
+        codes = blocks.packed(codes, int(zeros[-1]))
+    return ZeroPoint(codes, steps, zeros.astype(np.uint8), x.shape, size, bits)
 
 
 def put_values(quantized: ZeroPoint, start: int, out: Array) -> None:

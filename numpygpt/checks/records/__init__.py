@@ -11,8 +11,9 @@ trains a few leaves ("frozen."); a step on several documents in a row ("packed."
 ("all_seen."); a step of adapters, and what they compute when they are merged, merged twice and unmerged ("adapted.",
 "merged.", "merged_twice.", "unmerged.", "merged_base.", "fresh."); flash attention ("flash.", and "flash_masked."
 under a mask); evaluation, decoding, and data; the other optimizers' moments and parameters ("sgd.step1.",
-"muon.step2."), and the schedules ("schedules."). It is "none" for a bug that shows only at extreme values or in another
-dtype. `properties` are the kinds of checks that see the bug:
+"muon.step2."), and the schedules ("schedules."); numbers of short formats ("bf16.rounded"), then codes, constants and
+values of quantized arrays, and a product with each ("whole_blocks.nf4.3.codes"). It is "none" for a bug that shows only
+at extreme values or in another dtype. `properties` are the kinds of checks that see the bug:
 
     forward        activations equal PyTorch's in float64
     gradients      gradients equal PyTorch's in float64, present and of the right shape
@@ -34,6 +35,22 @@ dtype. `properties` are the kinds of checks that see the bug:
     optimizers     the other optimizers' parameters and moments equal PyTorch's over several steps
     by_hand        their first two steps, and the rates of the schedules, equal their closed forms
     in_sequence    the rates of the schedules equal those of PyTorch's schedulers, one after another
+    rounding       numbers beside every boundary of a format are rounded as ml_dtypes rounds them, tf32's as by bits
+    patterns       all bit patterns of a format are decoded as ml_dtypes decodes them, and survive rounding and encoding
+    nearest_number each number of float64 is rounded to the one that is nearest in exact arithmetic, and keeps its sign
+    overflow       what is too large becomes infinity, NaN or the largest number, and NaN stays NaN
+    bitsandbytes_codes   codes and constants equal those of bitsandbytes
+    double_codes   so do those of double quantization
+    pytorch_codes  the values of zero-point quantization equal PyTorch's
+    codes_by_hand  small arrays have the codes and values that can be written down
+    nearest_level  a code is that of the nearest level, and of two as near, of the lower
+    equally_frequent     the levels of quantile quantization have equal shares of the values
+    errors_bounded no value is off by more than half of a step or gap, and zero stays zero
+    blocks_alone   a block has the codes that it would have alone, and any rows are those of the whole
+    packed_product       the product with packed weights, and its gradients, equal those with the whole weight
+    packed_in_blocks     so do they in several blocks of rows
+    packed_rows_alone    an output depends on its row of the weight alone
+    packed_complex_step  the gradients equal complex step's
     copies         a copy of a model and its optimizer, made of both together, is trained as they are
     micro_batches  gradients of micro-batches add up to the full batch's
     purity         nothing passed in is changed, and a second backward gives the same

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from numpygpt.checks.planting import Bug
+from numpygpt.checks.planting import Bug, Change
 from numpygpt.checks.record import Call, Record
 from numpygpt.checks.source import Source, at_random
 from numpygpt.numerics import schemes
 from numpygpt.ops import quantized_linear
 
 #: Schemes and block sizes: with a step a row, with blocks that end within a row, with codes of levels in tails.
-WAYS = (
+WAYS: tuple[tuple[str, int | str], ...] = (
     ("int8", "row"), ("int8", "tensor"), ("int8", 5), ("int4", "row"), ("int4", 3), ("zero_point8", "row"),
     ("zero_point4", 7), ("dynamic8", 4), ("quantile4", 64), ("fp4", 6), ("nf4", 64), ("nf4", 3),
 )  # fmt: skip
@@ -61,6 +61,41 @@ def _special() -> dict[str, Call]:
     }
 
 
-BUGS: tuple[Bug, ...] = ()
+_D_X = "ops.quantized_linear:_d_x"
+
+BUGS = (
+    Bug(
+        "steps_forgotten_in_backward",
+        "the forward multiplies by each row's step, and the gradient of x is that of the whole numbers",
+        "no public report known",
+        "whole_blocks.int8.None.d_x",
+        ("packed_product", "packed_complex_step"),
+        (Change(_D_X, "d_rows = d_rows * absmax.steps(weight, d_rows.dtype)", "pass"),),
+    ),
+    Bug(
+        "rows_of_the_block_before",
+        "every block of rows after the first is that before it",
+        "no public report known",
+        "whole_blocks.int8.None.y",
+        ("packed_in_blocks", "packed_rows_alone"),
+        (Change("ops.quantized_linear:_put_rows", "some.start * weight", "0 * weight"),),
+    ),
+    Bug(
+        "last_block_of_rows_left_out",
+        "rows that do not fill a block are not multiplied",
+        "no public report known",
+        "a_tail.int8.None.y",
+        ("packed_in_blocks", "packed_rows_alone"),
+        (Change("ops.quantized_linear:_blocks", "range(0, F, height)", "range(0, F - F % height, height)"),),
+    ),
+    Bug(
+        "bias_gradient_of_packed_averaged",
+        "the bias gets the mean over rows, not the sum",
+        "no public report known",
+        "whole_blocks.int8.None.d_bias",
+        ("packed_product", "packed_complex_step"),
+        (Change("ops.quantized_linear:backward", "d_rows.sum(axis=0)", "d_rows.mean(axis=0)"),),
+    ),
+)
 
 RECORD = Record(quantized_linear, draw, _special(), complex_step, BUGS)
