@@ -101,7 +101,7 @@ def test_the_text_may_be_several_files_and_every_option_reaches_the_run(tmp_path
     assert run("train", "--text", first, second, *flags, "--out", tmp_path / "run") == 0
     saved = read_checkpoint(tmp_path / "run")
     expected = {**options, "checkpoint_activations": True, "text": [str(first), str(second)]}
-    expected |= {"vocab": None, "tokens": None, "nesterov": True}
+    expected |= {"vocab": None, "tokens": None, "nesterov": True, "rest_lr_scale": None}
     assert saved.values("run")["options"] == expected
     assert expected.keys() == {field.name for field in fields(Options)}
     assert saved_config(saved) == GPTConfig(256, **sizes, qkv_bias=True, tie_weights=True)

@@ -65,7 +65,7 @@ CHOICES = {
     "rmsprop": {"lr": 0.003, "momentum": 0.5, "weight_decay": 0.01},
     "adagrad": {"lr": 0.03, "weight_decay": 0.01},
     "lion": {"lr": 0.001, "weight_decay": 0.5},
-    "muon": {"lr": 0.02},
+    "muon": {"lr": 0.02, "rest_lr_scale": 0.2},
 }
 
 
@@ -419,7 +419,7 @@ def test_torchgpt_does_not_keep_its_state_on_the_disk(tmp_path, monkeypatch, cap
 @pytest.mark.parametrize("changes", [{}, {"tie_weights": True, "qkv_bias": True}, {"position": "sinusoidal"}], ids=str)
 def test_the_bytes_of_the_moments_are_those_that_there_are(kind, changes):
     config = replace(CONFIG, **changes)
-    chosen = settings_of(kind, {"momentum": CHOICES[kind].get("momentum")})
+    chosen = settings_of(kind, CHOICES[kind])
     optimizer = new_optimizer(kind, GPTModel(config), chosen, [])
     held = sum(array.nbytes for arrays in optimizer.moments.values() for array in arrays.values())
     assert state_bytes(kind, chosen, config) == held
@@ -439,6 +439,24 @@ def test_info_has_the_bytes_of_each_optimizer(capsys):
     assert "in float32, SGD:\n" in told
     assert re.search(r"^optimizer +0\.0 MiB$", told, re.M)
     assert f"on the disk, the optimizer's moments: {4 * size / 2**20:,.1f} MiB\n" in told
+
+
+def test_the_table_of_the_documents_has_what_each_keeps():
+    text = (Path(__file__).parents[1] / "docs" / "optimizers.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in text.splitlines() if re.match(r"\| `\w", line) and line.count(" | ") == 5]
+    told = {first.strip("| `"): (kept, size) for first, _, kept, size, *_ in rows}
+    assert told.keys() == OPTIMIZERS.keys()
+    for kind, (kept, size) in told.items():
+        every = [settings_of(kind, {"momentum": momentum} if momentum else {}) for momentum in momenta(kind)]
+        names = ("trf_blocks.0.ff.layers.0.weight", "tok_emb.weight")
+        counts = {len(OPTIMIZERS[kind].kinds_of(name, 2, chosen)) for chosen in every for name in names}
+        assert {int(number) for number in size.split(" or ")} == {4 * count for count in counts}
+        moments = {kind_ for chosen in every for name in names for kind_ in OPTIMIZERS[kind].kinds_of(name, 2, chosen)}
+        assert all(f"`{moment}`" in kept or (kind == "muon" and moment in AdamW.kinds) for moment in moments)
+
+
+def momenta(kind):
+    return (0.0, 0.9) if "momentum" in OPTIMIZERS[kind].settings else (0.0,)
 
 
 # Dtypes, refusals, saving
@@ -593,7 +611,7 @@ def test_muon_needs_whole_matrices():
 def test_an_old_run_at_a_constant_rate_has_no_warm_up():
     saved = Options(schedule="constant").to_dict()
     assert Options.of_checkpoint(saved).learning_rate(0) < Options.lr
-    for name in ("optimizer", "momentum", "nesterov", "decay_steps", "optimizer_state", "optimizer_state_dir"):
+    for name in ("optimizer", "momentum", "nesterov", "rest_lr_scale", "decay_steps", "optimizer_state"):
         del saved[name]
     assert Options.of_checkpoint(saved).learning_rate(0) == Options.lr
     assert Options.of_checkpoint(saved).optimizer == "adamw"

@@ -24,6 +24,8 @@ DECAYS = ("matrices", "all")
 STATES = ("memory", "disk")
 #: What options that a checkpoint does not have yet were, when it was written: before `decay`, everything decayed.
 BEFORE: dict[str, Any] = {"decay": "all"}
+#: The options that are hyper-parameters of an optimizer, if it has them.
+OF_OPTIMIZERS = ("lr", "momentum", "nesterov", "rest_lr_scale", "weight_decay")
 #: wsd comes down in one step of so many, unless --decay-steps says otherwise.
 DECAY_SHARE = 5
 
@@ -91,6 +93,9 @@ class Options:
     )  # fmt: skip
     nesterov: bool | None = option(
         None, "let the momentum of sgd or muon look ahead (default: no, and yes for muon)"
+    )
+    rest_lr_scale: float | None = option(
+        None, "learning rate of what muon leaves to AdamW, as a multiple of --lr (default: 0.015)", smallest=0
     )
     weight_decay: float = option(
         0.1, "pull on the weights; of adam, sgd, rmsprop and adagrad a part of the gradient, else beside it", smallest=0
@@ -174,7 +179,7 @@ class Options:
     @property
     def optimizer_settings(self) -> dict[str, Any]:
         """The hyper-parameters of the optimizer. InputError for one that it does not have or that is out of range."""
-        given = {name: getattr(self, name) for name in ("lr", "momentum", "nesterov", "weight_decay")}
+        given = {name: getattr(self, name) for name in OF_OPTIMIZERS}
         return settings_of(self.optimizer, given)
 
     @property
