@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from numpygpt.adapt.adapters import DEFAULT, Side, adapter_names, paths_of, shape_of, with_path
+from numpygpt.adapt.quantized import quantized_projections
 from numpygpt.errors import InputError
 from numpygpt.formats.peft_folder import OURS, Adapter, LowRank, read_adapter, write_adapter
 from numpygpt.layers.projections import projections, with_projections
@@ -95,7 +96,8 @@ def _refuse_another_base(model: GPTModel, adapter: Adapter, folder: Path) -> Non
     ]
     if misshaped:
         raise InputError(f"the adapter {folder} is for a model of another size: {_listed(misshaped)}")
-    if adapter.base_sha256 is not None and adapter.base_sha256 != fingerprint(model):
+    is_whole = not quantized_projections(model)  # what a quantized weight was is not known any more
+    if is_whole and adapter.base_sha256 not in (None, fingerprint(model)):
         raise InputError(
             f"the adapter {folder} was trained on other weights than this model's, whose SHA-256 is "
             f"{fingerprint(model)}; it expects {adapter.base_sha256}"

@@ -4,10 +4,15 @@ import argparse
 from contextlib import suppress
 from pathlib import Path
 
+from numpygpt.adapt.adaptation import quantization_of
+from numpygpt.adapt.files import load_adapter
+from numpygpt.adapt.quantized import quantize
+from numpygpt.adapt.saving import model_of
 from numpygpt.data.tokenizer import Encoding, get_tokenizer, text_to_token_ids
 from numpygpt.errors import InputError
 from numpygpt.files import check_writable
 from numpygpt.formats.foreign import ForeignModel
+from numpygpt.model.gpt import GPTModel
 from numpygpt.model.saving import saved_tokenizer
 from numpygpt.pictures.figure import token_label
 from numpygpt.sections import SavedSections
@@ -21,6 +26,23 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     """Declare the options for the trained model, and for the file that its tokenizer may need."""
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help=CHECKPOINT_HELP)
     parser.add_argument("--vocab", metavar="FILE", help="file of GPT-2's ranks, where the model needs them")
+
+
+def add_adapter_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `trained_model`."""
+    add = parser.add_argument
+    add("--adapter", type=Path, metavar="DIR", help="folder of an adapter of this model, as peft writes it")
+    add("--base", type=Path, metavar="DIR", help="where the model of an adapter's run is now (default: where it was)")
+    add("--quantize", metavar="WORDS", help="compute with quantized matrices: nf4 or int8, and any of double, block=64")
+
+
+def trained_model(checkpoint: SavedSections, parsed: argparse.Namespace) -> GPTModel:
+    """The model of a checkpoint with the options of `add_adapter_options`. InputError for what does not fit it."""
+    model = model_of(checkpoint, base=parsed.base)
+    if parsed.quantize is not None:
+        scheme, options = quantization_of(parsed.quantize)
+        model = quantize(model, scheme, **options)
+    return model if parsed.adapter is None else load_adapter(model, parsed.adapter, name="given")
 
 
 def tokenizer_of(checkpoint: SavedSections, vocab: str | None) -> Encoding:

@@ -22,6 +22,8 @@ from numpygpt.shapes import Array
 from numpygpt.tree import named
 
 SECTION = "model"
+#: A value of the section if the model was made of another, which is saved elsewhere (`numpygpt.adapt.saving`).
+BASE = "base"
 #: The rows and columns of a tile, in which a transposed matrix is copied: with float32, 64 KiB of each of the two.
 TILE = 128
 
@@ -55,10 +57,18 @@ def model_of(saved: SavedSections, dtype: Any = None, **options: Any) -> GPTMode
     """
     config, dtype = checked(saved, dtype)
     model = GPTModel.unfilled(config, dtype, **options)
-    parameters = model.named_parameters()
+    copy_into(saved, model.named_parameters())
+    return model
+
+
+def copy_into(saved: SavedSections, parameters: Mapping[str, Array]) -> None:
+    """Copy the saved weights into the parameters of their names.
+
+    Raises InputError, and copies nothing, for names, shapes or dtypes that do not fit them, all listed.
+    """
+    _refuse_other_layouts({name: array.shape for name, array in parameters.items()}, saved.layouts(SECTION))
     for name, weights in ahead(saved.each_array(SECTION)):
         _copy(weights, parameters[name])
-    return model
 
 
 def _copy(source: Array, target: Array) -> None:
@@ -83,7 +93,10 @@ def checked(saved: SavedSections, dtype: Any = None) -> tuple[GPTConfig, Any]:
     """
     config = saved_config(saved)
     with named_in_errors(saved):
-        _refuse_other_layouts(config, saved.layouts(SECTION))
+        if BASE in saved.values(SECTION):
+            raise InputError("it has the adapter of a model and not the model; make one of both: numpygpt merge")
+        _refuse_another_depth(config, saved.layouts(SECTION))
+        _refuse_other_layouts(parameter_shapes(config), saved.layouts(SECTION))
         if dtype is None:
             dtype = _common_dtype(saved.layouts(SECTION))
         check_memory(_bytes_of(config, dtype), "the model")
@@ -107,10 +120,12 @@ def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _refuse_other_layouts(config: GPTConfig, found: Mapping[str, Layout]) -> None:
+def _refuse_another_depth(config: GPTConfig, found: Mapping[str, Layout]) -> None:
     if config.n_layers > len(found):
         raise InputError(f"n_layers is {config.n_layers}, but there are {len(found)} arrays in all")
-    expected = parameter_shapes(config)
+
+
+def _refuse_other_layouts(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Layout]) -> None:
     faults = {
         "missing": [name for name in expected if name not in found],
         "unexpected": [name for name in found if name not in expected],

@@ -95,12 +95,31 @@ class WritesSlices(Protocol):
 
 
 @runtime_checkable
+class Exports(Protocol):
+    """A backend that can also write what it has trained for other programs."""
+
+    def export(self, directory: Path) -> Path | None:
+        """Write it in the folder of the run; returns the path, or None if there is nothing to write.
+
+        Raises InputError if it cannot be written.
+        """
+
+
+@runtime_checkable
 class Maker(Protocol):
     """What makes the backend of a run."""
 
     @property
     def program(self) -> str:
-        """The command that trains with this backend: "numpygpt", for example."""
+        """The program that trains with this backend: "numpygpt", for example."""
+
+    @property
+    def command(self) -> str:
+        """The program's command that does: "train", for example."""
+
+    @property
+    def options_type(self) -> type[Options]:
+        """The options that a run with this backend has."""
 
     @property
     def team(self) -> Team:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from numpygpt.data.loader import Batches, Position
 from numpygpt.errors import InputError
@@ -15,9 +15,10 @@ from numpygpt.sections import SavedSections, Section, named_in_errors, value_of
 from numpygpt.training.backend import Task
 from numpygpt.training.book import calc_loss_batch, evaluate_model, sample_text
 from numpygpt.training.disk_state import zeros_on_disk
-from numpygpt.training.groups import Group, groups_of
+from numpygpt.training.groups import Group, groups_of, with_members
 from numpygpt.training.optimizer import Optimizer, Zeros, in_memory
 from numpygpt.training.optimizers import new_optimizer, state_bytes
+from numpygpt.training.options import Options
 from numpygpt.training.step import Batch, StepTaken, training_step
 from numpygpt.training.team import OneProcess
 from numpygpt.training.trouble import described
@@ -29,7 +30,8 @@ class NumpyBackend:
     The draws are those of PyTorch's default generator in the book's listings, in the same order.
     """
 
-    program = "numpygpt"
+    program, command = "numpygpt", "train"
+    options_type: ClassVar[type[Options]] = Options
     team = OneProcess()
     state_is_a_copy = False
 
@@ -42,16 +44,17 @@ class NumpyBackend:
         self._state_folder = Path(task.options.optimizer_state_dir or task.directory)
         self._check_memory()
         self.rng = TorchGenerator(self.options.seed)
-        size, length = self.options.batch_size, self.config.context_length
+        size, length = self.options.batch_size, self.options.window(self.config)
         self.train_loader, self.val_loader = task.corpus.loaders(size, length, self.rng)
         self._norms: Mapping[str, float] = {}
 
     @classmethod
     def start(cls, task: Task) -> "NumpyBackend":
         """See `Maker`."""
-        backend, options = cls(task), task.options
-        backend.model = GPTModel(task.config, backend.rng, options.dtype, **backend._how_to_compute())
-        backend.optimizer = backend._new_optimizer(groups_of(options.decay))
+        backend = cls(task)
+        backend.model = backend._new_model()
+        trained = {name: a for name, a in backend.model.named_parameters().items() if backend.model.trained(name)}
+        backend.optimizer = backend._new_optimizer(with_members(groups_of(task.options.decay), trained))
         backend.batches = iter(backend.train_loader)
         return backend
 
@@ -59,7 +62,7 @@ class NumpyBackend:
     def load(cls, task: Task, saved: SavedSections) -> "NumpyBackend":
         """See `Maker`."""
         backend = cls(task)
-        backend.model = model_of(saved, **backend._how_to_compute())
+        backend.model = backend._saved_model(saved)
         backend.optimizer = backend._new_optimizer([])
         backend.optimizer.load_section(saved)
         data, random_states = saved.values("data"), saved.arrays("random")
@@ -103,11 +106,20 @@ class NumpyBackend:
     def state(self) -> dict[str, Section]:
         """See `Backend`."""
         return {
-            "model": model_section(self.model, self.options.tokenizer),
+            "model": self._model_section(),
             "optimizer": self.optimizer.section(),
             "random": Section({}, {"generator": self.rng.to_torch_state()}),
             "data": Section({"position": self.batches.position}, {}),
         }
+
+    def _new_model(self) -> GPTModel:
+        return GPTModel(self.config, self.rng, self.options.dtype, **self._how_to_compute())
+
+    def _saved_model(self, saved: SavedSections) -> GPTModel:
+        return model_of(saved, **self._how_to_compute())
+
+    def _model_section(self) -> Section:
+        return model_section(self.model, self.options.tokenizer)
 
     def _how_to_compute(self) -> dict[str, Any]:
         return {name: getattr(self.options, name) for name in ("attention", "checkpoint_activations")}
@@ -122,7 +134,7 @@ class NumpyBackend:
 
         Moments on the disk take no memory: what the system keeps of their file, it can forget.
         """
-        options, tokens = self.options, self.config.context_length
+        options, tokens = self.options, self.options.window(self.config)
         state = state_bytes(options.optimizer, options.optimizer_settings, self.config, options.dtype)
         step = training_bytes(
             self.config,

@@ -14,7 +14,7 @@ from typing import Any
 from numpygpt.data.texts import python_reference_text, read_text
 from numpygpt.data.tokenizer import TOKENIZERS
 from numpygpt.errors import InputError
-from numpygpt.model.config import ATTENTIONS
+from numpygpt.model.config import ATTENTIONS, GPTConfig
 from numpygpt.training.declared import Declaration, check_options, checked, declaration_of, option
 from numpygpt.training.optimizers import OPTIMIZERS, settings_of
 from numpygpt.training.schedules import constant, warmup_cosine, warmup_linear, warmup_stable_decay
@@ -152,12 +152,14 @@ class Options:
 
         Before there was a choice of optimizers, the constant schedule had no warm-up.
         """
+        if "checkpoint" in saved and "checkpoint" not in cls.__dataclass_fields__:
+            raise InputError("its run tunes a trained model; go on with it by numpygpt finetune --resume")
         was = {"warmup_steps": 0} if "optimizer" not in saved and saved.get("schedule") == "constant" else {}
         return cls.of({**BEFORE, **saved, **was})
 
     def to_dict(self) -> dict[str, Any]:
         """The options in types that JSON has."""
-        return {**asdict(self), "text": list(self.text)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def settled(self) -> "Options":
         """These options as a run keeps them, so that it can go on from another folder and for more steps.
@@ -168,13 +170,17 @@ class Options:
         schedule_steps = None if self.schedule == "constant" else self.schedule_steps or self.steps
         return replace(
             self,
-            text=tuple(_absolute(path) for path in self.text),
-            tokens=self.tokens and _absolute(self.tokens),
-            vocab=self.vocab and _absolute(self.vocab),
-            optimizer_state_dir=self.optimizer_state_dir and _absolute(self.optimizer_state_dir),
+            text=tuple(absolute(path) for path in self.text),
+            tokens=self.tokens and absolute(self.tokens),
+            vocab=self.vocab and absolute(self.vocab),
+            optimizer_state_dir=self.optimizer_state_dir and absolute(self.optimizer_state_dir),
             schedule_steps=schedule_steps,
             decay_steps=self._decay_steps if self.schedule == "wsd" else None,
         )
+
+    def window(self, config: GPTConfig) -> int:
+        """How many tokens a window of the text has: as many as the model reads at once."""
+        return config.context_length
 
     @property
     def optimizer_settings(self) -> dict[str, Any]:
@@ -212,5 +218,6 @@ def declaration(name: str) -> Declaration:
     return declaration_of(Options, name)
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
+    """The path from the root on."""
     return str(Path(path).absolute())

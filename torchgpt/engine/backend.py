@@ -27,6 +27,7 @@ from numpygpt.shapes import Array
 from numpygpt.training.backend import Task
 from numpygpt.training.clipping import common_norm
 from numpygpt.training.numpy_backend import position_of
+from numpygpt.training.options import Options
 from numpygpt.training.step import StepTaken
 from numpygpt.training.team import OneProcess
 from numpygpt.training.trouble import described, not_finite
@@ -61,6 +62,8 @@ class Maker:
     device: torch.device
     given: Mapping[str, Any] = field(default_factory=dict)
     program: str = "torchgpt"
+    command: str = "train"
+    options_type: type[Options] = Options
 
     def start(self, task: Task) -> "TorchBackend":
         """See `numpygpt.training.backend.Maker`."""
@@ -268,7 +271,7 @@ class TorchBackend:
     def _begin(self, draws: DefaultGenerator | TorchGenerator, position: Position | None) -> None:
         """Make the loaders, and begin an epoch or go on within one."""
         self.draws = draws
-        size, length = self.options.batch_size, self.config.context_length
+        size, length = self.options.batch_size, self.options.window(self.config)
         self.train_loader, self.val_loader = self.corpus.loaders(size, length, draws)
         batches = iter(self.train_loader) if position is None else self.train_loader.resume(position)
         self.batches = Ahead(self.train_loader, batches, self.model.place)
