@@ -16,9 +16,9 @@ Error. The step is s = a / Q. Rounding is off by at most s/2, and if it is unifo
 
     E (x' - x)² = 1/s ∫ from -s/2 to s/2 of e² de = s²/12
 
-In a block of n normal values of deviation σ, a is about σ sqrt(2 ln n). With n = 64 and 8 bits the root of the mean
-square error is σ 2.9 / (127 sqrt 12) = 0.007 σ; with 4 bits 0.12 σ. One outlier of 30 σ makes all of its block's errors
-ten times as large, and no other block's: this is why blocks are small.
+In a block of 64 normal values of deviation σ, a is about 2.6 σ. So the root of the mean square error is about
+2.6 σ / (Q sqrt 12): 0.006 σ with 8 bits, 0.11 σ with 4. One outlier of 26 σ makes all errors of its block ten times as
+large, and of no other block: this is why blocks are small.
 
 Traps: the largest value instead of the largest absolute one clips the negative side. A block of zeros has a = 0, and
 0/0 must not become its code: here a block whose largest value is below SMALLEST is quantized as if that were SMALLEST.
@@ -69,7 +69,7 @@ def largest_code(bits: int) -> int:
     return 2 ** (bits - 1) - 1
 
 
-def quantize(x: Array, bits: int = 8, block_size: int | str = "row") -> Absmax:
+def quantize(x: Any, bits: int = 8, block_size: int | str = "row") -> Absmax:
     """Quantize an array of float32 or float64, with the block sizes and errors of `numpygpt.numerics.blocks`."""
     values = blocks.checked(x)
     size = blocks.size_of_block(x.shape, block_size)

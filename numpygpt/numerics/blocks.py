@@ -53,9 +53,9 @@ def size_of_block(shape: tuple[int, ...], block_size: int | str) -> int:
         return max(1, int(np.prod(shape)))
     if block_size == "row":
         return shape[-1] if shape else 1
-    if isinstance(block_size, str) or block_size != int(block_size) or block_size < 1:
+    if isinstance(block_size, str) or block_size < 1:
         raise InputError(f'the block size is {block_size!r}; expected a number from 1, or "tensor" or "row"')
-    return int(block_size)
+    return block_size
 
 
 def count(size: int, block_size: int) -> int:

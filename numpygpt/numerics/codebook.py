@@ -94,7 +94,7 @@ class Constants(NamedTuple):
         return self.rest.codes.nbytes + self.rest.absmax.nbytes + self.mean.nbytes
 
 
-def quantize(x: Array, levels: Array, block_size: int | str = 64, *, double: bool = False) -> Codebook:
+def quantize(x: Any, levels: Array, block_size: int | str = 64, *, double: bool = False) -> Codebook:
     """Quantize an array of float32 or float64.
 
     levels       16 or 256 float32 numbers in the order of their codes

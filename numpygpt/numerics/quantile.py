@@ -17,13 +17,15 @@ Error. The outermost levels are the middles of wide intervals, so large values h
 makes the codes equally frequent, not the errors small. Trap: zero is no level, unless it is frequent.
 """
 
+from typing import Any
+
 import numpy as np
 
 from numpygpt.numerics import blocks, codebook
 from numpygpt.shapes import Array
 
 
-def levels(x: Array, count: int, block_size: int | str = 64) -> Array:
+def levels(x: Any, count: int, block_size: int | str = 64) -> Array:
     """The levels of an array, in the order of their size, float32. Raises the errors of `numpygpt.numerics.blocks`."""
     values = blocks.checked(x)
     size = blocks.size_of_block(x.shape, block_size)
@@ -34,6 +36,6 @@ def levels(x: Array, count: int, block_size: int | str = 64) -> Array:
     return (ends[:-1] + ends[1:]) / np.float32(2)  # (1)
 
 
-def quantize(x: Array, bits: int = 8, block_size: int | str = 64, *, double: bool = False) -> codebook.Codebook:
+def quantize(x: Any, bits: int = 8, block_size: int | str = 64, *, double: bool = False) -> codebook.Codebook:
     """Quantize an array by its own levels, in 4 or 8 bits. The other arguments are those of `codebook.quantize`."""
     return codebook.quantize(x, levels(x, 2**bits, block_size), block_size, double=double)

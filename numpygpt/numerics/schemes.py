@@ -51,7 +51,7 @@ SCHEMES: dict[str, Scheme] = {
 }
 
 
-def quantize(x: Array, scheme: str, block_size: int | str | None = None, **options: bool) -> Quantized:
+def quantize(x: Any, scheme: str, block_size: int | str | None = None, **options: bool) -> Quantized:
     """An array of float32 or float64 with fewer bits. float64 is rounded to float32 first.
 
     scheme       a name in SCHEMES
@@ -77,8 +77,7 @@ def quantize(x: Array, scheme: str, block_size: int | str | None = None, **optio
 def put_values(quantized: Quantized, start: int, out: Array) -> None:
     """Put the values of the flat array from number `start` on into `out`, which is flat and contiguous.
 
-    In float32 each is rounded once. In float64 it is the exact product of its level or whole number and its constant.
-    Raises InputError for what is not quantized.
+    They are computed in its dtype: in float64 they are not rounded to float32, as those of `dequantize` are by default.
     """
     match quantized:
         case absmax.Absmax():
@@ -88,12 +87,12 @@ def put_values(quantized: Quantized, start: int, out: Array) -> None:
         case codebook.Codebook():
             codebook.put_values(quantized, start, out)
         case _:
-            raise InputError(f"what to dequantize is a {type(quantized).__name__}; expected what `quantize` returned")
+            raise TypeError(f"what to dequantize is a {type(quantized).__name__}; expected what `quantize` returned")
 
 
 def dequantize(quantized: Quantized, dtype: Any = np.float32) -> Array:
     """The values of the whole array, in its shape."""
-    out = np.empty(getattr(quantized, "shape", 0), dtype)
+    out = np.empty(quantized.shape, dtype)
     put_values(quantized, 0, out.reshape(-1))
     return out
 

@@ -66,7 +66,7 @@ class ZeroPoint(NamedTuple):
         return self._replace(**by_name)
 
 
-def quantize(x: Array, bits: int = 8, block_size: int | str = "row") -> ZeroPoint:
+def quantize(x: Any, bits: int = 8, block_size: int | str = "row") -> ZeroPoint:
     """Quantize an array of float32 or float64, with the block sizes and errors of `numpygpt.numerics.blocks`."""
     flat = blocks.checked(x)
     size = blocks.size_of_block(x.shape, block_size)
