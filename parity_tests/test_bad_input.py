@@ -149,6 +149,8 @@ def test_options_of_generate(capsys, trained, options, message):
         (("--batch-size", 0), "a step on 0 x 128 tokens; expected at least 1 x 1"),
         (("--tokens", 0), "a step on 2 x 0 tokens; expected at least 1 x 1"),
         (("--tokens", 129), "a step on 2 x 129 tokens; .* at most context_length 128 tokens"),
+        (("--momentum", 0.5), "the optimizer adamw has no momentum; leave it out, or choose one that has: sgd"),
+        (("--optimizer", "sgd", "--parallel", "ddp=2"), "what devices hold is counted for AdamW in memory alone; add"),
     ],
 )
 def test_options_of_info(capsys, folder, options, message):
