@@ -32,7 +32,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from numpygpt.numerics import absmax, schemes
-from numpygpt.parallel import in_parallel, product, shares
+from numpygpt.parallel import SPLIT_FROM, in_parallel, product, shares
 from numpygpt.shapes import Array, Inexact
 
 #: So many rows of x are worth large blocks of V: their product takes longer than it takes to compute V.
@@ -90,7 +90,7 @@ def _d_x(d_rows: Array, weight: schemes.Quantized) -> Array:
 
 
 def _multiply_few(x: Array, weight: schemes.Quantized, y: Array) -> None:
-    """Put x @ Vᵀ into y. Each of our threads, if there are any, computes some blocks of V and multiplies them."""
+    """Put x @ Vᵀ into y. Each of our threads, if V is large, computes some blocks of it and multiplies them."""
     blocks = _blocks(weight, IN_CACHE)
 
     def multiply(share: slice) -> None:
@@ -100,7 +100,8 @@ def _multiply_few(x: Array, weight: schemes.Quantized, y: Array) -> None:
             _put_rows(weight, some, rows)
             np.matmul(x, rows.T, out=y[:, some])
 
-    in_parallel(multiply, shares(len(blocks)))
+    large = y.size * x.shape[1] >= SPLIT_FROM
+    in_parallel(multiply, shares(len(blocks)) if large else [slice(None)])
 
 
 def _multiply_many(x: Array, weight: schemes.Quantized, y: Array) -> None:
