@@ -36,6 +36,7 @@ from numpygpt.training.optimizers import OPTIMIZERS, new_optimizer, settings_of,
 from numpygpt.training.options import Options
 from numpygpt.training.rmsprop import RMSprop
 from numpygpt.training.run import TrainingRun
+from numpygpt.training.schedules import constant, warmup_linear, warmup_stable_decay
 from numpygpt.training.sgd import SGD
 from parity_tests import tiny_run
 from parity_tests.command import TRAINING, run, write_text
@@ -127,6 +128,7 @@ def ways(draw, classes=(SGD, RMSprop, Adagrad, Adam, Lion, Muon)):
     return Way(ours, chosen, lambda parameters: [TORCHS[ours](list(parameters.values()), **chosen)])
 
 
+@settings(max_examples=10)
 @given(way=ways(), seed=seeds, size=scales)
 def test_any_settings_give_pytorchs_parameters_and_moments_in_float64(way, seed, size):
     """Eight steps. In the first half, a row of an embedding has no gradient."""
@@ -200,6 +202,33 @@ def test_lion_by_the_sum_of_all_its_gradients():
         optimizer.step({"p": gradient})
     found = compare(parameters, {"p": expected}, {"p": normwise(expected)}, dtype=np.float64)
     assert all(comparison.passed for comparison in found)
+
+
+# Schedules
+
+
+@given(
+    warmup_steps=st.integers(0, 9),
+    decay_steps=st.integers(1, 9),
+    total_steps=st.integers(1, 30),
+    peak_lr=st.sampled_from([4e-4, 0.3]),
+    end=st.sampled_from([0.0, 0.1, 1.0]),
+)
+def test_until_its_decay_begins_wsd_is_constant_however_long_the_run_is(
+    warmup_steps, decay_steps, total_steps, peak_lr, end
+):
+    lengths = {"warmup_steps": warmup_steps, "total_steps": total_steps}
+    rate = partial(warmup_stable_decay, peak_lr=peak_lr, min_lr=end * peak_lr, decay_steps=decay_steps, **lengths)
+    rates = [rate(step) for step in range(total_steps + 12)]
+    begins = max(warmup_steps, total_steps - decay_steps)
+    assert rates[:begins] == [constant(step, peak_lr=peak_lr, warmup_steps=warmup_steps) for step in range(begins)]
+    assert sorted(rates[begins:], reverse=True) == rates[begins:]
+    assert set(rates[max(total_steps, warmup_steps) :]) == {end * peak_lr}
+    if begins < total_steps:
+        assert rates[begins] == peak_lr
+    linear = partial(warmup_linear, peak_lr=peak_lr, min_lr=end * peak_lr, **lengths)
+    whole = partial(rate, decay_steps=max(1, total_steps - warmup_steps))
+    assert [linear(step) for step in range(40)] == [whole(step) for step in range(40)]
 
 
 # Newton and Schulz
@@ -552,6 +581,24 @@ def test_the_state_of_another_optimizer_is_refused_by_its_kind(tmp_path):
     write_checkpoint(tmp_path, {"optimizer": states["lion"].section()})
     with pytest.raises(InputError, match=r"cannot be used: the optimizer's arrays are named .*exp_avg\."):
         states["sgd_nesterov"].load_section(read_checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("which", "moment"),
+    [("adam", "exp_avg_sq"), ("rmsprop", "square_avg"), ("adagrad", "sum"), ("muon", "exp_avg_sq")],
+)
+def test_a_checkpoint_with_negative_squares_is_refused_and_leaves_all_as_it_was(which, moment, tmp_path):
+    optimizer, spoiled = made(which, arrays_of(1)), made(which, arrays_of(1))
+    for one, seed in ((optimizer, 2), (spoiled, 3)):
+        one.step(arrays_of(seed))
+    spoiled.moments[moment]["out_head.weight"][0, 0] = -1.0
+    write_checkpoint(tmp_path, {"optimizer": spoiled.section()})
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(InputError, match=rf"cannot be used: {moment} of \['out_head.weight'\] cannot be: expected"):
+        optimizer.load_section(read_checkpoint(tmp_path))
+    for kind in optimizer.moments:
+        assert_equal(optimizer.state_dict()[kind], before.pop(kind))
+    assert {key: value for key, value in optimizer.state_dict().items() if key in before} == before
 
 
 def test_a_state_with_other_moments_is_refused_and_leaves_all_as_it_was():
