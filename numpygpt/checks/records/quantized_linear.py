@@ -1,6 +1,7 @@
 """`quantized_linear`: calls of it, and real mistakes in it."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from numpygpt.checks.record import Call, Record
 from numpygpt.checks.source import Source, at_random
 from numpygpt.numerics import schemes
 from numpygpt.ops import quantized_linear
+from numpygpt.tree import mapped
 
 #: Schemes and block sizes: with a step a row, with blocks that end within a row, with codes of levels in tails.
 WAYS: tuple[tuple[str, int | str], ...] = (
@@ -35,8 +37,13 @@ def complex_step(source: Source) -> Mapping[str, Call]:
     x, weight, bias = source.normal(2, 5, 12), source.normal(7, 12), source.normal(7)
     return {
         "": Call({"x": x, "weight": schemes.quantize(weight, "int8"), "bias": bias}),
-        "nf4": Call({"x": x, "weight": schemes.quantize(weight, "nf4", 5, double=True), "bias": bias}),
+        "nf4": Call({"x": x, "weight": _in_float64(schemes.quantize(weight, "nf4", 5, double=True)), "bias": bias}),
     }
+
+
+def _in_float64(weight: schemes.Quantized) -> Any:
+    """The same codes with constants in float64: complex step computes constants of constants in double precision."""
+    return mapped(lambda array: array.astype(np.float64) if array.dtype == np.float32 else array, weight)
 
 
 def _special() -> dict[str, Call]:
