@@ -6,6 +6,7 @@ import torch
 
 from numpygpt.adapt.adapters import adapter_names, paths_of, remove_lora
 from numpygpt.adapt.files import adapter_of
+from numpygpt.adapt.quantized import dequantize
 from numpygpt.errors import InputError
 from numpygpt.formats.peft_folder import peft_config
 from numpygpt.model.gpt import GPTModel as NumpyGPTModel
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def to_peft(numpy_model: NumpyGPTModel) -> "PeftModel":
     """The PyTorch twin of a NumPy model with adapters: a PeftModel, in which they all are active and alone trained.
 
-    The arrays are copied. Its parameters have peft's names: `base_model.model.trf_blocks.0.att.W_query.lora_A.default.
+    The arrays are copied, and quantized matrices are whole ones of the same values. Its parameters have peft's names: `base_model.model.trf_blocks.0.att.W_query.lora_A.default.
     weight`, for example, and `...base_layer.weight`. It is in evaluation mode.
 
     Raises InputError if peft is not installed, if the model has no adapter, and if it has a merged one.
@@ -26,7 +27,7 @@ def to_peft(numpy_model: NumpyGPTModel) -> "PeftModel":
     peft = peft_library()
     if any(node.merged for _, node in paths_of(numpy_model)):
         raise InputError("the model's adapter is merged into its weights; take it out with unmerge_lora")
-    base = to_torch(remove_lora(numpy_model), copy=True)
+    base = to_torch(dequantize(remove_lora(numpy_model)), copy=True)
     names = adapter_names(numpy_model)
     for number, name in enumerate(names):
         adapter = adapter_of(numpy_model, name)

@@ -6,10 +6,11 @@ Each function returns a new model, which shares the arrays that it does not chan
 from numpygpt.adapt.adapters import add_lora, merge_lora, remove_lora, unmerge_lora
 from numpygpt.adapt.files import load_adapter, save_adapter
 from numpygpt.adapt.freeze import freeze, unfreeze
-from numpygpt.adapt.quantized import quantize
+from numpygpt.adapt.quantized import dequantize, quantize
 
 __all__ = [
     "add_lora",
+    "dequantize",
     "freeze",
     "load_adapter",
     "merge_lora",

@@ -8,7 +8,7 @@ through the packed matrices to the adapter and to x, and the matrices themselves
 
 from typing import Any
 
-from numpygpt.adapt.adapters import ALL_LINEAR, chosen
+from numpygpt.adapt.adapters import ALL_LINEAR, chosen, whole_weight
 from numpygpt.errors import InputError
 from numpygpt.layers import parameters as p
 from numpygpt.layers.projections import projections, with_projections
@@ -49,6 +49,21 @@ def quantize(
         return node._replace(base=quantized) if isinstance(node, p.LoRA) else quantized
 
     return model.with_parameters(with_projections(packed, model.parameters))
+
+
+def dequantize(model: GPTModel) -> GPTModel:
+    """The model with whole matrices, of the values that its codes stand for. They are parameters, and frozen."""
+    names = set(quantized_projections(model))
+
+    def whole(projection: str, node: Any) -> Any:
+        if projection not in names:
+            return node
+        base = node.base if isinstance(node, p.LoRA) else node
+        linear = p.Linear(whole_weight(base, model.dtype), base.bias)
+        return node._replace(base=linear) if isinstance(node, p.LoRA) else linear
+
+    weights = {f"{name}.weight" for name in names}
+    return model.with_parameters(with_projections(whole, model.parameters), frozen=model.frozen | weights)
 
 
 def quantized_projections(model: GPTModel) -> dict[str, p.QuantizedLinear]:
