@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 def to_peft(numpy_model: NumpyGPTModel) -> "PeftModel":
     """The PyTorch twin of a NumPy model with adapters: a PeftModel, in which they all are active and alone trained.
 
-    The arrays are copied, and quantized matrices are whole ones of the same values. Its parameters have peft's names: `base_model.model.trf_blocks.0.att.W_query.lora_A.default.
-    weight`, for example, and `...base_layer.weight`. It is in evaluation mode.
+    The arrays are copied, and quantized matrices are whole ones of the same values. Its parameters have peft's names:
+    ours begin with `base_model.model.`, and a weight with a path beside it is `base_layer.weight`. It is in evaluation
+    mode.
 
     Raises InputError if peft is not installed, if the model has no adapter, and if it has a merged one.
     """
