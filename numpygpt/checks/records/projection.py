@@ -15,11 +15,10 @@ def draw(source: Source) -> Call:
     outputs, inputs = source.size(6), source.size(6)
     x = source.normal(*source.rows(), inputs)
     bias = source.normal(outputs) if source.yes() else None
-    node: p.Projection = p.Linear(source.normal(outputs, inputs), bias)
+    base: p.Linear | p.QuantizedLinear = p.Linear(source.normal(outputs, inputs), bias)
     if source.yes():
-        node = p.QuantizedLinear(quantize(source.normal(outputs, inputs), "nf4", 5), bias)
-    if source.yes():
-        node = _with_paths(source, node, x.shape, source.size(2))
+        base = p.QuantizedLinear(quantize(source.normal(outputs, inputs), "nf4", 5), bias)
+    node = _with_paths(source, base, x.shape, source.size(2)) if source.yes() else base
     return Call({"x": x, "parameters": node}, {"wants_x": not source.yes(), "trained": source.trained(node)})
 
 
