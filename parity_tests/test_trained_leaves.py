@@ -452,9 +452,9 @@ def low_rank_projections(monkeypatch):
     """Within the test, `projection` has one more kind of node, as an adapter would add it."""
     plain_forward, plain_backward = projection.forward, projection.backward
 
-    def forward(x, parameters, *, wants_x=True, trained=everything):
+    def forward(x, parameters, *, wants_x=True, trained=everything, **options):
         if not isinstance(parameters, LowRank):
-            return plain_forward(x, parameters, wants_x=wants_x, trained=trained)
+            return plain_forward(x, parameters, wants_x=wants_x, trained=trained, **options)
         y, base = plain_forward(x, parameters.base, wants_x=wants_x, trained=within(trained, "base"))
         inner, down = plain_forward(x, p.Linear(parameters.down), wants_x=wants_x, trained=lambda _: trained("down"))
         wants_inner = wants_x or trained("down")

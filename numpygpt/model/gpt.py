@@ -28,6 +28,8 @@ from numpygpt.model import body
 from numpygpt.model.body import DropoutMasks
 from numpygpt.model.config import ATTENTIONS, GPTConfig
 from numpygpt.model.initialization import allocate, initialize
+from numpygpt.numerics import casting
+from numpygpt.numerics.autocast import Precision, precision_of
 from numpygpt.objectives import next_token
 from numpygpt.ops import gelu_erf
 from numpygpt.random.masks import RandomSource
@@ -61,13 +63,20 @@ class GPTModel:
     checkpoint_activations  save each block's input alone and compute the block again in the backward: the same
                             gradients bit for bit, for less memory and a fifth more time
 
-    Both may be set later, as attributes. `frozen` has the names of the parameters that training leaves as they are. A
-    new model has none (`numpygpt.adapt.freeze`). Raises InputError for an invalid configuration, seed, dtype or
-    attention, and for GELU's exact form if SciPy is not installed.
+    precision   "fp32", or the format, "bf16" or "fp16", in which a step is computed as torch.autocast would: the
+                arrays keep their dtype, and hold rounded values
+    autocast    "cuda" or "cpu": by whose table torch.autocast chooses the operations that run in this format
+                (`numpygpt.numerics.autocast`)
+
+    The first two may be set later, as attributes. The attribute `precision` has the format of each operation. `frozen`
+    has the names of the parameters that training leaves as they are. A new model has none (`numpygpt.adapt.freeze`).
+    Raises InputError for an invalid configuration, seed, dtype, attention, precision or autocast, and for GELU's exact
+    form if SciPy is not installed.
     """
 
     config: GPTConfig
     checkpoint_activations: bool
+    precision: Precision
     parameters: p.GPT
     frozen: frozenset[str]
 
@@ -79,8 +88,10 @@ class GPTModel:
         *,
         attention: str = "math",
         checkpoint_activations: bool = False,
+        precision: str = "fp32",
+        autocast: str = "cuda",
     ) -> None:
-        self._allocate(cfg, dtype, attention, checkpoint_activations)
+        self._allocate(cfg, dtype, attention, checkpoint_activations, precision_of(precision, autocast))
         initialize(self.parameters, seed if isinstance(seed, TorchGenerator) else TorchGenerator(seed))
 
     @classmethod
@@ -92,12 +103,21 @@ class GPTModel:
         *,
         attention: str = "math",
         checkpoint_activations: bool = False,
+        precision: str = "fp32",
+        autocast: str = "cuda",
     ) -> "GPTModel":
         """A model with these weights, copied; nothing is drawn. `dtype` defaults to the weights' common dtype."""
         if dtype is None:
             weights = _without_masks(state_dict).values()
             dtype = np.result_type(*weights) if weights else np.float32
-        model = cls.unfilled(cfg, dtype, attention=attention, checkpoint_activations=checkpoint_activations)
+        model = cls.unfilled(
+            cfg,
+            dtype,
+            attention=attention,
+            checkpoint_activations=checkpoint_activations,
+            precision=precision,
+            autocast=autocast,
+        )
         model.load_state_dict(state_dict)
         return model
 
@@ -109,16 +129,23 @@ class GPTModel:
         *,
         attention: str = "math",
         checkpoint_activations: bool = False,
+        precision: str = "fp32",
+        autocast: str = "cuda",
     ) -> "GPTModel":
         """A model whose parameters have no values yet: whoever asks for it gives every one of them a value."""
         model = cls.__new__(cls)
-        model._allocate(cfg, dtype, attention, checkpoint_activations)
+        model._allocate(cfg, dtype, attention, checkpoint_activations, precision_of(precision, autocast))
         return model
 
     def _allocate(
-        self, cfg: GPTConfig | Mapping[str, Any], dtype: Any, attention: str, checkpoint_activations: bool
+        self,
+        cfg: GPTConfig | Mapping[str, Any],
+        dtype: Any,
+        attention: str,
+        checkpoint_activations: bool,
+        precision: Precision,
     ) -> None:
-        self.attention, self.checkpoint_activations = attention, checkpoint_activations
+        self.attention, self.checkpoint_activations, self.precision = attention, checkpoint_activations, precision
         self.config = GPTConfig.of(cfg)
         if self.config.activation == "gelu_erf":
             gelu_erf.error_function()  # raises InputError now, not at the first forward, if SciPy is missing
@@ -276,6 +303,7 @@ class GPTModel:
         visible: Visible = "causal",
         rng: RandomSource | None = None,
         trained: Trained | None = None,
+        loss_scale: float = 1.0,
         watch: Watch = unwatched,
     ) -> tuple[Any, dict[str, Array]]:
         """The mean cross-entropy in nats, and the gradient of every trained parameter.
@@ -284,6 +312,7 @@ class GPTModel:
         positions, visible   as `forward` takes them, for several texts in one row, for example
         rng                  draws the dropout masks (a TorchGenerator or numpy.random.Generator); None: no dropout
         trained              whether the parameter of a name is trained; None: whether it is not frozen
+        loss_scale           what the gradients are multiplied by, from the first one on
         returns              the loss, and {PyTorch name: gradient} with the names of `named_parameters`
 
         Raises InputError for ids outside the vocabulary, a sequence longer than context_length, or unequal shapes.
@@ -298,10 +327,11 @@ class GPTModel:
         logits, saved = self.forward(  # (1), (2)
             inputs, positions=positions, visible=visible, masks=masks, trained=trained, watch=watch
         )
-        loss, scored = next_token.forward(logits, targets)  # (3)
+        loss, scored = casting.forward(next_token, self.precision.cross_entropy, logits, targets)  # (3)
         watch("loss", loss)
         in_place = watch is unwatched  # the logits are the largest array of the run: kept only for a watch
-        d_logits = next_token.backward(loss.dtype.type(1), scored, in_place=in_place).logits  # undoes (3)
+        d_loss = loss.dtype.type(loss_scale)
+        d_logits = casting.backward(next_token, d_loss, scored, in_place=in_place).logits  # undoes (3)
         del logits, scored, masks
         return loss, self.backward(d_logits, saved, consume=True, watch=watch)
 
@@ -380,6 +410,7 @@ class GPTModel:
             activation=self.config.activation,
             norm_eps=self.config.norm_eps,
             recompute=self.checkpoint_activations,
+            precision=self.precision,
             positions=None if positions is None else self._positions(positions, in_idx.shape),
             trained=trained,
             **options,
@@ -391,7 +422,9 @@ class GPTModel:
         """(2). A weight that is tied to the embedding is trained with it."""
         if self.config.tie_weights and trained not in (everything, nothing):
             trained = partial(_trained_with_the_embedding, trained)
-        logits, saved = projection.forward(hidden, parameters, wants_x=wants_x, trained=within(trained, "out_head"))
+        logits, saved = projection.forward(
+            hidden, parameters, precision=self.precision, wants_x=wants_x, trained=within(trained, "out_head")
+        )
         watch("logits", logits)
         return logits, saved
 

@@ -106,6 +106,13 @@ class Exports(Protocol):
 
 
 @runtime_checkable
+class Notes(Protocol):
+    """A backend that has lines for a person after a step. Whoever shows them removes them."""
+
+    notes: list[str]
+
+
+@runtime_checkable
 class Maker(Protocol):
     """What makes the backend of a run."""
 

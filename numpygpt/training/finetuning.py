@@ -103,7 +103,7 @@ class FinetuneBackend(NumpyBackend):
 
     def _new_model(self) -> GPTModel:
         path = Path(self.options.checkpoint)
-        model = base_model(path, self.options.dtype, **self._how_to_compute())
+        model = base_model(path, self.options.dtype, **self._of_the_model())
         self.base = Base(path, fingerprint(model)) if self._is_adapted() else None
         adapted = self.options.adaptation.of(model, self.rng)
         if not adapted.num_parameters(trained_only=True):
@@ -117,7 +117,7 @@ class FinetuneBackend(NumpyBackend):
             return super()._saved_model(saved)
         path = Path(self.options.checkpoint)
         self.base = base_of(saved.values(SECTION))._replace(path=path)
-        return model_of(saved, base=path, **self._how_to_compute())
+        return model_of(saved, base=path, **self._of_the_model())
 
     def _model_section(self) -> Section:
         if self.base is None:

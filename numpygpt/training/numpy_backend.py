@@ -16,6 +16,8 @@ from numpygpt.training.backend import Task
 from numpygpt.training.book import calc_loss_batch, evaluate_model, sample_text
 from numpygpt.training.disk_state import zeros_on_disk
 from numpygpt.training.groups import Group, groups_of, with_members
+from numpygpt.training.loss_scale import SECTION as LOSS_SCALE
+from numpygpt.training.loss_scale import LossScale
 from numpygpt.training.optimizer import Optimizer, Zeros, in_memory
 from numpygpt.training.optimizers import new_optimizer, state_bytes
 from numpygpt.training.options import Options
@@ -28,6 +30,8 @@ class NumpyBackend:
     """A `Backend` with a model, its optimizer, its batches, and one random generator that all of them draw from.
 
     The draws are those of PyTorch's default generator in the book's listings, in the same order.
+
+    notes   see `numpygpt.training.backend.Notes`
     """
 
     program, command = "numpygpt", "train"
@@ -46,6 +50,8 @@ class NumpyBackend:
         self.rng = TorchGenerator(self.options.seed)
         size, length = self.options.batch_size, self.options.window(self.config)
         self.train_loader, self.val_loader = task.corpus.loaders(size, length, self.rng)
+        self.scale = LossScale(self.options.precision)
+        self.notes: list[str] = []
         self._norms: Mapping[str, float] = {}
 
     @classmethod
@@ -67,6 +73,8 @@ class NumpyBackend:
         backend.optimizer.load_section(saved)
         data, random_states = saved.values("data"), saved.arrays("random")
         with named_in_errors(saved):
+            if LOSS_SCALE in saved:
+                backend.scale.load(dict(saved.values(LOSS_SCALE)))
             backend.batches = backend.train_loader.resume(position_of(value_of(data, "position", dict)))
             backend.rng.set_state(TorchGenerator.from_torch_state(random_states.get("generator")).get_state())
         return backend
@@ -84,9 +92,13 @@ class NumpyBackend:
             numbers.append(self.batches.position["batches_done"])
         max_norm = self.options.clip or None
         try:
-            taken = training_step(self.model, self.optimizer, micro_batches, rng=self.rng, max_norm=max_norm)
+            taken = training_step(
+                self.model, self.optimizer, micro_batches, rng=self.rng, max_norm=max_norm, scale=self.scale
+            )
         except InputError as error:
             raise described(error, numbers, self._norms) from error
+        if self.scale.refuses(taken.norms):
+            self.notes.append(self.scale.note)
         self._norms = taken.norms
         return taken
 
@@ -105,24 +117,31 @@ class NumpyBackend:
 
     def state(self) -> dict[str, Section]:
         """See `Backend`."""
-        return {
+        sections = {
             "model": self._model_section(),
             "optimizer": self.optimizer.section(),
             "random": Section({}, {"generator": self.rng.to_torch_state()}),
             "data": Section({"position": self.batches.position}, {}),
         }
+        return {**sections, LOSS_SCALE: Section(self.scale.state(), {})} if self.scale.adapts else sections
 
     def _new_model(self) -> GPTModel:
-        return GPTModel(self.config, self.rng, self.options.dtype, **self._how_to_compute())
+        return GPTModel(self.config, self.rng, self.options.dtype, **self._of_the_model())
 
     def _saved_model(self, saved: SavedSections) -> GPTModel:
-        return model_of(saved, **self._how_to_compute())
+        return model_of(saved, **self._of_the_model())
 
     def _model_section(self) -> Section:
         return model_section(self.model, self.options.tokenizer)
 
     def _how_to_compute(self) -> dict[str, Any]:
+        """Those of them that change the memory of a step."""
         return {name: getattr(self.options, name) for name in ("attention", "checkpoint_activations")}
+
+    def _of_the_model(self) -> dict[str, Any]:
+        """The options with which a model is made."""
+        formats = {name: getattr(self.options, name) for name in ("precision", "autocast")}
+        return {**self._how_to_compute(), **formats}
 
     def _new_optimizer(self, groups: list[Group]) -> Optimizer:
         options = self.options

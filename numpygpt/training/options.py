@@ -14,7 +14,9 @@ from typing import Any
 from numpygpt.data.texts import python_reference_text, read_text
 from numpygpt.data.tokenizer import TOKENIZERS
 from numpygpt.errors import InputError
+from numpygpt.model import parallel_sizes
 from numpygpt.model.config import ATTENTIONS, GPTConfig
+from numpygpt.numerics.autocast import TABLES
 from numpygpt.training.declared import Declaration, check_options, checked, declaration_of, option
 from numpygpt.training.optimizers import OPTIMIZERS, settings_of
 from numpygpt.training.schedules import constant, warmup_cosine, warmup_linear, warmup_stable_decay
@@ -22,6 +24,8 @@ from numpygpt.training.schedules import constant, warmup_cosine, warmup_linear, 
 SCHEDULES = ("cosine", "constant", "linear", "wsd")
 DECAYS = ("matrices", "all")
 STATES = ("memory", "disk")
+PRECISIONS = tuple(parallel_sizes.PRECISIONS)
+AUTOCASTS = tuple(TABLES)
 #: What options that a checkpoint does not have yet were, when it was written: before `decay`, everything decayed.
 BEFORE: dict[str, Any] = {"decay": "all"}
 #: The options that are hyper-parameters of an optimizer, if it has them.
@@ -119,6 +123,14 @@ class Options:
     )
     seed: int = option(123, "of weights, batches and dropout")
     dtype: str = option("float32", "format of every number", choices=("float32", "float64"))
+    precision: str = option(
+        "fp32", "format of the products, by autocast: weights stay in --dtype; NumPy rounds to it, and has no tf32",
+        choices=PRECISIONS, changeable=True,
+    )  # fmt: skip
+    autocast: str = option(
+        "cuda", "by whose table NumPy rounds: the CPU's has softmax in the short format, too", choices=AUTOCASTS,
+        changeable=True,
+    )  # fmt: skip
     attention: str = option("math", "flash: tile by tile, faster at 1024 tokens, and smaller", choices=ATTENTIONS)
     checkpoint_activations: bool = option(
         False, "compute each block again in the backward: less memory, a fifth more time", changeable=True
@@ -127,6 +139,10 @@ class Options:
     def __post_init__(self) -> None:
         check_options(self)
         _ = self.optimizer_settings  # InputError for those that the optimizer does not have
+        if self.precision != "fp32" and self.dtype != "float32":
+            raise InputError(
+                f"--precision {self.precision} rounds products of float32, and --dtype is {self.dtype}; leave out one"
+            )
         if self.decay_steps is not None and self.schedule != "wsd":
             raise InputError(f"decay_steps is {self.decay_steps}, and the schedule is {self.schedule}; only wsd has it")
         if self.optimizer_state_dir is not None and self.optimizer_state != "disk":

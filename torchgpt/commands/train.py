@@ -36,7 +36,8 @@ BEGUN = ".begun"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     train.add_arguments(parser)
-    add_run_options(parser.add_argument_group("PyTorch"), of=Settings)
+    own = {field.name for field in fields(Settings)} - {field.name for field in fields(Options)}
+    add_run_options(parser.add_argument_group("PyTorch"), own, of=Settings)
 
 
 def run(parsed: argparse.Namespace) -> int:

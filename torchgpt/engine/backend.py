@@ -26,6 +26,8 @@ from numpygpt.sections import SavedSections, Section, named_in_errors, value_of
 from numpygpt.shapes import Array
 from numpygpt.training.backend import Task
 from numpygpt.training.clipping import common_norm
+from numpygpt.training.loss_scale import SECTION as LOSS_SCALE
+from numpygpt.training.loss_scale import LossScale
 from numpygpt.training.numpy_backend import position_of
 from numpygpt.training.options import Options
 from numpygpt.training.step import StepTaken
@@ -34,7 +36,7 @@ from numpygpt.training.trouble import described, not_finite
 from torchgpt.engine.batches import Ahead
 from torchgpt.engine.draws import DefaultGenerator, batch_draws, first_weights
 from torchgpt.engine.optimizer import Optimizer
-from torchgpt.engine.precision import LossScale, autocast_of
+from torchgpt.engine.precision import autocast_of
 from torchgpt.engine.settings import Settings
 from torchgpt.engine.verify import verified
 from torchgpt.parallel import sharded
@@ -77,6 +79,8 @@ class Maker:
                 kept = value_of(saved.values(SECTION), "settings", dict)
                 here = {"device": settings.device, "parallel": settings.parallel}
                 settings = replace(Settings.of(kept), **{**self.given, **here})
+        elif task.options.precision != "fp32":  # of a run that NumPy has begun
+            settings = replace(settings, **{"precision": task.options.precision, **self.given})
         return TorchBackend.load(task, saved, settings, self.team, self.device)
 
 
@@ -84,7 +88,7 @@ class TorchBackend:
     """A `numpygpt.training.backend.Backend`.
 
     model       this process's part of the model
-    notes       lines for a person, which whoever shows them removes
+    notes       see `numpygpt.training.backend.Notes`
     """
 
     state_is_a_copy = True
@@ -249,10 +253,9 @@ class TorchBackend:
         """Clip, and update the weights. InputError, with the weights as they were, if something is not finite."""
         if not math.isfinite(step.loss):
             raise not_finite(step.loss, self.optimizer.steps + 1, learning_rate)
-        if self.scale.adapts and not all(map(math.isfinite, step.norms.values())):
+        if self.scale.refuses(step.norms):
             self.scale.overflowed()
-            scale = f"{self.scale.value:g}"
-            self.notes.append(f"the gradients overflowed fp16: no step was taken; the scale is now {scale}")
+            self.notes.append(self.scale.note)
             return
         norm = common_norm(step.norms)
         factor = min(1.0, self.options.clip / (norm + 1e-6)) if self.options.clip else 1.0
@@ -303,6 +306,8 @@ class TorchBackend:
         """The section "torch". A run that is shared in another way than before draws other dropout masks."""
         if SECTION not in saved:
             self._seed_masks(self.options.seed + self.optimizer.steps)
+            if LOSS_SCALE in saved:  # of a run that NumPy has begun
+                self.scale.load(dict(saved.values(LOSS_SCALE)))
             return
         values, states = saved.values(SECTION), saved.arrays(SECTION)
         self.scale.load(value_of(values, "loss_scale", dict))

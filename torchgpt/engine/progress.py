@@ -39,12 +39,9 @@ class TorchProgress(Progress):
             yield
 
     def stepped(self, run: TrainingRun, taken: StepTaken, seconds: float) -> None:
-        """As in `Progress`, with the backend's notes, and a line if it is due."""
+        """As in `Progress`, and a line if it is due."""
         super().stepped(run, taken, seconds)
         backend = backend_of(run)
-        for note in backend.notes:
-            self.write(note)
-        backend.notes.clear()
         self._tokens, self._seconds = self._tokens + run.tokens_per_step, self._seconds + seconds
         every = backend.settings.log_every
         if every and (run.step % every == 0 or run.finished):
