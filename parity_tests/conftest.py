@@ -3,6 +3,8 @@
 hypothesis is deterministic unless it is told otherwise.
 """
 
+import jaxtyping
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook(["numpygpt", "torchgpt"], "beartype.beartype")  # before anything imports them
@@ -31,3 +33,28 @@ def pytest_collection_modifyitems(config, items):
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="module")
+def without_checks_of_annotations():
+    """For tests that take whole steps many times, and for bugs that must be caught by what they compute."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def each_reference_is_made_once(monkeypatch):
+    """`numpygpt conform` makes the trace of each case once for all tests of a process."""
+    from numpygpt.checks.conform import judging
+    from parity_tests import ports
+
+    monkeypatch.setattr(judging, "reference", ports.once)
+
+
+@pytest.fixture
+def undiagnosed(monkeypatch):
+    """`numpygpt conform` looks for no cause, which takes long under the checks of annotations."""
+    from numpygpt.checks.conform import evidence
+
+    monkeypatch.setattr(evidence, "diagnose", lambda *arguments: [])

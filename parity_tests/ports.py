@@ -8,6 +8,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from numpygpt.checks.conform.cases import reference
+from numpygpt.checks.planting import planted
+from numpygpt.checks.records import BUGS
 from numpygpt.checks.trace import is_given, is_parameter, retrace
 
 _FOLDER = TemporaryDirectory()
@@ -97,6 +99,34 @@ class ForwardOnly:
         tensors = answer(config, settings, given)
         shown = {name: array for name, array in tensors.items() if not name.startswith(("d_", "step", "generated."))}
         return {name: array for name, array in shown.items() if ".att.attn_" not in name}
+
+
+class WrongForwardOnly(ForwardOnly):
+    wrong = "final_norm"
+
+    def run(self, config, settings, given):
+        tensors = super().run(config, settings, given)
+        return {**tensors, self.wrong: 2 * tensors[self.wrong]}
+
+
+class LongDoubles:
+    """Its logits are wrong, and every number is of a dtype or byte order that safetensors does not have."""
+
+    format, wrong = "float32", "logits"
+
+    def run(self, config, settings, given):
+        tensors = answer(config, settings, given)
+        tensors[self.wrong] = -tensors[self.wrong]
+        dtypes = {"f": np.longdouble, "i": ">i8"}
+        return {name: array.astype(dtypes[array.dtype.kind]) for name, array in tensors.items()}
+
+
+class MergedWithoutTranspose:
+    """A planted bug."""
+
+    def run(self, config, settings, given):
+        with planted(BUGS["heads_merged_without_transpose"]):
+            return answer(config, settings, given)
 
 
 class WithoutDropout(Sound):

@@ -5,10 +5,8 @@ The checks of annotations are off, because the tests take whole steps many times
 
 from pathlib import Path
 
-import jaxtyping
 import pytest
 
-from numpygpt.checks.conform import judging
 from numpygpt.checks.conform.adapter import InProcess, find_adapter
 from numpygpt.checks.conform.cases import Case, described, drawn, standard
 from numpygpt.checks.conform.climbing import climb
@@ -20,21 +18,11 @@ from numpygpt.checks.trace import given, is_given
 from parity_tests import ports
 from parity_tests.command import python, run
 
+pytestmark = pytest.mark.usefixtures("without_checks_of_annotations", "each_reference_is_made_once")
+
 SMALL = Case("2-three-heads", *STANDARD["2-three-heads"])
 HERE, ROOT = "parity_tests.ports", Path(__file__).parents[1]
 FEW = ("--draws", 0, "--cases", "1-*")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def without_checks_of_annotations():
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.fixture(autouse=True)
-def each_reference_is_made_once(monkeypatch):
-    monkeypatch.setattr(judging, "reference", ports.once)
 
 
 def port(adapter):
@@ -169,9 +157,9 @@ def test_a_failure_is_shrunk_to_the_smallest_sizes_that_fail():
     assert len(asked) < 20
 
 
-def test_the_command_names_the_smallest_model_that_fails():
+def test_the_command_names_the_smallest_model_that_fails(tmp_path):
     """The command runs in another process, which lacks the checks of annotations, because it takes many steps."""
-    options = ("--cases", "2-*", "--draws", 0)
+    options = ("--cases", "2-*", "--draws", 0, "--keep", tmp_path)
     done = python("-m", "numpygpt", "conform", "--adapter", f"{HERE}:FailsFromTwoHeadsOn", *options, cwd=ROOT)
     assert done.returncode == 1
     assert "2-three-heads: the smallest model that fails so is B1-T3-H2-K1-L1: trf_blocks.0.att.context" in done.stdout
@@ -188,8 +176,9 @@ def test_the_command_tells_who_conforms(capsys):
     assert run("conform", "--adapter", f"{HERE}:makes", *FEW) == 0
 
 
-def test_the_command_tells_who_does_not_and_where(capsys):
-    assert run("conform", "--adapter", f"{HERE}:CoupledDecay", *FEW, "--no-shrink") == 1
+@pytest.mark.usefixtures("undiagnosed")
+def test_the_command_tells_who_does_not_and_where(tmp_path, capsys):
+    assert run("conform", "--adapter", f"{HERE}:CoupledDecay", *FEW, "--no-shrink", "--keep", tmp_path) == 1
     printed = capsys.readouterr().out
     assert "1-one-head, optimizer: step1.exp_avg.tok_emb.weight: " in printed
     assert "does not conform: 1 of 1 cases fail, the first wrong tensor is step1.exp_avg.tok_emb.weight" in printed

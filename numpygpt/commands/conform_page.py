@@ -66,5 +66,6 @@ def page(found: Climb, summary: str, facts: Mapping[str, str]) -> str:
         counts={rung: found.count_of(rung) for rung in RUNGS},
         outcomes=found.outcomes,
         smallest=found.smallest,
+        evidence=found.evidence,
         cells=CELLS,
     )

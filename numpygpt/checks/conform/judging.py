@@ -33,7 +33,7 @@ PASSED, FAILED, NOT_SHOWN, EMPTY = "passed", "failed", "not shown", "empty"
 SKIPPED, EXPECTED, UNEXPECTED = "skipped", "failed as expected", "passed unexpectedly"
 #: A rung of these states keeps an implementation from conforming.
 BAD = (FAILED, UNEXPECTED)
-REFERENCE = "reference.safetensors"
+REFERENCE, PORT = "reference.safetensors", "port"
 
 
 class Rung(NamedTuple):
@@ -87,20 +87,37 @@ class Outcome(NamedTuple):
         return next(rung.says for rung in self.rungs.values() if rung.first == self.first)
 
 
+class Asked(NamedTuple):
+    """A case that was asked for.
+
+    truth      the trace of the reference
+    computed   the answer; None if there was none
+    """
+
+    outcome: Outcome
+    truth: TraceFile
+    computed: Computed | None
+
+
 def judge(port: Port, case: Case, by: str | None) -> Outcome:
     """Ask for the case and judge the answer. `by` says who finds the budgets, as `budgets_of` takes it."""
     with TemporaryDirectory(prefix="numpygpt-conform-") as folder:
-        truth = reference(case, Path(folder) / REFERENCE, by)
-        asked = Path(folder) / "port"
-        asked.mkdir()
-        begin = time.monotonic()
-        try:
-            computed = port.compute(case, truth, asked)
-        except Fault as fault:
-            seconds = time.monotonic() - begin
-            return _no_answer(case, str(fault))._replace(seconds=seconds, too_slow=isinstance(fault, TooSlow))
+        return ask(port, case, by, Path(folder)).outcome
+
+
+def ask(port: Port, case: Case, by: str | None, folder: Path) -> Asked:
+    """The same with what was found on the way. `folder` is empty; the port's own folder in it is named PORT."""
+    truth = reference(case, folder / REFERENCE, by)
+    (folder / PORT).mkdir()
+    begin = time.monotonic()
+    try:
+        computed = port.compute(case, truth, folder / PORT)
+    except Fault as fault:
         seconds = time.monotonic() - begin
-        return judged(case, truth, computed)._replace(seconds=seconds)
+        outcome = _no_answer(case, str(fault))._replace(seconds=seconds, too_slow=isinstance(fault, TooSlow))
+        return Asked(outcome, truth, None)
+    seconds = time.monotonic() - begin
+    return Asked(judged(case, truth, computed)._replace(seconds=seconds), truth, computed)
 
 
 def _no_answer(case: Case, fault: str) -> Outcome:
@@ -115,9 +132,7 @@ def judged(case: Case, truth: TraceFile, computed: Computed) -> Outcome:
     if unknown:
         some = f"{unknown[0]!r:.80}"
         return _no_answer(case, f"{len(unknown)} tensors have names that the trace does not have, such as {some}")
-    read = {name: partial_of(array) for name, array in computed.tensors.items()}
-    candidate = Candidate(Path("candidate"), computed.format, read, {}, {}, [], partial=True)
-    found = {finding.name: finding for finding in diff(truth, candidate).findings}
+    found = {finding.name: finding for finding in diff(truth, candidate_of(computed)).findings}
     for name in truth.order:
         if name not in found and computed.must_show(name):
             found[name] = Finding(Comparison(name, "missing", np.inf, 0.0, 0.0, np.inf), None, MISSING)
@@ -128,6 +143,12 @@ def judged(case: Case, truth: TraceFile, computed: Computed) -> Outcome:
         return _no_answer(case, f"{changed[0].name} was given, and has come back changed: {says}")
     rungs = {name: _rung(name, truth.order, in_order, computed) for name in RUNGS}
     return Outcome(case, rungs, first=next((f.name for f in in_order if f.verdict != "agrees"), ""))
+
+
+def candidate_of(computed: Computed) -> Candidate:
+    """The answer as `numpygpt.checks.diff` takes it."""
+    read = {name: partial_of(array) for name, array in computed.tensors.items()}
+    return Candidate(Path("candidate"), computed.format, read, {}, {}, [], partial=True)
 
 
 def _rung(rung: str, order: Sequence[str], findings: Sequence[Finding], computed: Computed) -> Rung:
