@@ -18,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 from numpygpt.checks.budgets import by_numpy
 from numpygpt.checks.compare import Norms, compare
 from numpygpt.checks.dialects import ACTIVATIONS, open_candidate
-from numpygpt.checks.diff import BLOCK, DOWNSTREAM, MISSING, WRONG, compared, diff
+from numpygpt.checks.diff import DOWNSTREAM, MISSING, WRONG, compared, diff
+from numpygpt.checks.measure import BLOCK
 from numpygpt.checks.records import BUGS
 from numpygpt.checks.trace import Settings, is_given, is_parameter, is_state, record
 from numpygpt.checks.trace_file import TraceFile, write_trace

@@ -23,7 +23,7 @@ from numpygpt.checks.trace_file import BUDGET, FORMAT, TraceFile, has_budget, re
 from numpygpt.errors import InputError
 from numpygpt.formats import hugging_face, llm_c, nanogpt
 from numpygpt.formats.names import Table
-from numpygpt.formats.tensor_file import TensorFile
+from numpygpt.formats.tensor_file import StoredTensor, TensorFile
 from numpygpt.layers.multi_head_attention import split_heads
 from numpygpt.model.config import GPTConfig
 from numpygpt.reading import read_json, refuse_irregular
@@ -145,9 +145,9 @@ def _matched(file: TensorFile, reference: TraceFile, names: Path | None) -> Cand
     expected = set(reference.order)
     for name in offered:
         if name in given:
-            found: dict[str, Read] = {given[name]: partial(file.read, name)}
+            found: dict[str, Read] = {given[name]: StoredTensor(file, name)}
         elif name in expected and name not in given.values():
-            found = {name: partial(file.read, name)}
+            found = {name: StoredTensor(file, name)}
         else:
             of_dialect = dialect.tensors(name, file.read)
             found = {ours: read for ours, read in of_dialect.items() if ours in expected}
@@ -273,7 +273,7 @@ def _by_content(
             default=(np.inf, ""),
         )
         if closest < CLOSE_ENOUGH:
-            tensors[ours], theirs[ours], proposed[ours] = partial(file.read, name), name, closest
+            tensors[ours], theirs[ours], proposed[ours] = StoredTensor(file, name), name, closest
     return proposed
 
 

@@ -6,23 +6,21 @@ what the candidate's own earlier tensors lead to: `numpygpt.checks.replay` compu
 a fault of its own.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
 from numpygpt.checks.budgets import FORMATS
-from numpygpt.checks.compare import Comparison, Norms, compare
+from numpygpt.checks.compare import Comparison, Norms, compare, used
 from numpygpt.checks.dialects import Candidate
+from numpygpt.checks.measure import Measured, all_measured, can_be_measured, measured
 from numpygpt.checks.replay import Replay, largest_replayed
 from numpygpt.checks.trace import LOGITS, TOKENS, is_given, is_state
 from numpygpt.checks.trace_file import TraceFile
 from numpygpt.errors import InputError
+from numpygpt.formats.tensor_file import StoredTensor
 from numpygpt.shapes import Array
-
-#: How many elements are compared at a time, so that a large tensor needs no second one of its size.
-BLOCK = 2**18
-#: {dtype: squares outside these limits may have lost digits, or all}.
-SQUARES = {"float64": (1e-250, 1e250), "float32": (1e-30, 1e30)}
 
 #: What is generated, and what it comes from.
 GENERATED_FROM = {LOGITS: "logits", TOKENS: LOGITS}
@@ -75,7 +73,9 @@ def diff(reference: TraceFile, candidate: Candidate) -> Diff:
         raise InputError(f"the format is {candidate.format!r}; expected one of: {', '.join(FORMATS)}")
     names = [name for name in reference.order if name in candidate.tensors or not is_given(name)]
     left_out = [name for name in names if name not in candidate.tensors] if candidate.partial else []
-    comparisons = [_compared(name, reference, candidate) for name in names if name not in left_out]
+    names = [name for name in names if name not in left_out]
+    found = all_measured(_stored(names, reference, candidate))
+    comparisons = [_compared(name, reference, candidate, found.get(name)) for name in names]
     wrong = [comparison for comparison in comparisons if not comparison.passed]
     local = _local(reference, candidate, wrong)
     bad: set[str] = set()
@@ -127,9 +127,26 @@ def _local(reference: TraceFile, candidate: Candidate, wrong: list[Comparison]) 
 # One tensor
 
 
-def _compared(name: str, reference: TraceFile, candidate: Candidate) -> Comparison:
+def _stored(
+    names: Iterable[str], reference: TraceFile, candidate: Candidate
+) -> dict[str, tuple[StoredTensor, StoredTensor]]:
+    """The tensors that both files hold as they are compared, so that they need not be read whole."""
+    pairs = {}
+    for name in names:
+        ours, expected = candidate.tensors.get(name), reference.stored(name)
+        if isinstance(ours, StoredTensor) and name not in GENERATED_FROM and can_be_measured(ours, expected):
+            pairs[name] = (ours, expected)
+    return pairs
+
+
+def _compared(name: str, reference: TraceFile, candidate: Candidate, found: Measured | None) -> Comparison:
+    """found   the distance of the two, if it is known."""
     if name not in candidate.tensors:
         return Comparison(name, "missing", np.inf, 0.0, 0.0, np.inf)
+    if found is not None and is_given(name) and found.error.tensor == 0:
+        return Comparison(name, "", 0.0, 0.0, 0.0, 0.0)
+    if found is not None and not is_given(name):
+        return _judged(name, found, reference.budget(candidate.format, name))
     ours, expected = candidate.tensors[name](), reference.read(name)
     if is_given(name) or name == TOKENS:
         return _equal(name, ours, expected, reference, candidate)
@@ -143,42 +160,15 @@ def _compared(name: str, reference: TraceFile, candidate: Candidate) -> Comparis
 
 def compared(name: str, ours: Array, expected: Array, allowed: Norms) -> Comparison:
     """The comparison of a tensor of any floating-point dtype, in little memory where it has nothing special."""
-    fast = _in_blocks(ours, expected)
-    if fast is None:
-        dtype = ours.dtype if np.issubdtype(ours.dtype, np.floating) else expected.dtype
-        return compare({name: ours}, {name: expected}, {name: allowed}, dtype=dtype)[0]
-    error, size = fast
-    errors, room = np.append(error.rows, error.tensor), np.append(allowed.rows, allowed.tensor)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        used = float(np.where(errors == 0, 0, errors / room).max())
-    return Comparison(name, "", error.tensor, size, allowed.tensor, used)
+    found = measured(ours, expected)
+    if found is not None:
+        return _judged(name, found, allowed)
+    dtype = ours.dtype if np.issubdtype(ours.dtype, np.floating) else expected.dtype
+    return compare({name: ours}, {name: expected}, {name: allowed}, dtype=dtype)[0]
 
 
-def _in_blocks(ours: Array, expected: Array) -> tuple[Norms, float] | None:
-    """‖ours - expected‖ and ‖expected‖, block by block; None if squares cannot give them, or dtype or shape differ.
-
-    Two tensors in float32 are subtracted in float32, which is exact where they are close (Sterbenz 1974).
-    """
-    if ours.shape != expected.shape or not expected.size or not np.issubdtype(ours.dtype, np.floating):
-        return None
-    width = expected.shape[-1] if expected.ndim else 1
-    ours, expected = ours.reshape(-1, width), expected.reshape(-1, width)
-    dtype = "float32" if ours.dtype == expected.dtype == np.float32 else "float64"
-    squares, size = np.empty(len(expected)), 0.0
-    step = max(1, BLOCK // width)
-    with np.errstate(invalid="ignore", over="ignore"):
-        for start in range(0, len(expected), step):
-            part = expected[start : start + step].astype(dtype, copy=False)
-            size += float(np.einsum("ij,ij->i", part, part).sum(dtype=np.float64))
-            part = np.subtract(ours[start : start + step], part, dtype=dtype)
-            squares[start : start + step] = np.einsum("ij,ij->i", part, part)
-            if part[squares[start : start + step] == 0].any():
-                return None
-        total = float(squares.sum())
-    lowest, highest = SQUARES[dtype]
-    if not (max(total, size) < highest and (squares[squares > 0] > lowest).all()):  # a NaN is neither
-        return None
-    return Norms(float(np.sqrt(total)), np.sqrt(squares)), float(np.sqrt(size))
+def _judged(name: str, found: Measured, allowed: Norms) -> Comparison:
+    return Comparison(name, "", found.error.tensor, found.size, allowed.tensor, used(found.error, allowed))
 
 
 def _equal(name: str, ours: Array, expected: Array, reference: TraceFile, candidate: Candidate) -> Comparison:

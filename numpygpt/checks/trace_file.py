@@ -25,7 +25,7 @@ from numpygpt.checks.formulas import formula
 from numpygpt.checks.trace import TOKENS, Settings, Trace, checked, is_given
 from numpygpt.errors import InputError
 from numpygpt.files import replacing
-from numpygpt.formats.tensor_file import TensorFile, write_tensors
+from numpygpt.formats.tensor_file import StoredTensor, TensorFile, write_tensors
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.saving import parameter_shapes
 from numpygpt.sections import value_of
@@ -101,6 +101,10 @@ class TraceFile:
     def read(self, name: str) -> Array:
         """The tensor of that name."""
         return self.tensors.read(name)
+
+    def stored(self, name: str) -> StoredTensor:
+        """The tensor of that name, not read yet."""
+        return StoredTensor(self.tensors, name)
 
     def given(self) -> dict[str, Array]:
         """What is given: parameters, token ids, dropout masks, prompt."""

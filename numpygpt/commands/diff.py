@@ -14,6 +14,7 @@ from numpygpt.checks.trace_file import TraceFile
 from numpygpt.commands.diff_page import page
 from numpygpt.commands.tables import print_table
 from numpygpt.files import check_writable, write_text
+from numpygpt.parallel import use_own_threads
 from numpygpt.shapes import Array
 
 #: How many of the wrong tensors the table shows.
@@ -42,6 +43,7 @@ def run(parsed: argparse.Namespace) -> int:
     """
     if parsed.html:
         check_writable(parsed.html)
+    use_own_threads()
     reference = TraceFile(parsed.reference)
     candidate = open_candidate(
         parsed.candidate, reference, names=parsed.names, dtype=parsed.dtype, partial=parsed.partial
