@@ -7,19 +7,22 @@ the tensor, nor a plain relation (zero, a multiple, transposed, another tensor),
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 
 from numpygpt.checks.causes import Cause, causes
-from numpygpt.checks.compare import finite_norms
 from numpygpt.checks.dialects import Candidate
 from numpygpt.checks.diff import MISSING, WRONG, Diff
+from numpygpt.checks.fitted import fitted
+from numpygpt.checks.formulas import formula
+from numpygpt.checks.relations import relations
 from numpygpt.checks.replay import Replay, largest_replayed
 from numpygpt.checks.trace import Tensors, is_parameter
 from numpygpt.checks.trace_file import TraceFile, has_budget
+from numpygpt.checks.words import in_words
 from numpygpt.shapes import Array
 
 #: How many of the causes that change the tensor are tried in pairs, and how many that explain it are looked at closely.
@@ -30,8 +33,8 @@ MOST_FAULTS = 0.5
 MUCH_CLOSER = 2.0
 #: How many tensors with a fault of their own are diagnosed.
 MOST_DIAGNOSED = 3
-#: How many causes are offered for each.
-MOST_OFFERED = 5
+#: How many causes are offered for each, and how many of them before the first plain relation.
+MOST_OFFERED, SHOWN_BEFORE = 5, 2
 
 #: Goes through the causes and shows a person how far it has come.
 Progress = Callable[[Sequence[Cause]], Iterable[Cause]]
@@ -131,14 +134,33 @@ class _Doctor:
         if self.replay.used(name, self.sound[name]) <= 1:
             return self._upstream_of(name), set()
         explaining, changing = self._try(name, self._causes_of(name))
-        plain = list(relations(name, ours, self.sound, self.replay)) if ours.shape == self.sound[name].shape else []
-        if not explaining and not plain:
-            pairs = [one.together_with(other) for one, other in combinations(changing[:MOST_IN_PAIRS], 2)]
-            explaining, _ = self._try(name, pairs)
         offers, explained = self._ranked(name, explaining)
-        offers += plain
-        why_not = "" if offers else "no known cause gives it; look at how it is computed"
-        return Diagnosis(name, offers[:MOST_OFFERED], why_not), explained
+        if not offers or offers[0].left:  # a number that was not foreseen may leave less
+            explaining += self._try(name, fitted(name, self.replay, self.base))[0]
+            offers, explained = self._ranked(name, explaining)
+        plain = [Offer((), *relation, 0) for relation in relations(name, ours, self.sound, self.replay)]
+        if not offers and not plain:
+            pairs = [one.together_with(other) for one, other in combinations(changing[:MOST_IN_PAIRS], 2)]
+            offers, explained = self._ranked(name, self._try(name, pairs)[0])
+        offers = self._merged(offers, plain)
+        return Diagnosis(name, offers[:MOST_OFFERED], "" if offers else self._unexplained(name)), explained
+
+    def _merged(self, offers: list[Offer], plain: list[Offer]) -> list[Offer]:
+        """Causes and relations together: a relation comes before causes that make more faults than there are."""
+        likely = sum(offer.left <= len(self.faults) for offer in offers)
+        place = min(likely, SHOWN_BEFORE)
+        return offers[:place] + plain[:1] + offers[place:] + plain[1:]
+
+    def _unexplained(self, name: str) -> str:
+        """What is said of a tensor that no cause gives."""
+        if is_parameter(name):
+            return "it is given, and yours has other values: begin with the weights of the trace"
+        ours, expected = self.replay.arrays[name], self.sound[name]
+        if ours.shape != expected.shape:
+            return f"its shape is {ours.shape}; expected {expected.shape}"
+        finite = np.isfinite(expected) & np.isfinite(ours)
+        where = in_words(np.where(finite, ours, 0), np.where(finite, expected, 0))
+        return f"no known cause gives it; it {where}; look at how it is computed: {formula(name)}"
 
     def _causes_of(self, name: str) -> Iterable[Cause]:
         return self.progress([cause for cause in self.causes if cause.can_change(name)])
@@ -230,37 +252,3 @@ def _same(some: Tensors, others: Tensors) -> bool:
     return some.keys() == others.keys() and all(
         np.array_equal(array, others[name], equal_nan=True) for name, array in some.items()
     )
-
-
-# Plain relations
-
-
-def relations(name: str, ours: Array, sound: Tensors, replay: Replay) -> Iterator[Offer]:
-    """What the candidate's tensor is, in terms of what its inputs lead to, or of its other tensors."""
-    finite_ones = np.isfinite(sound[name])
-    expected = np.where(finite_ones, sound[name], 0)
-    finite = np.where(np.isfinite(ours), ours, 0)
-    size, of_expected = finite_norms(ours).tensor, finite_norms(sound[name]).tensor
-    if not size:
-        yield Offer((), "is zero", 0.0, 0)
-        return
-    if of_expected:
-        with np.errstate(over="ignore"):  # a factor that overflows explains nothing
-            factor = float((finite / of_expected * (expected / of_expected)).sum())
-            multiple = np.where(finite_ones, factor * expected, sound[name])
-        yield from _if_close(name, multiple, f"is {factor:.6g} times what its inputs lead to", replay)
-    if ours.ndim > 1 and ours.shape[-1] == ours.shape[-2]:
-        yield from _if_close(name, sound[name].swapaxes(-1, -2), "has its last two axes exchanged", replay)
-    for shift in (1, -1):
-        if ours.ndim > 1:
-            shifted = np.roll(sound[name], shift, axis=-2)
-            yield from _if_close(name, shifted, f"has its rows {'later' if shift > 0 else 'earlier'} by one", replay)
-    for other, array in replay.arrays.items():
-        if other != name and array.shape == ours.shape and np.array_equal(array, ours):
-            yield Offer((), f"equals your `{other}`", 0.0, 0)
-            return
-
-
-def _if_close(name: str, computed: Array, what: str, replay: Replay) -> Iterator[Offer]:
-    if replay.used(name, computed) <= 1:
-        yield Offer((), what, replay.distance(name, computed), 0)
