@@ -121,12 +121,20 @@ class LongDoubles:
         return {name: array.astype(dtypes[array.dtype.kind]) for name, array in tensors.items()}
 
 
-class MergedWithoutTranspose:
-    """A planted bug."""
+class WithBug:
+    """Our own steps with a planted bug in them."""
+
+    def __init__(self, name):
+        self.bug = BUGS[name]
 
     def run(self, config, settings, given):
-        with planted(BUGS["heads_merged_without_transpose"]):
+        with planted(self.bug):
             return answer(config, settings, given)
+
+
+def merged_without_transpose():
+    """A function that makes an adapter."""
+    return WithBug("heads_merged_without_transpose")
 
 
 class WithoutDropout(Sound):

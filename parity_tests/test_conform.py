@@ -76,6 +76,13 @@ def test_a_wrong_port_fails_at_its_rung_and_tensor(adapter, first, rung, passed)
     assert {name for name, state in states(outcome).items() if state == PASSED} == set(passed)
 
 
+@pytest.mark.parametrize("bug", ["cache_shifted_by_one", "cache_stale"])
+def test_a_broken_cache_fails_at_the_generation_alone(bug):
+    outcome = judge(InProcess(ports.WithBug(bug), bug), SMALL, "numpy")
+    assert states(outcome) == {**dict.fromkeys(RUNGS, PASSED), "generation": FAILED}
+    assert outcome.first == "generated.logits"
+
+
 def test_what_is_not_implemented_is_not_shown_and_not_passed():
     outcome = outcome_of(ports.ForwardOnly)
     assert not outcome.failed

@@ -41,7 +41,7 @@ def test_a_planted_bug_is_diagnosed_in_every_report_and_by_diff_on_the_files_tha
     """The commands run in other processes, which lack the checks of annotations."""
     page, junit, kept = tmp_path / "out.html", tmp_path / "out.xml", tmp_path / "kept"
     options = (*FEW, "--keep", kept, "--html", page, "--junit", junit, "--no-shrink")
-    adapter = "parity_tests.ports:MergedWithoutTranspose"
+    adapter = "parity_tests.ports:merged_without_transpose"
     done = python("-m", "numpygpt", "conform", "--adapter", adapter, *options, cwd=ROOT)
     assert done.returncode == 1, done.stderr
     assert MERGED in done.stdout
