@@ -18,8 +18,9 @@ from numpygpt.checks.dialects import Candidate
 from numpygpt.checks.diff import MISSING, WRONG, Diff
 from numpygpt.checks.fitted import fitted
 from numpygpt.checks.formulas import formula
+from numpygpt.checks.part import Reference, parts_with
 from numpygpt.checks.relations import relations
-from numpygpt.checks.replay import Replay, largest_replayed
+from numpygpt.checks.replay import Replay, only_in_parts
 from numpygpt.checks.trace import Tensors, is_parameter
 from numpygpt.checks.trace_file import TraceFile, has_budget
 from numpygpt.checks.words import in_words
@@ -85,10 +86,32 @@ def diagnose(
     suspects = [finding.name for finding in found.wrong if finding.verdict == WRONG]
     if not suspects:
         return [Diagnosis(f.name, [], "it is missing") for f in found.wrong[:1] if f.verdict == MISSING]
-    parameters = largest_replayed(reference.header.config)
-    if parameters is not None:
-        return [Diagnosis(suspects[0], [], f"a model of {parameters:,} parameters is too large: trace a smaller one")]
-    doctor = _Doctor(reference, candidate, progress)
+    if only_in_parts(reference.header.config):
+        return _in_a_part(reference, candidate, suspects, progress)
+    return _diagnosed(_Doctor(reference, candidate, progress), suspects)
+
+
+def _in_a_part(
+    reference: TraceFile, candidate: Candidate, suspects: list[str], progress: Progress
+) -> list[Diagnosis]:
+    """The same for a large model: the diagnoses in the part of it where the first of the suspects is computed."""
+    part = next(parts_with(reference, suspects[:1]), None)
+    if part is None:
+        why_not = "the cause is sought only within the blocks of so large a model: trace one of fewer parameters"
+        return [Diagnosis(suspects[0], [], why_not)]
+    here = [name for name, of_whole in part.names.items() if of_whole in suspects]
+    found = _diagnosed(_Doctor(part, part.of_candidate(candidate), progress), here)
+    return [
+        Diagnosis(
+            part.names[name],
+            [offer._replace(what=part.in_whole(offer.what)) for offer in offers],
+            part.in_whole(why_not),
+        )
+        for name, offers, why_not in found
+    ]
+
+
+def _diagnosed(doctor: "_Doctor", suspects: list[str]) -> list[Diagnosis]:
     forward = {name for name in doctor.names if not name.startswith(("d_", "step", "generated."))}
     if len(doctor.faults & forward) > MOST_FAULTS * len(forward):
         why_not = "most activations differ from what their own inputs lead to: is it another format (--dtype)?"
@@ -109,7 +132,7 @@ class _Doctor:
     faults   the names of all tensors that differ from it
     """
 
-    def __init__(self, reference: TraceFile, candidate: Candidate, progress: Progress) -> None:
+    def __init__(self, reference: Reference, candidate: Candidate, progress: Progress) -> None:
         self.replay = Replay(reference, candidate)
         header = reference.header
         self.causes = list(causes(header.config, header.settings))

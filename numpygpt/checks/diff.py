@@ -15,7 +15,8 @@ from numpygpt.checks.budgets import FORMATS
 from numpygpt.checks.compare import Comparison, Norms, compare, used
 from numpygpt.checks.dialects import Candidate
 from numpygpt.checks.measure import Measured, all_measured, can_be_measured, measured
-from numpygpt.checks.replay import Replay, largest_replayed
+from numpygpt.checks.part import parts_with
+from numpygpt.checks.replay import Replay, only_in_parts
 from numpygpt.checks.trace import LOGITS, TOKENS, is_given, is_state
 from numpygpt.checks.trace_file import TraceFile
 from numpygpt.errors import InputError
@@ -113,15 +114,22 @@ def _comes_from(name: str) -> set[str]:
 
 def _local(reference: TraceFile, candidate: Candidate, wrong: list[Comparison]) -> dict[str, float]:
     """The share of its budget that each wrong tensor uses against what its own inputs lead to."""
-    if not wrong or largest_replayed(reference.header.config) is not None:
+    names = {comparison.name for comparison in wrong}
+    if not names:
         return {}
-    replay = Replay(reference, candidate)
+    if not only_in_parts(reference.header.config):
+        return _used_against_replay(Replay(reference, candidate), names)
+    local: dict[str, float] = {}
+    for part in parts_with(reference, names):
+        here = {name for name, of_whole in part.names.items() if of_whole in names}
+        shares = _used_against_replay(Replay(part, part.of_candidate(candidate)), here)
+        local |= {part.names[name]: share for name, share in shares.items()}
+    return local
+
+
+def _used_against_replay(replay: Replay, names: set[str]) -> dict[str, float]:
     again = replay.run()
-    return {
-        comparison.name: replay.used(comparison.name, again[comparison.name])
-        for comparison in wrong
-        if comparison.name in again and comparison.name in replay.arrays
-    }
+    return {name: replay.used(name, again[name]) for name in names if name in again and name in replay.arrays}
 
 
 # One tensor

@@ -19,8 +19,8 @@ from numpygpt.formats.tensor_file import StoredTensor
 from numpygpt.parallel import in_parallel
 from numpygpt.shapes import Array
 
-#: Elements of a block: two in float32 and one in float64 are in the cache of a core at a time.
-BLOCK = 2**16
+#: Elements of a block. Smaller blocks fit a smaller cache, but then the threads wait for the interpreter more often.
+BLOCK = 2**17
 #: Squares outside these limits may have lost digits, or all.
 SQUARES = 1e-250, 1e250
 

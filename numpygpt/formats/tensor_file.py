@@ -11,9 +11,10 @@ import math
 import os
 import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,8 @@ LONGEST_HEADER = 2**24
 MOST_AXES = 64
 
 
-class StoredTensor(NamedTuple):
+@dataclass(frozen=True)
+class StoredTensor:
     """A tensor in an open file, which is read when it is called."""
 
     file: "TensorFile"
