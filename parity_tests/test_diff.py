@@ -4,9 +4,11 @@ The checks of annotations are off, because the tests take whole steps many times
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
+import tracemalloc
 from html import unescape
 
 import jaxtyping
@@ -19,11 +21,13 @@ from numpygpt.checks.budgets import by_numpy
 from numpygpt.checks.compare import Norms, compare
 from numpygpt.checks.dialects import ACTIVATIONS, open_candidate
 from numpygpt.checks.diff import DOWNSTREAM, MISSING, WRONG, compared, diff
-from numpygpt.checks.measure import BLOCK
+from numpygpt.checks.measure import BLOCK, all_measured, measured
 from numpygpt.checks.records import BUGS
 from numpygpt.checks.trace import Settings, is_given, is_parameter, is_state, record
 from numpygpt.checks.trace_file import TraceFile, write_trace
+from numpygpt.commands import diff as command
 from numpygpt.formats import hugging_face, llm_c, nanogpt
+from numpygpt.formats.tensor_file import StoredTensor, TensorFile
 from numpygpt.model.config import GPTConfig
 from parity_tests.candidates import FORMATS, candidate, tensors_of
 from parity_tests.command import run
@@ -428,6 +432,47 @@ def test_a_page_that_cannot_be_written_is_refused_first(reference, tmp_path, cap
 
 
 # Large traces
+
+
+def test_the_memory_of_a_comparison_does_not_grow_with_the_tensors(tmp_path):
+    rng = np.random.default_rng(0)
+    expected = rng.standard_normal((8192, 1024), np.float32)
+    files = [
+        TensorFile(saved(tmp_path / f"{name}.safetensors", {"x": array}))
+        for name, array in (("ours", expected * np.float32(1 + 1e-6)), ("expected", expected))
+    ]
+    tracemalloc.start()
+    found = all_measured({"x": (StoredTensor(files[0], "x"), StoredTensor(files[1], "x"))})["x"]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < expected.nbytes / 2
+    whole = measured(expected * np.float32(1 + 1e-6), expected)
+    assert found.size == whole.size
+    assert found.error.tensor == whole.error.tensor
+    assert np.array_equal(found.error.rows, whole.error.rows)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_two_equal_infinities_differ_by_nothing_and_others_by_everything(dtype):
+    scores = np.array([[1, -np.inf, -np.inf], [2, 3, -np.inf]], dtype)
+    found = measured(scores + dtype(0.5), scores)
+    assert np.array_equal(found.error.rows, np.sqrt([0.25, 0.5]))
+    assert measured(-scores, scores) is None
+    assert measured(np.where(np.isinf(scores), dtype(-1e9), scores), scores) is None
+
+
+def test_a_file_that_becomes_shorter_while_it_is_compared_is_refused(reference, tmp_path, capsys, monkeypatch):
+    path = saved(tmp_path / "ours.safetensors", tensors_in(reference))
+    monkeypatch.setattr(command, "open_candidate", lambda *of, **options: cut(path, open_candidate(*of, **options)))
+    assert run("diff", reference.path, path) == 2
+    one_line(capsys, "the file has become shorter")
+
+
+def cut(path, opened):
+    """The candidate that was opened, whose file has lost its second half since."""
+    os.truncate(path, path.stat().st_size // 2)
+    return opened
+
 
 #: Compares a file with itself, and prints the most memory that the process has had. Unlike getrusage, Linux's VmHWM
 #: does not count what the parent had when the process began.

@@ -22,6 +22,7 @@ from numpygpt.checks.formulas import BACKWARD, BLOCK, FORWARD, OF_PARAMETERS, fo
 from numpygpt.checks.standard import STANDARD
 from numpygpt.checks.trace import Settings, checked, given, is_given, masks_of, record, shortened
 from numpygpt.checks.trace_file import BUDGET, TraceFile, has_budget, write_trace
+from numpygpt.commands import trace as command
 from numpygpt.commands.trace import DEFAULT_CONFIG
 from numpygpt.formats import llm_c
 from numpygpt.model.gpt import GPTModel
@@ -320,6 +321,15 @@ def test_the_command_writes_a_trace(tmp_path, capsys):
     assert "step1.loss" not in file.order
     assert "step1.tok_emb.weight" in file.order
     assert f"wrote {path}: {len(file.order)} tensors in float32" in capsys.readouterr().out
+
+
+def test_a_large_model_has_budgets_by_numpy_unless_torch_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "MOST_FOR_TORCH", 0)
+    sizes = ["--emb-dim", 8, "--n-heads", 2, "--n-layers", 1, "--vocab-size", 7, "--steps", 1]
+    assert run("trace", "--out", tmp_path / "a", *sizes) == 0
+    assert "NumPy's own float32 run" in capsys.readouterr().out
+    assert run("trace", "--out", tmp_path / "a", *sizes, "--budgets", "torch") == 0
+    assert "NumPy's own float32 run" not in capsys.readouterr().out
 
 
 def test_the_standard_traces_are_written_by_one_command(tmp_path, monkeypatch):

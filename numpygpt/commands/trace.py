@@ -20,6 +20,8 @@ DEFAULT_CONFIG = GPTConfig(
 )
 #: The forms of the file: a trace, or llm.c's state for debugging, with the model beside it.
 FORMS = ("trace", "llm.c")
+#: Torch's rounding model keeps every tensor in float64 several times over: 22 GB are not enough for 124M parameters.
+MOST_FOR_TORCH = 10_000_000
 ENDING = ".trace.safetensors"
 
 
@@ -35,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     new_tokens = "how many tokens are generated from the first ids"
     parser.add_argument("--new-tokens", type=int, default=settings.new_tokens, help=new_tokens)
     parser.add_argument("--format", choices=FORMS, default=FORMS[0], help="llm.c: its debug state and its model")
-    by = "who finds the budgets: numpy, or torch's rounding model (default: torch where it is installed)"
+    by = (
+        "who finds the budgets: numpy, or torch's rounding model (default: torch where it is installed, for a model of "
+        f"at most {MOST_FOR_TORCH:,} parameters)"
+    )
     parser.add_argument("--budgets", metavar="BY", help=by)
     add_step_options(parser)
     add_model_options(parser, DEFAULT_CONFIG)
@@ -75,6 +80,8 @@ def _record(config: GPTConfig, settings: Settings) -> Trace:
 
 def _write(config: GPTConfig, settings: Settings, path: Path, by: str | None) -> None:
     trace = _record(config, settings)
+    if by is None and num_parameters(config) > MOST_FOR_TORCH:
+        by = "numpy"
     how, budgets = budgets_of(trace, by)
     write_trace(path, trace, how, budgets)
     print(f"wrote {path}: {len(trace.tensors)} tensors in {settings.dtype}, budgets: {how}")
