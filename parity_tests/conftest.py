@@ -37,9 +37,20 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="module")
 def without_checks_of_annotations():
-    """For tests that take whole steps many times, and for bugs that must be caught by what they compute."""
+    """For tests that take whole steps many times, and for bugs that must be caught by what they compute.
+
+    The hook would still wrap each inner function anew at each call of the outer one, which takes most of the time.
+    """
+    wrapped = jaxtyping.jaxtyped
+
+    def unless_inner(*, typechecker):
+        check = wrapped(typechecker=typechecker)
+        return lambda function: function if "<locals>" in function.__qualname__ else check(function)
+
     jaxtyping.config.update("jaxtyping_disable", True)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping, "jaxtyped", unless_inner)
+        yield
     jaxtyping.config.update("jaxtyping_disable", False)
 
 

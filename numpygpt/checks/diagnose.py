@@ -84,11 +84,16 @@ def diagnose(
     progress   goes through the causes
     """
     suspects = [finding.name for finding in found.wrong if finding.verdict == WRONG]
-    if not suspects:
-        return [Diagnosis(f.name, [], "it is missing") for f in found.wrong[:1] if f.verdict == MISSING]
+    if not suspects or (found.first and found.first.verdict == MISSING):
+        return [Diagnosis(f.name, [], _of_missing(f.name)) for f in found.wrong[:1] if f.verdict == MISSING]
     if only_in_parts(reference.header.config):
         return _in_a_part(reference, candidate, suspects, progress)
     return _diagnosed(_Doctor(reference, candidate, progress), suspects)
+
+
+def _of_missing(name: str) -> str:
+    without_gradient = ": your backward gives it no gradient, or None" if "d_" in name else ""
+    return f"it is missing{without_gradient}; it is {formula(name)}"
 
 
 def _in_a_part(

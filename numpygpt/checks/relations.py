@@ -325,7 +325,7 @@ def _terms(tensor: _Tensor) -> Tensors:
     """What may have been added or multiplied: the candidate's parameters, and what it computed before."""
     order, replay = tensor.replay.reference.order, tensor.replay
     own: Mapping[str, Array] = {
-        **{other: array for other, array in replay.own.items() if is_parameter(other)},
+        **{other: array for other, array in replay.own.items() if is_parameter(other) and other != tensor.name},
         **{other: replay.arrays[other] for other in order[: order.index(tensor.name)] if other in replay.arrays},
     }
     return {f"your `{other}`": _finite(array) for other, array in own.items() if array.size > 1}
