@@ -388,6 +388,23 @@ def test_damaged_truncated_and_future_files_are_refused(which, reference, tmp_pa
     refused(tmp_path, str(tmp_path))
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_header_that_has_a_name_twice_is_refused(which, reference, tmp_path, capsys):
+    contents = reference.path.read_bytes()
+    length = int.from_bytes(contents[:8], "little")
+    header = contents[8 : 8 + length].rstrip()
+    begin, end = json.loads(header)["loss"]["data_offsets"]
+    again = b', "loss": {"dtype": "F64", "shape": [], "data_offsets": [%d, %d]}}' % (begin - 8, end - 8)
+    header = header[:-1] + again
+    header += b" " * (-len(header) % 8)
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(len(header).to_bytes(8, "little") + header + contents[8 + length :])
+    paths = [reference.path, reference.path]
+    paths[which] = bad
+    assert run("diff", *paths) == 2
+    one_line(capsys, "damaged")
+
+
 def test_a_file_without_any_tensor_of_the_trace_is_refused(reference, tmp_path, capsys):
     path = saved(tmp_path / "other.safetensors", {"x": np.full(3, 7.0)})
     assert run("diff", reference.path, path) == 2

@@ -275,6 +275,7 @@ def changed_metadata(path, **changes):
         ({"settings": "{}"}, "seed is missing"),
         ({"order": None}, "order is missing"),
         ({"order": "tok_emb"}, "its header names 1 tensors in order"),
+        ({"order": "loss\nloss", "computed": "a\nb"}, "its order names 'loss' more than once"),
         ({"computed": ""}, "says of 1 how they are computed"),
     ],
     ids=str,

@@ -125,7 +125,10 @@ def _header_of(metadata: Mapping[str, str]) -> Header:
         raise InputError(f"its header is no JSON: {error}") from error
     checked(config, settings)
     names, lines = found["order"].split("\n"), found["computed"].split("\n")
-    if len(lines) != len(names) or len(set(names)) != len(names):
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if twice is not None:
+        raise InputError(f"its order names {twice!r:.80} more than once; write it anew")
+    if len(lines) != len(names):
         raise InputError(
             f"its header names {len(names)} tensors in order, and says of {len(lines)} how they are computed"
         )
