@@ -127,9 +127,18 @@ def test_the_format_is_that_of_the_shortest_dtype_unless_it_is_said(answers, sou
     assert outcome_of(answers(rounded), computes="float64").failed
 
 
-def test_a_nan_is_a_failure(answers, sound):
-    outcome = outcome_of(answers({**sound, "loss": np.array(np.nan)}))
-    assert outcome.rungs["forward"].says == "loss: NaN, wrong"
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"loss": np.array(np.nan)}, "loss: NaN, wrong"),
+        ({"logits": np.full((2, 5, 13), np.nan), "loss": np.array(np.nan)}, "logits: NaN, wrong; 1 more are wrong"),
+        ({"loss": np.array(np.inf)}, "loss: "),
+    ],
+)
+def test_what_is_not_finite_is_a_failure(answers, sound, changes, said):
+    outcome = outcome_of(answers({**sound, **changes}))
+    assert outcome.rungs["forward"].says.startswith(said)
+    assert outcome.failed
 
 
 def test_a_program_that_cannot_compute_a_case_says_why():
@@ -146,6 +155,9 @@ def test_a_program_that_cannot_compute_a_case_says_why():
         ("true", "wrote no computed.safetensors"),
         ('echo garbage > "$0/computed.safetensors"', "the answer computed.safetensors is truncated, damaged"),
         (': > "$0/computed.safetensors"', "the answer computed.safetensors is truncated, damaged"),
+        ('head -c 2000 "$0/given.safetensors" > "$0/computed.safetensors"', "is truncated, damaged"),
+        ("head -c 9999 /dev/urandom; head -c 9999 /dev/urandom >&2", "wrote no computed.safetensors"),
+        ("head -c 9999 /dev/urandom >&2; exit 1", "ended with exit status 1"),
         ('mkdir "$0/computed.safetensors"', "is no regular file"),
         ('mkfifo "$0/computed.safetensors"', "is no regular file"),
         ('cp "$0/given.safetensors" "$0/computed.safetensors"', "tok_emb: missing"),
@@ -156,7 +168,7 @@ def test_what_goes_wrong_is_told_in_a_line_and_never_a_pass(script, said):
     outcome = outcome_of(script)
     assert said in outcome.says
     assert outcome.failed
-    assert "\n" not in outcome.says
+    assert outcome.says.isprintable()
     assert PASSED not in states(outcome).values()
 
 
