@@ -18,7 +18,7 @@ import numpy as np
 
 os.environ.setdefault("DEV", "CPU" if shutil.which("clang") else "PYTHON")
 
-from tinygrad import Tensor
+from tinygrad.tensor import Tensor
 
 Tensors = dict[str, Tensor]
 Given = Mapping[str, np.ndarray]
@@ -99,7 +99,7 @@ class Forward:
 
     def logits(self, inputs: Tensor) -> Tensor:
         tokens = self.tell("tok_emb", self.weights["tok_emb.weight"][inputs])
-        x = self.dropout("drop_emb", tokens + self.positions(inputs.shape[1]))
+        x = self.dropout("drop_emb", tokens + self.positions(int(inputs.shape[1])))
         for i in range(self.config.n_layers):
             x = self.block(f"trf_blocks.{i}", x)
         head = self.weights["out_head.weight" if "out_head.weight" in self.weights else "tok_emb.weight"]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from numpygpt.checks.conform.climbing import Climb
 from numpygpt.checks.conform.judging import BAD, EMPTY, EXPECTED, NOT_SHOWN, PASSED, SKIPPED
 from numpygpt.checks.conform.rungs import RUNGS
+from numpygpt.commands.pages import rendered
 
 #: {state of a rung: the class and the mark of its cell}.
 CELLS = {
@@ -48,17 +49,9 @@ def page(found: Climb, summary: str, facts: Mapping[str, str]) -> str:
     summary   a line that says how it ended
     facts     what was asked, and how it was judged
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    templates = Environment(
-        loader=PackageLoader("numpygpt", "commands"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return templates.get_template("conform_page.html").render(
+    return rendered(
+        "numpygpt",
+        "conform_page.html",
         summary=summary,
         facts=facts,
         badge=badge(found),
