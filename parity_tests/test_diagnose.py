@@ -168,6 +168,15 @@ def test_what_no_cause_gives_is_described(change, said, reference):
     assert said in diagnosis.lines[0]
 
 
+def test_a_wrong_loss_alone_is_diagnosed(reference):
+    """A number without axes has no rows, no order and no columns to be exchanged."""
+    tensors = {name: reference.read(name) for name in reference.order}
+    _, lines = said_of(tensors | {"loss": tensors["loss"] / np.log(2)}, reference)
+    assert any_says(lines, "1 / ln 2|base 2"), lines
+    _, lines = said_of(tensors | {"loss": tensors["loss"] * 1.0234}, reference)
+    assert any_says(lines, "no known cause"), lines
+
+
 @pytest.mark.parametrize("name", ["queries_keys_values_untrained"])
 def test_a_tensor_of_zeros_is_diagnosed_too(name, reference):
     """Its distance from what a cause gives has no size to be relative to."""
@@ -345,8 +354,8 @@ def test_of_sixty_pairs_of_bugs_the_first_is_named(references):
 
 
 @pytest.mark.long_form
-@pytest.mark.parametrize("mistakes", [FORESEEN, HELD_OUT], ids=["foreseen", "held out"])
-def test_mistakes_of_a_port_are_named(mistakes, references):
+@pytest.mark.parametrize(("mistakes", "share"), [(FORESEEN, 0.9), (HELD_OUT, 0.7)], ids=["foreseen", "held out"])
+def test_mistakes_of_a_port_are_named(mistakes, share, references):
     reference, placed, caused = references[0], 0, 0
     for methods, words in mistakes.values():
         tensors = of_port(methods, reference)
@@ -355,7 +364,7 @@ def test_mistakes_of_a_port_are_named(mistakes, references):
         caused += any_says(lines, words)
     print(f"of {len(mistakes)} mistakes, {placed} first tensors and {caused} causes are named")
     assert placed >= 0.98 * len(mistakes)
-    assert caused >= 0.9 * len(mistakes)
+    assert caused >= share * len(mistakes)
 
 
 def joined(offered, name):

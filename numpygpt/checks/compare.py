@@ -142,5 +142,5 @@ def _fault(ours: Array | None, expected: Array, dtype: np.dtype, previous: Array
 def used(error: Norms, allowed: Norms) -> float:
     """The largest error / allowed, of the whole or of a row. If both are 0, nothing is used."""
     errors, room = np.append(error.rows, error.tensor), np.append(allowed.rows, allowed.tensor)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return float(np.where(errors == 0, 0, errors / room).max())

@@ -222,9 +222,11 @@ def _order_in_words(taken: list[int], entries: str) -> str:
 
 def _other_rows(tensor: _Tensor) -> Iterator[Relation]:
     """Each row is one of a table's rows, but not the right one."""
-    rows = tensor.ours.reshape(-1, tensor.ours.shape[-1]) if tensor.ours.ndim > 1 else tensor.ours[:0, None]
+    if tensor.ours.ndim < 2 or not tensor.ours.size:
+        return
+    rows = tensor.ours.reshape(-1, tensor.ours.shape[-1])
     for what, table in _terms(tensor).items():
-        if not len(rows) or table.ndim != 2 or table.shape[1] != rows.shape[1] or len(table) > MOST_ENTRIES:
+        if table.ndim != 2 or table.shape[1] != rows.shape[1] or len(table) > MOST_ENTRIES:
             continue
         taken = ((table**2).sum(axis=1) - 2 * rows @ table.T).argmin(axis=1)
         shown = ", ".join(map(str, taken[:6])) + (", ..." if len(taken) > 6 else "")
