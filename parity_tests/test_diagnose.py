@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from numpygpt.checks.budgets import budgets_of
-from numpygpt.checks.causes import TRACED, UNSEEN, causes
+from numpygpt.checks.causes import TRACED, UNSEEN, Cause, causes
 from numpygpt.checks.diagnose import diagnose
 from numpygpt.checks.diff import diff
 from numpygpt.checks.planting import planted
 from numpygpt.checks.records import BUGS
+from numpygpt.checks.replay import Replay
 from numpygpt.checks.slips import SLIPS
 from numpygpt.checks.trace import Settings, given, is_given, record, retrace
 from numpygpt.checks.trace_file import TraceFile, write_trace
@@ -166,6 +167,13 @@ def test_what_no_cause_gives_is_described(change, said, reference):
     (diagnosis, *_) = diagnose(reference, ours, diff(reference, ours))
     assert diagnosis.name == name
     assert said in diagnosis.lines[0]
+
+
+def test_a_cause_with_numbers_that_no_model_has_gives_nothing(reference):
+    """A number that is fitted may come to one."""
+    replay = Replay(reference, candidate(tensors_of(SMALL, SETTINGS), reference))
+    assert Cause("", "", config={"drop_rate": 1.75}).replayed(replay, replay.own) == {}
+    assert Cause("", "", settings={"beta2": 1.5}).replayed(replay, replay.own, up_to="step1.tok_emb.weight") == {}
 
 
 def test_a_wrong_loss_alone_is_diagnosed(reference):

@@ -17,6 +17,7 @@ from numpygpt.checks.records import BUGS
 from numpygpt.checks.replay import Replay
 from numpygpt.checks.slips import SLIPS
 from numpygpt.checks.trace import INPUTS, TARGETS, Settings, Tensors, is_parameter, is_state
+from numpygpt.errors import InputError
 from numpygpt.model.config import ACTIVATIONS, GPTConfig
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
 from numpygpt.shapes import Array
@@ -51,14 +52,14 @@ class Cause(NamedTuple):
         base   what is given, before the cause changes it
         """
         header = replay.reference.header
-        config = replace(header.config, **self.config)
         settings = header.settings._replace(**self.settings)
-        given = base if self.given is None else self.given(dict(base), config)
         try:
+            config = replace(header.config, **self.config)
+            given = base if self.given is None else self.given(dict(base), config)
             with planted(self.bug) if self.bug else nullcontext():
                 return replay.run(up_to=up_to, config=config, settings=settings, given=given, may_crash=True)
-        except (LookupError, SyntaxError):
-            return {}  # two changes of the same line do not go together
+        except (LookupError, SyntaxError, InputError):
+            return {}  # two changes of the same line do not go together, or there is no model of these numbers
 
     def can_change(self, name: str) -> bool:
         """Whether it may change the tensor of this name, if those that it is computed from are given.
