@@ -108,6 +108,7 @@ def test_a_rung_without_tensors_is_empty():
     ("adapter", "said"),
     [
         (ports.Crash, "raises RuntimeError: no more of this (ports.py, line"),
+        (ports.Exits, "run ends the program: SystemExit(0)"),
         (ports.NoDict, "run returns a list; expected a dict of arrays"),
         (ports.Words, "logits is of dtype <U1; expected real numbers"),
         (ports.WrongName, "such as 'logitz'"),
@@ -206,6 +207,7 @@ def test_the_command_says_what_is_not_shown(capsys):
         (["--adapter", "no_such_module:A"], "there is no module no_such_module"),
         (["--adapter", f"{HERE}:Absent"], "has no Absent"),
         (["--adapter", f"{HERE}:NoAdapter"], "has no method run"),
+        (["--adapter", f"{HERE}:exits"], "making the adapter parity_tests.ports:exits ends the program: SystemExit(0)"),
         (["--adapter", f"{HERE}:BadRung"], "names the rung 'fly'; expected some of: forward"),
         (["--adapter", f"{HERE}:Sound", "--cases", "z"], "no case is like 'z'"),
         (["--adapter", f"{HERE}:Sound", "--draws", -1], "--draws is -1"),
@@ -225,6 +227,13 @@ def test_bad_input_is_one_line(options, said, capsys):
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_a_module_that_ends_the_program_is_no_adapter(tmp_path, monkeypatch, capsys):
+    (tmp_path / "ends_at_once.py").write_text("import sys\nsys.exit()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run("conform", "--adapter", "ends_at_once:Adapter", *FEW) == 2
+    assert "importing ends_at_once ends the program: SystemExit(None)" in capsys.readouterr().err
 
 
 def test_an_adapter_in_a_module_is_found():

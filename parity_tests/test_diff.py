@@ -26,6 +26,7 @@ from numpygpt.checks.records import BUGS
 from numpygpt.checks.trace import Settings, is_given, is_parameter, is_state, record
 from numpygpt.checks.trace_file import TraceFile, write_trace
 from numpygpt.commands import diff as command
+from numpygpt.errors import InputError
 from numpygpt.formats import hugging_face, llm_c, nanogpt
 from numpygpt.formats.tensor_file import StoredTensor, TensorFile
 from numpygpt.model.config import GPTConfig
@@ -159,17 +160,42 @@ def test_what_is_not_finite_is_named(value, reference):
         assert wrong(reference, tensors | {name: spoiled})[0][0] == name
 
 
-def test_nan_in_the_reference_passes_nothing(reference, tmp_path):
+def damaged(reference, path, name, value):
+    """The reference with another first value in a tensor."""
     with safe_open(reference.path, framework="numpy") as file:
         metadata = file.metadata()
     tensors = load_file(reference.path)
-    tensors["final_norm"].flat[0] = np.nan
-    tensors["budget.float64.logits"][:] = np.nan
-    broken = TraceFile(saved(tmp_path / "broken.safetensors", tensors, metadata))
-    assert [name for name, _ in wrong(broken, tensors_in(broken))] == ["final_norm"]
-    other = tensors_in(broken)
-    other["logits"] = other["logits"] * (1 + 1e-15)
-    assert [name for name, _ in wrong(broken, other)] == ["final_norm", "logits"]
+    tensors[name].flat[0] = value
+    return TraceFile(saved(path, tensors, metadata))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("final_norm", np.nan, "final_norm of the trace .* has a NaN"),
+        ("tok_emb.weight", np.nan, "tok_emb.weight of the trace .* has a NaN"),
+        ("budget.float64.logits", np.nan, "the budget of logits in float64 has numbers that are negative or not"),
+        ("budget.float64.logits", np.inf, "the budget of logits in float64 has numbers"),
+        ("budget.float64.logits", -1.0, "the budget of logits in float64 has numbers"),
+    ],
+)
+def test_a_reference_that_would_pass_everything_or_nothing_is_refused(name, value, said, reference, tmp_path):
+    broken = damaged(reference, tmp_path / "broken.safetensors", name, value)
+    with pytest.raises(InputError, match=said):
+        wrong(broken, tensors_in(reference))
+
+
+def test_a_reference_whose_data_have_changed_is_refused_and_one_without_a_digest_is_read(reference, tmp_path, capsys):
+    ours = saved(tmp_path / "ours.safetensors", tensors_in(reference))
+    broken = damaged(reference, tmp_path / "broken.safetensors", "logits", 7.0).path
+    assert run("diff", broken, ours) == 2
+    error = capsys.readouterr().err
+    assert f"the trace {broken} is damaged: SHA-256 of its data is " in error
+    assert error.count("\n") == 1
+    with safe_open(reference.path, framework="numpy") as file:
+        metadata = {key: text for key, text in file.metadata().items() if key != "sha256"}
+    old = saved(tmp_path / "old.safetensors", load_file(reference.path), metadata)
+    assert run("diff", old, ours) == 0
 
 
 def test_missing_and_misshapen_tensors_are_named(reference):

@@ -3,6 +3,7 @@
 The checks of annotations are off, because the tests take whole steps many times.
 """
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -283,6 +284,12 @@ def changed_metadata(path, **changes):
 def test_a_header_that_says_something_else_is_refused(path, changes, said):
     changed_metadata(path, **changes)
     refused(path, said)
+
+
+def test_the_digest_is_that_of_the_bytes_after_the_header(path):
+    contents = path.read_bytes()
+    data = contents[8 + int.from_bytes(contents[:8], "little") :]
+    assert TraceFile(path).header.digest == hashlib.sha256(data).hexdigest()
 
 
 def refused(path, said):

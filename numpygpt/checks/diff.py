@@ -69,7 +69,11 @@ class Diff(NamedTuple):
 
 
 def diff(reference: TraceFile, candidate: Candidate) -> Diff:
-    """Judge every tensor. InputError for a format that there is no budget for, and for tensors that cannot be read."""
+    """Judge every tensor.
+
+    InputError for a format that there is no budget for, for tensors that cannot be read, and for a reference that has a
+    NaN, or a budget that none can be.
+    """
     if candidate.format not in FORMATS:
         raise InputError(f"the format is {candidate.format!r}; expected one of: {', '.join(FORMATS)}")
     names = [name for name in reference.order if name in candidate.tensors or not is_given(name)]
@@ -156,6 +160,8 @@ def _compared(name: str, reference: TraceFile, candidate: Candidate, found: Meas
     if found is not None and not is_given(name):
         return _judged(name, found, reference.budget(candidate.format, name))
     ours, expected = candidate.tensors[name](), reference.read(name)
+    if np.isnan(expected).any():
+        raise InputError(f"{name} of the trace {reference.path} has a NaN, which nothing equals; write the trace anew")
     if is_given(name) or name == TOKENS:
         return _equal(name, ours, expected, reference, candidate)
     if expected.shape == () and ours.size == 1:

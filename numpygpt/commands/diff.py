@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -48,7 +49,10 @@ def run(parsed: argparse.Namespace) -> int:
     candidate = open_candidate(
         parsed.candidate, reference, names=parsed.names, dtype=parsed.dtype, partial=parsed.partial
     )
-    found = diff(reference, candidate)
+    with ThreadPoolExecutor(1) as thread:  # the digest needs another core, and no lock of Python
+        checked = thread.submit(reference.refuse_damage)
+        found = diff(reference, candidate)
+    checked.result()
     diagnoses = [] if parsed.no_diagnosis else _diagnose(reference, candidate, found)
     print("\n".join(_about_names(candidate, found)))
     _print_wrong(found)

@@ -103,16 +103,24 @@ class InProcess:
     def _called(self, function: Any, *arguments: Any) -> Any:
         try:
             return function(*arguments)
+        except SystemExit as error:
+            raise Fault(one_line(f"{function.__name__} ends the program: SystemExit({error.code!r})")) from error
         except Exception as error:
             raise Fault(one_line(f"raises {type(error).__name__}: {error}{place_of(error)}")) from error
 
 
 def find_adapter(name: str) -> InProcess:
-    """The adapter `package.module:Adapter`: a class, a function that makes one, or an instance."""
+    """The adapter `package.module:Adapter`: a class, a function that makes one, or an instance.
+
+    InputError if there is none, or if importing or making it raises an exception or ends the program.
+    """
     module_name, _, path = name.partition(":")
     if not path:
         raise InputError(f"--adapter is {name!r}; expected package.module:Adapter")
-    found: Any = imported(module_name)
+    try:
+        found: Any = imported(module_name)
+    except SystemExit as error:
+        raise InputError(one_line(f"importing {module_name} ends the program: SystemExit({error.code!r})")) from error
     for part in path.split("."):
         if not hasattr(found, part):
             raise InputError(f"{module_name} has no {path}; expected an adapter with a method run")
@@ -123,6 +131,8 @@ def find_adapter(name: str) -> InProcess:
             found = found()
         except ImportError:
             raise
+        except SystemExit as error:
+            raise InputError(one_line(f"making the adapter {name} ends the program: SystemExit({error.code!r})")) from error
         except Exception as error:
             reason = one_line(f"{type(error).__name__}: {error}{place_of(error)}")
             raise InputError(f"making the adapter {name} raises {reason}") from error
