@@ -341,7 +341,39 @@ def test_a_map_that_does_not_fit_is_refused(names, said, reference, tmp_path, ca
 def test_tensors_that_the_trace_does_not_have_are_told(reference, tmp_path, capsys):
     path = saved(tmp_path / "more.safetensors", tensors_in(reference) | {"extra": np.full(7, 3.0)})
     assert run("diff", reference.path, path) == 0
-    assert "not compared, because the trace has no such tensors: extra" in capsys.readouterr().out
+    assert "not matched with any tensor of the trace: extra" in capsys.readouterr().out
+
+
+def computed_with_a_wrong_score(reference):
+    tensors = {name: array for name, array in tensors_in(reference).items() if not is_given(name)}
+    return tensors | {"trf_blocks.1.att.attn_scores": tensors["trf_blocks.1.att.attn_scores"] * 3}
+
+
+def test_a_wrong_tensor_is_found_by_how_the_names_of_others_differ(reference, tmp_path, capsys):
+    theirs = {
+        f"my/{name.replace('trf_blocks.', 'L').replace('.att.', '.A_')}": array
+        for name, array in computed_with_a_wrong_score(reference).items()
+    }
+    path = saved(tmp_path / "theirs.safetensors", theirs)
+    assert run("diff", reference.path, path, "--no-diagnosis") == 1
+    printed = capsys.readouterr().out
+    assert "taken by their names, which differ from ours as those do: " in printed
+    assert "first divergence: trf_blocks.1.att.attn_scores, " in printed
+    assert ", 0 of them downstream or missing" in printed
+    assert "not matched" not in printed
+    assert printed.count("\n") < 15
+
+
+def test_what_may_be_a_tensor_that_is_not_matched_is_told(reference, tmp_path, capsys):
+    """Names of numbers alone teach nothing."""
+    tensors = computed_with_a_wrong_score(reference)
+    place = list(tensors).index("trf_blocks.1.att.attn_scores")
+    names = np.random.default_rng(0).permutation(len(tensors))
+    theirs = {f"T{number:03}": array for number, array in zip(names, tensors.values(), strict=True)}
+    assert run("diff", reference.path, saved(tmp_path / "theirs.safetensors", theirs)) == 1
+    printed = capsys.readouterr().out
+    assert "first divergence: trf_blocks.1.att.attn_scores, not matched; " in printed
+    assert f"it is not matched; `T{names[place]:03}` may be it, of the same shape: map it by --names; " in printed
 
 
 def test_a_state_of_llm_c_is_compared(reference_gpt2, tmp_path, capsys):

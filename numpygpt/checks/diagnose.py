@@ -85,13 +85,21 @@ def diagnose(
     """
     suspects = [finding.name for finding in found.wrong if finding.verdict == WRONG]
     if not suspects or (found.first and found.first.verdict == MISSING):
-        return [Diagnosis(f.name, [], _of_missing(f.name)) for f in found.wrong[:1] if f.verdict == MISSING]
+        return [
+            Diagnosis(first.name, [], _of_missing(first.name, reference, candidate))
+            for first in found.wrong[:1]
+            if first.verdict == MISSING
+        ]
     if only_in_parts(reference.header.config):
         return _in_a_part(reference, candidate, suspects, progress)
     return _diagnosed(_Doctor(reference, candidate, progress), suspects)
 
 
-def _of_missing(name: str) -> str:
+def _of_missing(name: str, reference: TraceFile, candidate: Candidate) -> str:
+    alike = candidate.may_be(name, reference.tensors.layouts[name].shape)
+    if alike:
+        several = " or ".join(f"`{theirs}`" for theirs in alike)
+        return f"it is not matched; {several} may be it, of the same shape: map it by --names; it is {formula(name)}"
     without_gradient = ": your backward gives it no gradient, or None" if "d_" in name else ""
     return f"it is missing{without_gradient}; it is {formula(name)}"
 

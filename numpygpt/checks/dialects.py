@@ -1,8 +1,9 @@
 """Candidates: the tensors of another implementation, found under the names of a trace.
 
 Names are found in this order: by a map that the user gives; as the trace's own; as those of Hugging Face's GPT-2 or of
-nanoGPT, whose modules have the same names and keep their weights the other way round; and last by content. The state
-that llm.c writes is read as it is (`numpygpt.formats.llm_c`).
+nanoGPT, whose modules have the same names and keep their weights the other way round; by content; and last in the way
+in which the names that were found by content differ from ours. The state that llm.c writes is read as it is
+(`numpygpt.formats.llm_c`).
 
     theirs                         ours
     transformer.h.0.ln_1           trf_blocks.0.norm1, an activation: the output of that module
@@ -10,8 +11,13 @@ that llm.c writes is read as it is (`numpygpt.formats.llm_c`).
     h.0.ln_1.weight.grad           d_trf_blocks.0.norm1.scale: d_ in front or .grad behind makes it a gradient
 """
 
+import math
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +42,12 @@ PREFIX = "transformer."
 MOST_BYTES = 2**22
 #: A tensor is only taken for one of the reference's by its content if it differs by less than this share of its size.
 CLOSE_ENOUGH = 0.3
+#: Tensors that differ by less are matched first, and teach how the names differ.
+SURELY = 1e-3
+#: What stands before the name of an activation or a parameter: "step2.d_", "step1.exp_avg.".
+_BEFORE = re.compile(r"(step\d+\.)?(exp_avg\.|exp_avg_sq\.|d_)?")
+#: How many of their names are shown to a person who looks for the one of a tensor.
+MOST_ALIKE = 3
 
 #: {module of Hugging Face's GPT-2 or nanoGPT: the activations of ours that it outputs}.
 ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
@@ -72,6 +84,8 @@ class Candidate(NamedTuple):
     proposed   {our name: how close it is} of the names that were found by content
     unknown    their names that are none of ours
     partial    whether it need not have every tensor
+    by_others  our names of the tensors whose names differ as those found by content do
+    shapes     {their name: shape} of those that are unknown
     """
 
     path: Path
@@ -81,6 +95,13 @@ class Candidate(NamedTuple):
     proposed: dict[str, float]
     unknown: list[str]
     partial: bool = False
+    by_others: tuple[str, ...] = ()
+    shapes: Mapping[str, tuple[int, ...]] = {}
+
+    def may_be(self, ours: str, shape: tuple[int, ...]) -> list[str]:
+        """Their unknown names of tensors of this shape; those that look most like our name come first."""
+        alike = [name for name, theirs in self.shapes.items() if theirs == shape]
+        return get_close_matches(ours, alike, MOST_ALIKE, cutoff=0.0)
 
 
 def open_candidate(
@@ -156,7 +177,11 @@ def _matched(file: TensorFile, reference: TraceFile, names: Path | None) -> Cand
         for ours, read in found.items():
             if ours not in tensors or name in given:
                 tensors[ours], theirs[ours] = read, name
-    proposed = _by_content(file, reference, unknown, tensors, theirs)
+    proposed: dict[str, float] = {}
+    others: list[str] = []
+    for limit in (SURELY, CLOSE_ENOUGH):
+        proposed |= _by_content(file, reference, unknown, tensors, theirs, limit)
+        others += _by_other_names(file, reference, unknown, tensors, theirs)
     if not any(has_budget(name) for name in tensors):
         raise InputError(
             f"the {KIND} {file.path} has none of the tensors of the trace; it has "
@@ -164,7 +189,8 @@ def _matched(file: TensorFile, reference: TraceFile, names: Path | None) -> Cand
         )
     renamed = {ours: name for ours, name in theirs.items() if ours != name}
     left = needless + [name for name in unknown if name not in theirs.values()]
-    return Candidate(file.path, "float64", tensors, renamed, proposed, left)
+    shapes = {name: file.layouts[name].shape for name in left}
+    return Candidate(file.path, "float64", tensors, renamed, proposed, left, by_others=tuple(others), shapes=shapes)
 
 
 def _map_of(path: Path, file: TensorFile, reference: TraceFile) -> dict[str, str]:
@@ -256,10 +282,15 @@ def _by_content(
     unknown: Iterable[str],
     tensors: dict[str, Read],
     theirs: dict[str, str],
+    limit: float,
 ) -> dict[str, float]:
-    """Match each unknown tensor with the closest of the reference's that has its shape and no match yet."""
+    """Match each unknown tensor with the closest of the reference's that has its shape and no match yet.
+
+    limit   two that differ by more, as a share of the reference's size, do not match
+    """
     proposed = {}
-    wanting = {name: file.layouts[name] for name in unknown if file.layouts[name].dtype in FORMATS}
+    matched = set(theirs.values())
+    wanting = {n: file.layouts[n] for n in unknown if file.layouts[n].dtype in FORMATS and n not in matched}
     for name, layout in wanting.items():
         closest, ours = min(
             (
@@ -272,9 +303,67 @@ def _by_content(
             ),
             default=(np.inf, ""),
         )
-        if closest < CLOSE_ENOUGH:
+        if closest < limit:
             tensors[ours], theirs[ours], proposed[ours] = StoredTensor(file, name), name, closest
     return proposed
+
+
+def _by_other_names(
+    file: TensorFile,
+    reference: TraceFile,
+    unknown: Iterable[str],
+    tensors: dict[str, Read],
+    theirs: dict[str, str],
+) -> list[str]:
+    """Match what is left as the names that were found by content differ from ours.
+
+    If "my/L0.A_keys" is `trf_blocks.0.att.keys`, then "my/L0.A_attn_scores" is `trf_blocks.0.att.attn_scores`, if that
+    has the same shape and no match yet. A wrong tensor is not close to ours, and is found by its name alone.
+    """
+    common = _common_beginning(unknown)
+    begins = _learned({name.removeprefix(common): ours for ours, name in theirs.items() if name in set(unknown)})
+    found = []
+    for name in unknown:
+        if name in theirs.values():
+            continue
+        ours = next((n for n in _translated(name.removeprefix(common), begins) if n in reference.tensors.layouts), "")
+        if ours in reference.order and ours not in tensors and _same_shape(file, name, reference, ours):
+            tensors[ours], theirs[ours] = StoredTensor(file, name), name
+            found.append(ours)
+    return found
+
+
+def _learned(ours_of: Mapping[str, str]) -> dict[str, str]:
+    """{how their names begin: how ours begin where the rest is the same}, the longest first."""
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for theirs, ours in ours_of.items():
+        before = _before(ours)
+        if _before(theirs) == before:
+            theirs, ours = theirs.removeprefix(before), ours.removeprefix(before)
+        same = len(_common_beginning([theirs[::-1], ours[::-1]]))
+        counts[theirs[: len(theirs) - same]][ours[: len(ours) - same]] += 1
+    return {begin: counts[begin].most_common(1)[0][0] for begin in sorted(counts, key=len, reverse=True)}
+
+
+def _common_beginning(texts: Iterable[str]) -> str:
+    at_each_place = takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
+    return "".join(letters[0] for letters in at_each_place)
+
+
+def _before(name: str) -> str:
+    return _BEFORE.match(name)[0]  # type: ignore[index]  # it matches every name
+
+
+def _translated(theirs: str, begins: Mapping[str, str]) -> Iterable[str]:
+    """What the name may be among ours, the likeliest first."""
+    before = _before(theirs)
+    rest = theirs.removeprefix(before)
+    return (before + ours + rest.removeprefix(begin) for begin, ours in begins.items() if rest.startswith(begin))
+
+
+def _same_shape(file: TensorFile, theirs: str, reference: TraceFile, ours: str) -> bool:
+    one, other = file.layouts[theirs].shape, reference.tensors.layouts[ours].shape
+    return one == other or (other == () and math.prod(one) == 1)
 
 
 def _distance(ours: Array, expected: Array) -> float:

@@ -27,6 +27,8 @@ from numpygpt.shapes import Array
 GENERATED_FROM = {LOGITS: "logits", TOKENS: LOGITS}
 
 WRONG, DOWNSTREAM, MISSING = "wrong", "downstream", "missing"
+#: What is said of a tensor that the candidate lacks, while it has tensors of this shape under names that are not known.
+NOT_MATCHED = "not matched"
 
 
 class Finding(NamedTuple):
@@ -96,7 +98,7 @@ def diff(reference: TraceFile, candidate: Candidate) -> Diff:
 
 def _verdict(comparison: Comparison, local: float | None, wrong_before: set[str]) -> str:
     """wrong_before holds the names that are wrong among the earlier tensors."""
-    if comparison.fault == "missing":
+    if comparison.fault in (MISSING, NOT_MATCHED):
         return MISSING
     follows = local is not None and local <= 1 and bool(wrong_before)
     return DOWNSTREAM if follows or _comes_from(comparison.name) & wrong_before else WRONG
@@ -154,7 +156,8 @@ def _stored(
 def _compared(name: str, reference: TraceFile, candidate: Candidate, found: Measured | None) -> Comparison:
     """found   the distance of the two, if it is known."""
     if name not in candidate.tensors:
-        return Comparison(name, "missing", np.inf, 0.0, 0.0, np.inf)
+        alike = candidate.may_be(name, reference.tensors.layouts[name].shape)
+        return Comparison(name, NOT_MATCHED if alike else MISSING, np.inf, 0.0, 0.0, np.inf)
     if found is not None and is_given(name) and found.error.tensor == 0:
         return Comparison(name, "", 0.0, 0.0, 0.0, 0.0)
     if found is not None and not is_given(name):

@@ -76,11 +76,17 @@ def _diagnose(reference: TraceFile, candidate: Candidate, found: Diff) -> Sequen
 def _about_names(candidate: Candidate, found: Diff) -> list[str]:
     """What is worth telling about the names of the candidate's tensors."""
     lines = [f"{candidate.path} is judged as {candidate.format}"]
-    for ours, distance in candidate.proposed.items():
+    proposed = sorted(candidate.proposed.items(), key=lambda item: -item[1])
+    for ours, distance in proposed[:MOST_LISTED]:
         theirs = candidate.theirs[ours]
         lines.append(f"{theirs} is taken for {ours} by its content, from which it differs by {distance:.1e}")
+    if len(proposed) > MOST_LISTED:
+        lines.append(f"and {len(proposed) - MOST_LISTED} more by their content, from which they differ by less")
+    if candidate.by_others:
+        pairs = [f"{candidate.theirs[ours]} for {ours}" for ours in candidate.by_others]
+        lines.append(f"taken by their names, which differ from ours as those do: {_listed(pairs)}")
     if candidate.unknown:
-        lines.append(f"not compared, because the trace has no such tensors: {_listed(candidate.unknown)}")
+        lines.append(f"not matched with any tensor of the trace: {_listed(candidate.unknown)}")
     if found.left_out:
         lines.append(f"not compared, because the candidate lacks them: {_listed(found.left_out)}")
     return lines

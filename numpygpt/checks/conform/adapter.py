@@ -104,7 +104,7 @@ class InProcess:
         try:
             return function(*arguments)
         except SystemExit as error:
-            raise Fault(one_line(f"{function.__name__} ends the program: SystemExit({error.code!r})")) from error
+            raise Fault(f"{function.__name__} {_ended(error)}") from error
         except Exception as error:
             raise Fault(one_line(f"raises {type(error).__name__}: {error}{place_of(error)}")) from error
 
@@ -120,7 +120,7 @@ def find_adapter(name: str) -> InProcess:
     try:
         found: Any = imported(module_name)
     except SystemExit as error:
-        raise InputError(one_line(f"importing {module_name} ends the program: SystemExit({error.code!r})")) from error
+        raise InputError(f"importing {module_name} {_ended(error)}") from error
     for part in path.split("."):
         if not hasattr(found, part):
             raise InputError(f"{module_name} has no {path}; expected an adapter with a method run")
@@ -132,11 +132,15 @@ def find_adapter(name: str) -> InProcess:
         except ImportError:
             raise
         except SystemExit as error:
-            raise InputError(one_line(f"making the adapter {name} ends the program: SystemExit({error.code!r})")) from error
+            raise InputError(f"making the adapter {name} {_ended(error)}") from error
         except Exception as error:
             reason = one_line(f"{type(error).__name__}: {error}{place_of(error)}")
             raise InputError(f"making the adapter {name} raises {reason}") from error
     return InProcess(found, name)
+
+
+def _ended(error: SystemExit) -> str:
+    return one_line(f"ends the program: SystemExit({error.code!r})")
 
 
 def rungs_among(found: tuple[str, ...], whose: str) -> tuple[str, ...]:
