@@ -15,6 +15,8 @@ from numpygpt.checks.conform.rungs import RUNGS, rung_of
 from numpygpt.checks.conform.shrinking import shrunk, sizes_of
 from numpygpt.checks.standard import STANDARD
 from numpygpt.checks.trace import given, is_given
+from numpygpt.commands.conform import summary
+from numpygpt.commands.conform_page import badge, page
 from parity_tests import ports
 from parity_tests.command import python, run
 
@@ -180,7 +182,7 @@ def test_the_command_tells_who_conforms(capsys):
     assert run("conform", "--adapter", f"{HERE}:Sound", *FEW) == 0
     printed = capsys.readouterr().out
     assert "1-one-head   ok" in printed
-    assert "conforms in 1 cases: forward 2/2 tensors" in printed
+    assert "conforms in 1 case: forward 2/2 tensors" in printed
     assert run("conform", "--adapter", f"{HERE}:makes", *FEW) == 0
 
 
@@ -189,7 +191,7 @@ def test_the_command_tells_who_does_not_and_where(tmp_path, capsys):
     assert run("conform", "--adapter", f"{HERE}:CoupledDecay", *FEW, "--no-shrink", "--keep", tmp_path) == 1
     printed = capsys.readouterr().out
     assert "1-one-head, optimizer: step1.exp_avg.tok_emb.weight: " in printed
-    assert "does not conform: 1 of 1 cases fail, the first wrong tensor is step1.exp_avg.tok_emb.weight" in printed
+    assert "does not conform: 1 of 1 case fails, the first wrong tensor is step1.exp_avg.tok_emb.weight" in printed
 
 
 def test_the_command_says_what_is_not_shown(capsys):
@@ -198,6 +200,15 @@ def test_the_command_says_what_is_not_shown(capsys):
     assert "not shown: gradients, activation-gradients, optimizer, generation" in printed
     assert run("conform", "--adapter", f"{HERE}:Nothing", *FEW) == 1
     assert "does not conform: nothing was shown" in capsys.readouterr().out
+
+
+def test_cases_that_a_port_cannot_compute_are_counted_in_the_last_line_and_the_badge():
+    cases = [SMALL, Case("5-dropout", *STANDARD["5-dropout"])]
+    found = climb(port(ports.WithoutDropout), cases, by="numpy")
+    assert found.conforms
+    assert summary(found).startswith("conforms in 1 of 2 cases, 1 not computed: forward 2/2 tensors")
+    assert badge(found).says == "6 of 6 rungs in 1 of 2 cases"
+    assert "conforms in 1 of 2 cases, 1 not computed" in page(found, summary(found), {})
 
 
 @pytest.mark.parametrize(

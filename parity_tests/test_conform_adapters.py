@@ -1,5 +1,6 @@
 """The adapters that ship conform. They are asked in other processes, which lack the checks of annotations."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,8 @@ def test_pytorch_and_hugging_face_conform():
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert sum(line == "0" for line in lines) == 3, done.stdout
-    assert sum(line.startswith("conforms in 9 cases: forward") for line in lines) == 3
+    assert sum(line.startswith("conforms in 9 cases: forward") for line in lines) == 1
+    assert sum(bool(re.match(r"conforms in [78] of 9 cases, \d not computed: forward", line)) for line in lines) == 2
     assert sum(line.startswith("not shown: it draws its own dropout masks") for line in lines) == 2
 
 
@@ -47,7 +49,7 @@ def test_a_compiled_model_conforms():
 def test_the_example_in_jax_conforms():
     done = conform("--adapter", "jax_gpt:Adapter", "--cases", "6-*", "--draws", 0, cwd=EXAMPLES)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "conforms in 1 cases: forward 2/2 tensors, activations 21/21" in done.stdout
+    assert "conforms in 1 case: forward 2/2 tensors, activations 21/21" in done.stdout
     assert "not shown" not in done.stdout
 
 
@@ -77,4 +79,4 @@ def test_the_example_in_tinygrad_climbs_the_ladder(name):
         assert "not shown: erf of tinygrad is exact to 1e-7 only" in done.stdout
     else:
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "conforms in 1 cases: forward" in done.stdout
+        assert "conforms in 1 case: forward" in done.stdout

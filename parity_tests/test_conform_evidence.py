@@ -24,7 +24,7 @@ SMALL = Case("2-three-heads", *STANDARD["2-three-heads"])
 FEW = ("--draws", 0, "--cases", "2-*")
 ROOT = Path(__file__).parents[1]
 LOOK = "to look further: "
-MERGED = "your `trf_blocks.0.att.context_vec` equals the reference with heads_merged_without_transpose to 0.0e+00"
+MERGED = "your `trf_blocks.0.att.context_vec` is what it would be if heads are merged by a reshape alone"
 
 
 def port(adapter):
@@ -99,6 +99,18 @@ def test_a_program_without_an_answer_can_be_run_by_hand_on_the_files_that_are_ke
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert done.returncode == 3
     assert '"protocol": 1' in done.stderr
+
+
+def test_of_a_program_that_hangs_the_files_are_kept_and_it_is_not_asked_again(tmp_path, capsys):
+    asked = tmp_path / "asked"
+    script = f"echo once >> {shlex.quote(str(asked))}; echo slowly >&2; sleep 60"
+    command, kept = f"sh -c {shlex.quote(script)}", tmp_path / "kept"
+    assert run("conform", "--command", command, "--timeout", 1, *FEW, "--keep", kept) == 1
+    assert asked.read_text() == "once\n"
+    found = files(kept / SMALL.name)
+    assert set(found) == {REFERENCE, "case.json", "given.safetensors", "stderr.txt"}
+    assert found["stderr.txt"] == b"slowly\n"
+    assert f"{LOOK}{shlex.join([*shlex.split(command), str(kept / SMALL.name)])}" in capsys.readouterr().out
 
 
 def test_of_a_crash_in_python_the_reference_is_kept(tmp_path):

@@ -131,7 +131,7 @@ def test_the_format_is_that_of_the_shortest_dtype_unless_it_is_said(answers, sou
     ("changes", "said"),
     [
         ({"loss": np.array(np.nan)}, "loss: NaN, wrong"),
-        ({"logits": np.full((2, 5, 13), np.nan), "loss": np.array(np.nan)}, "logits: NaN, wrong; 1 more are wrong"),
+        ({"logits": np.full((2, 5, 13), np.nan), "loss": np.array(np.nan)}, "logits: NaN, wrong; 1 more is wrong"),
         ({"loss": np.array(np.inf)}, "loss: "),
     ],
 )

@@ -11,8 +11,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from numpygpt.checks import diagnose as diagnosing
 from numpygpt.checks.budgets import budgets_of
 from numpygpt.checks.causes import TRACED, UNSEEN, Cause, causes
+from numpygpt.checks.compare import norms, scaled
 from numpygpt.checks.diagnose import diagnose
 from numpygpt.checks.diff import diff
 from numpygpt.checks.planting import planted
@@ -197,6 +199,98 @@ def test_a_tensor_of_zeros_is_diagnosed_too(name, reference):
 def test_nothing_is_said_of_a_sound_candidate(reference):
     ours = candidate(tensors_of(SMALL, SETTINGS), reference)
     assert diagnose(reference, ours, diff(reference, ours)) == []
+
+
+# Plain relations
+
+
+@pytest.fixture
+def without_causes(monkeypatch):
+    """Only plain relations are sought, because causes take time."""
+    monkeypatch.setattr(diagnosing, "causes", lambda *of: ())
+    monkeypatch.setattr(diagnosing, "fitted", lambda *of: ())
+
+
+def changed(reference, name, change, format_="float64"):
+    """The diagnosis of the reference with a changed tensor."""
+    tensors = {other: reference.read(other) for other in reference.order if not is_given(other)}
+    ours = candidate(tensors | {name: change(tensors[name])}, reference, format_)
+    return diagnose(reference, ours, diff(reference, ours))[0]
+
+
+def with_own_hidden(scores):
+    return np.where(np.eye(scores.shape[-1], dtype=bool) & (np.arange(scores.shape[-1]) > 0), -np.inf, scores)
+
+
+def with_next_shown(scores):
+    return np.where(np.eye(scores.shape[-1], k=1, dtype=bool), 0.5, scores)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (with_own_hidden, "hides their own token from 20 of 24 queries: the mask begins one key too early ("),
+        (with_next_shown, "shows the next token to 20 of 24 queries: the mask begins one key too late ("),
+        (lambda scores: with_own_hidden(with_next_shown(scores)), "too late, and hides their own token from"),
+        (lambda scores: np.where(np.isinf(scores), np.arange(6), scores), "masks nothing: every query sees all keys"),
+        (lambda scores: np.where(np.isinf(scores), -1e4, scores), "has -10000 where a score is masked"),
+    ],
+)
+def test_a_wrong_mask_is_told_in_plain_words(change, said, reference, without_causes):
+    (line, *others) = changed(reference, "trf_blocks.0.att.attn_scores", change).lines
+    assert said in line
+    assert not [other for other in others if "mask" in other]
+
+
+def test_a_factor_near_one_is_told_as_its_distance_from_one(reference, without_causes):
+    lines = changed(reference, "trf_blocks.0.residual", lambda x: x * (1 + 9e-7)).lines
+    assert "is 1 + 9.0e-07 times what its inputs lead to (" in lines[0]
+
+
+def test_what_is_far_from_the_tensor_explains_nothing(reference, monkeypatch, without_causes):
+    """Here the budget allows half of the tensor, and a relation may bring the difference just below that."""
+    rng = np.random.default_rng(0)
+    budget = reference.budget
+
+    def loose(format_, name):
+        size = norms(reference.read(name))
+        return scaled(size, 0.5) if name == "trf_blocks.0.norm1" else budget(format_, name)
+
+    monkeypatch.setattr(reference, "budget", loose)
+
+    def change(x):
+        noise = rng.standard_normal(x.shape)
+        return x + noise * (0.502 * np.linalg.norm(x, axis=-1) / np.linalg.norm(noise, axis=-1))[..., np.newaxis]
+
+    diagnosis = changed(reference, "trf_blocks.0.norm1", change)
+    assert not diagnosis.offers
+
+
+def test_what_is_zero_except_for_rounding_is_not_taken_for_a_cause(reference, without_causes):
+    """The gradient of the keys' biases."""
+    diagnosis = changed(reference, "d_trf_blocks.0.att.W_key.bias", lambda x: x + 1e-10)
+    assert diagnosis.lines == [
+        "`d_trf_blocks.0.att.W_key.bias`: the reference's is zero except for rounding, and yours is larger"
+    ]
+
+
+def test_what_holds_between_the_references_own_tensors_is_not_told(tmp_path_factory, without_causes):
+    """Without dropout, what goes into it comes out."""
+    reference = written(replace(SMALL, drop_rate=0.0), tmp_path_factory, "numpy")
+    tensors = {name: reference.read(name) for name in reference.order}
+    turned = tensors["trf_blocks.0.att.attn_weights"] ** 2
+    ours = candidate(tensors | {f"trf_blocks.0.att.{name}": turned for name in ("attn_weights", "dropout")}, reference)
+    lines = diagnose(reference, ours, diff(reference, ours))[0].lines
+    assert not any_says(lines, "equals")
+
+
+@pytest.mark.parametrize("format_", ["float64", "float32"])
+def test_causes_that_differ_by_rounding_are_one_offer(format_, reference, monkeypatch):
+    few = ("erf_gelu", "gelu_erf", "relu")
+    monkeypatch.setattr(diagnosing, "causes", lambda *of: (cause for cause in causes(*of) if cause.name in few))
+    monkeypatch.setattr(diagnosing, "fitted", lambda *of: ())
+    _, offered = examined(reference, [BUGS["erf_gelu"]], format_)
+    assert set(offered[0]) == {"erf_gelu", "gelu_erf"}
 
 
 # What is not ours

@@ -18,9 +18,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from numpygpt.checks.budgets import by_numpy
-from numpygpt.checks.compare import Norms, compare
+from numpygpt.checks.compare import Comparison, Norms, compare
 from numpygpt.checks.dialects import ACTIVATIONS, open_candidate
-from numpygpt.checks.diff import DOWNSTREAM, MISSING, WRONG, compared, diff
+from numpygpt.checks.diff import DOWNSTREAM, MISSING, WRONG, Finding, compared, diff
 from numpygpt.checks.measure import BLOCK, all_measured, measured
 from numpygpt.checks.records import BUGS
 from numpygpt.checks.trace import Settings, is_given, is_parameter, is_state, record
@@ -183,6 +183,12 @@ def test_a_reference_that_would_pass_everything_or_nothing_is_refused(name, valu
     broken = damaged(reference, tmp_path / "broken.safetensors", name, value)
     with pytest.raises(InputError, match=said):
         wrong(broken, tensors_in(reference))
+
+
+def test_a_reference_that_is_not_there_is_told_so(tmp_path, capsys):
+    path = tmp_path / "nothere"
+    assert run("diff", path, path) == 2
+    one_line(capsys, f"there is no file {path}; write a trace by numpygpt trace --out {path}")
 
 
 def test_a_reference_whose_data_have_changed_is_refused_and_one_without_a_digest_is_read(reference, tmp_path, capsys):
@@ -475,6 +481,20 @@ def test_a_file_of_weights_is_no_reference(reference, tmp_path, capsys):
     one_line(capsys, "its format is None; expected 'numpygpt.trace'")
 
 
+@pytest.mark.parametrize(
+    ("used", "allowed", "said"),
+    [
+        (1.04, 1.0, "1.04 times its budget"),
+        (1.0004, 1.0, "1.00 times its budget"),
+        (23.4, 1.0, "23 times its budget"),
+        (3.2e306, 1e-300, "more than 1e+16 times its budget"),
+        (np.inf, 0.0, "differs where it must be equal"),
+    ],
+)
+def test_how_far_off_a_tensor_is_is_told_in_words(used, allowed, said):
+    assert Finding(Comparison("logits", "", 1.0, 1.0, allowed, used), None, WRONG).off == said
+
+
 # The command and its page
 
 
@@ -485,7 +505,8 @@ def test_the_command_says_where_it_first_diverges_and_writes_a_page(reference, t
     printed = capsys.readouterr().out
     assert "first divergence: trf_blocks.0.ff.layers.1" in printed
     line = next(line for line in printed.splitlines() if "erf_gelu" in line)
-    assert re.match(r"your `trf_blocks.0.ff.layers.1` equals the reference with erf_gelu to \d\.\de[-+]\d\d: ", line)
+    assert line.startswith("your `trf_blocks.0.ff.layers.1` is what it would be if the erf form stands in ")
+    assert re.search(r"\((exactly|relative difference \d\.\de-\d\d); cause: erf_gelu", line)
     page = Page(html.read_text(encoding="utf-8"))
     assert not page.addresses
     assert "script" not in page.tags

@@ -13,13 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numpygpt.checks.budgets import FORMATS
 from numpygpt.checks.causes import Cause, causes
+from numpygpt.checks.compare import FLOAT64_NORMWISE, difference, finite_norms
 from numpygpt.checks.dialects import Candidate
 from numpygpt.checks.diff import MISSING, WRONG, Diff
 from numpygpt.checks.fitted import fitted
 from numpygpt.checks.formulas import formula
 from numpygpt.checks.part import Reference, parts_with
-from numpygpt.checks.relations import relations
+from numpygpt.checks.relations import Relation, relations
 from numpygpt.checks.replay import Replay, only_in_parts
 from numpygpt.checks.trace import Tensors, is_parameter
 from numpygpt.checks.trace_file import TraceFile, has_budget
@@ -32,6 +34,8 @@ MOST_IN_PAIRS, MOST_REPLAYED = 10, 24
 MOST_FAULTS = 0.5
 #: How many times closer than our own code a cause must come to a tensor that is within its budget.
 MUCH_CLOSER = 2.0
+#: What is farther from the tensor, as a share of its size, explains nothing, whatever the budget allows.
+FARTHEST = 0.1
 #: How many tensors with a fault of their own are diagnosed.
 MOST_DIAGNOSED = 3
 #: How many causes are offered for each, and how many of them before the first plain relation.
@@ -71,9 +75,10 @@ class Diagnosis(NamedTuple):
         return [f"your `{self.name}` {self._said(offer)}" for offer in self.offers]
 
     def _said(self, offer: Offer) -> str:
+        close = f"relative difference {offer.distance:.1e}" if offer.distance else "exactly"
         if not offer.names:
-            return f"{offer.what}, to {offer.distance:.1e}"
-        return f"equals the reference with {' or '.join(offer.names)} to {offer.distance:.1e}: {offer.what}"
+            return f"{offer.what} ({close})"
+        return f"is what it would be if {offer.what} ({close}; cause: {' or '.join(offer.names)})"
 
 
 def diagnose(
@@ -83,7 +88,10 @@ def diagnose(
 
     progress   goes through the causes
     """
-    suspects = [finding.name for finding in found.wrong if finding.verdict == WRONG]
+    wrong = [finding for finding in found.wrong if finding.verdict == WRONG]
+    suspects = [finding.name for finding in wrong if not finding.is_rounding]
+    if wrong and not suspects:
+        return [Diagnosis(wrong[0].name, [], "the reference's is zero except for rounding, and yours is larger")]
     if not suspects or (found.first and found.first.verdict == MISSING):
         return [
             Diagnosis(first.name, [], _of_missing(first.name, reference, candidate))
@@ -174,12 +182,17 @@ class _Doctor:
         if not offers or offers[0].left:  # a number that was not foreseen may leave less
             explaining += self._try(name, fitted(name, self.replay, self.base))[0]
             offers, explained = self._ranked(name, explaining)
-        plain = [Offer((), *relation, 0) for relation in relations(name, ours, self.sound, self.replay)]
+        plain = [Offer((), *relation, 0) for relation in self._relations(name, ours)]
         if not offers and not plain:
             pairs = [one.together_with(other) for one, other in combinations(changing[:MOST_IN_PAIRS], 2)]
             offers, explained = self._ranked(name, self._try(name, pairs)[0])
         offers = self._merged(offers, plain)
         return Diagnosis(name, offers[:MOST_OFFERED], "" if offers else self._unexplained(name)), explained
+
+    def _relations(self, name: str, ours: Array) -> Iterable[Relation]:
+        """The plain relations that come much closer to the tensor than what its inputs lead to."""
+        nearest = min(FARTHEST, self.replay.distance(name, self.sound[name]) / MUCH_CLOSER)
+        return (found for found in relations(name, ours, self.sound, self.replay) if found.distance <= nearest)
 
     def _merged(self, offers: list[Offer], plain: list[Offer]) -> list[Offer]:
         """Causes and relations together: a relation comes before causes that make more faults than there are."""
@@ -233,7 +246,7 @@ class _Doctor:
                 continue
             distance = self.replay.distance(name, computed)
             changing.append((distance, cause))
-            if self.replay.used(name, computed) <= 1:
+            if self.replay.used(name, computed) <= 1 and distance <= FARTHEST:
                 explaining.append((distance, cause))
         return _closest_first(explaining), _closest_first(changing)
 
@@ -241,7 +254,7 @@ class _Doctor:
         """The offers, and the faults that the first of them explains."""
         replayed = [(cause, cause.replayed(self.replay, self.base)) for cause in explaining[:MOST_REPLAYED]]
         offers: list[tuple[tuple[float, ...], Offer, set[str]]] = []
-        for alike in _grouped(replayed):
+        for alike in _grouped(replayed, self._alike):
             first, found = alike[0]
             left = self.replay.faults(self.names, found) | (self.faults - found.keys())
             distance = self.replay.distance(name, found[name])
@@ -249,6 +262,18 @@ class _Doctor:
             offers.append(((len(left), _magnitude(distance)), offer, self.faults - left))
         offers.sort(key=lambda ranked: ranked[0])
         return [offer for _, offer, _ in offers], offers[0][2] if offers else set()
+
+
+    def _alike(self, name: str, array: Array, other: Array) -> bool:
+        """Whether two tensors are the same except for rounding, as are two of nothing but rounding, or not judged."""
+        if name not in self.names or np.array_equal(array, other, equal_nan=True):
+            return True
+        if array.shape != other.shape or not has_budget(name):
+            return False
+        size = max(finite_norms(array).tensor, finite_norms(other).tensor)
+        rounding = max(FORMATS[self.replay.format], FLOAT64_NORMWISE) * size
+        is_rounding = size <= self.replay.reference.budget(self.replay.format, name).tensor
+        return is_rounding or difference(array, other).tensor <= rounding
 
 
 def _closest_first(found: list[tuple[float, Cause]]) -> list[Cause]:
@@ -271,12 +296,16 @@ def _in_words(cause: Cause) -> str:
     return f"{cause.what} (met in {cause.seen_at})" if "#" in cause.seen_at else cause.what
 
 
-def _grouped(replayed: Sequence[tuple[Cause, Tensors]]) -> list[list[tuple[Cause, Tensors]]]:
+#: Says of a name and two tensors of it whether they are the same.
+Alike = Callable[[str, Array, Array], bool]
+
+
+def _grouped(replayed: Sequence[tuple[Cause, Tensors]], alike: Alike) -> list[list[tuple[Cause, Tensors]]]:
     """The causes whose every tensor is the same, together."""
     groups: list[list[tuple[Cause, Tensors]]] = []
     for cause, found in replayed:
         for group in groups:
-            if _same(group[0][1], found):
+            if _same(group[0][1], found, alike):
                 group.append((cause, found))
                 break
         else:
@@ -284,7 +313,5 @@ def _grouped(replayed: Sequence[tuple[Cause, Tensors]]) -> list[list[tuple[Cause
     return groups
 
 
-def _same(some: Tensors, others: Tensors) -> bool:
-    return some.keys() == others.keys() and all(
-        np.array_equal(array, others[name], equal_nan=True) for name, array in some.items()
-    )
+def _same(some: Tensors, others: Tensors, alike: Alike) -> bool:
+    return some.keys() == others.keys() and all(alike(name, array, others[name]) for name, array in some.items())

@@ -6,6 +6,7 @@ what the candidate's own earlier tensors lead to: `numpygpt.checks.replay` compu
 a fault of its own.
 """
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -27,6 +28,8 @@ from numpygpt.shapes import Array
 GENERATED_FROM = {LOGITS: "logits", TOKENS: LOGITS}
 
 WRONG, DOWNSTREAM, MISSING = "wrong", "downstream", "missing"
+#: More times a budget is not told in figures, and fewer in one figure more.
+MOST_TIMES, JUST_OVER = 1e16, 1.1
 #: What is said of a tensor that the candidate lacks, while it has tensors of this shape under names that are not known.
 NOT_MATCHED = "not matched"
 
@@ -47,6 +50,23 @@ class Finding(NamedTuple):
     def name(self) -> str:
         """The name of the tensor."""
         return self.comparison.name
+
+    @property
+    def off(self) -> str:
+        """How far off a wrong tensor is, in words."""
+        comparison = self.comparison
+        if comparison.fault or not math.isfinite(comparison.used):
+            return comparison.fault or "differs where it must be equal"
+        if comparison.used > MOST_TIMES:
+            return f"more than {MOST_TIMES:.0e} times its budget"
+        times = f"{comparison.used:#.3g}" if comparison.used < JUST_OVER else f"{comparison.used:.2g}"
+        return f"{times} times its budget"
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether the reference's tensor is as small as rounding errors, as the gradient of the keys' biases is."""
+        comparison = self.comparison
+        return not comparison.fault and comparison.zero and comparison.allowed > 0
 
 
 class Diff(NamedTuple):

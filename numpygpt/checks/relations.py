@@ -11,10 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numpygpt.checks.budgets import FORMATS
 from numpygpt.checks.compare import finite_norms
+from numpygpt.checks.diff import compared
 from numpygpt.checks.replay import Replay
 from numpygpt.checks.trace import KEEP, Tensors, is_parameter
 from numpygpt.checks.trace_file import Header
+from numpygpt.checks.words import factor_in_words
 from numpygpt.shapes import Array
 
 #: An axis with more entries is not searched for another order, and so many numbers at most are searched for sums.
@@ -41,7 +44,7 @@ class _Tensor(NamedTuple):
     sound: Tensors
     replay: Replay
 
-    def is_close(self, computed: Array, what: str) -> Iterator[Relation]:
+    def if_close(self, computed: Array, what: str) -> Iterator[Relation]:
         """The relation, if the tensor is this within its budget. What is not finite is as it is expected to be."""
         expected = self.sound[self.name]
         if computed.shape == expected.shape:
@@ -49,14 +52,30 @@ class _Tensor(NamedTuple):
         if self.replay.used(self.name, computed) <= 1:
             yield Relation(what, self.replay.distance(self.name, computed))
 
-    def others(self) -> Tensors:
-        """Every other tensor of the candidate, or what leads to it, and what is given, by what it is called."""
-        given = {name: array for name, array in self.replay.given.items() if array.dtype != bool}
-        return {
-            **{f"`{name}` as it is given": array.astype(float) for name, array in given.items()},
-            **{f"what leads to `{name}`": array for name, array in self.sound.items() if _is_float(array)},
-            **{f"your `{name}`": array for name, array in self.replay.arrays.items() if name != self.name},
-        }
+    def others(self) -> Iterator[tuple[str, str, Array]]:
+        """Every other tensor of the candidate, or what leads to it, and what is given: name, what it is called, array.
+
+        The candidate's own come first, and of each kind the latest.
+        """
+        for name, array in reversed(self.replay.arrays.items()):
+            if name != self.name:
+                yield name, f"your `{name}`", array
+        for name, array in reversed(self.sound.items()):
+            if _is_float(array):
+                yield name, f"what leads to `{name}`", array
+        for name, array in reversed(self.replay.given.items()):
+            if array.dtype != bool:
+                yield name, f"`{name}` as it is given", array.astype(float)
+
+    def equals_in_the_reference(self, other: str) -> bool:
+        """Whether the reference's two tensors are equal too: without dropout, what goes into it is what comes out."""
+        reference = self.replay.reference
+        if other not in reference.order or other == self.name:
+            return False
+        found = compared(
+            self.name, reference.read(other), reference.read(self.name), reference.budget(self.replay.format, self.name)
+        )
+        return found.passed
 
 
 def _is_float(array: Array) -> bool:
@@ -79,8 +98,7 @@ def relations(name: str, ours: Array, sound: Tensors, replay: Replay) -> Iterato
         return
     with np.errstate(all="ignore"):  # a factor that overflows explains nothing
         yield from _multiple(tensor)
-        yield from _mask(tensor, ours)
-        yield from _other_mask(tensor, ours)
+        yield from list(_mask(tensor, ours)) or _other_mask(tensor, ours)
         yield from _other_rows(tensor)
         yield from _transposed(tensor)
         yield from _reordered(tensor)
@@ -105,10 +123,11 @@ def _multiple(tensor: _Tensor) -> Iterator[Relation]:
         return
     factor = float((tensor.ours / size * (tensor.expected / size)).sum())
     named = _named(factor, tensor.replay.reference.header)
-    if tensor.ours.size < ENOUGH and not named:
+    if (tensor.ours.size < ENOUGH and not named) or abs(factor - 1) <= FORMATS[tensor.replay.format]:
         return
-    meaning = f"; {factor:.6g} is {' or '.join(named)}" if named else ""
-    yield from tensor.is_close(factor * tensor.expected, f"is {factor:.6g} times what its inputs lead to{meaning}")
+    words = factor_in_words(factor)
+    meaning = f"; {words} is {' or '.join(named)}" if named else ""
+    yield from tensor.if_close(factor * tensor.expected, f"is {words} times what its inputs lead to{meaning}")
 
 
 def _named(factor: float, header: Header) -> list[str]:
@@ -121,6 +140,7 @@ def _numbers(header: Header) -> dict[str, float]:
     B, T, D, K = settings.batch_size, settings.tokens, config.emb_dim, config.head_dim
     sizes = {
         "B": B, "T": T, "B T": B * T, "D": D, "K": K, "H": config.n_heads, "V": config.vocab_size,
+        "L": config.n_layers, "the number of steps": settings.steps,
         "sqrt(D)": math.sqrt(D), "sqrt(K)": math.sqrt(K), "1 - drop_rate": 1 - config.drop_rate,
         "1 - beta1": 1 - settings.beta1, "1 - beta2": 1 - settings.beta2, "ln 2": math.log(2),
     }  # fmt: skip
@@ -152,17 +172,32 @@ def _other_mask(tensor: _Tensor, ours: Array) -> Iterator[Relation]:
         return
     computed = np.where(hidden == masked, expected, ours)
     if tensor.replay.used(tensor.name, computed) <= 1:
-        yield Relation(
-            f"shows {(masked & ~hidden).sum()} scores that should be masked, and masks {(hidden & ~masked).sum()} that "
-            f"should not be: the last key that a query sees is at {_latest(hidden):+d}, not at {_latest(masked):+d}",
-            tensor.replay.distance(tensor.name, computed),
-        )
+        what = _mask_in_words(hidden, masked)
+        yield Relation(what, tensor.replay.distance(tensor.name, computed))
 
 
-def _latest(hidden: Array) -> int:
-    """How many places after a query, at most, a key is that it sees."""
-    *_, queries, keys = np.nonzero(~hidden)
-    return int((keys - queries).max(initial=-hidden.shape[-1]))
+def _mask_in_words(hidden: Array, masked: Array) -> str:
+    """What is wrong with a mask that hides these scores, where these should be masked; queries and keys come last."""
+    if not hidden.any():
+        return "masks nothing: every query sees all keys, those of later tokens too"
+    shown, concealed = masked & ~hidden, hidden & ~masked
+    rows = hidden[..., 0].size
+    words = []
+    if shown.any():
+        a_place_late = f"shows the next token to {shown.sum()} of {rows} queries: the mask begins one key too late"
+        counted = f"shows {shown.sum()} scores of later tokens, which should be masked"
+        words.append(a_place_late if _distances(shown) == {1} else counted)
+    if concealed.any():
+        own = f"hides their own token from {concealed.sum()} of {rows} queries: the mask begins one key too early"
+        counted = f"masks {concealed.sum()} scores of tokens that should be seen"
+        words.append(own if _distances(concealed) == {0} else counted)
+    return ", and ".join(words)
+
+
+def _distances(chosen: Array) -> set[int]:
+    """How many places after its query each of the chosen keys is."""
+    *_, queries, keys = np.nonzero(chosen)
+    return set((keys - queries).tolist())
 
 
 # Another order
@@ -173,10 +208,10 @@ def _of_other_shape(tensor: _Tensor) -> Iterator[Relation]:
     for axes in permutations(range(expected.ndim)):
         turned = expected.transpose(axes)
         if turned.shape == tensor.ours.shape:
-            yield from tensor.is_close(turned, f"has its axes in the order {', '.join(map(str, axes))}")
+            yield from tensor.if_close(turned, f"has its axes in the order {', '.join(map(str, axes))}")
     if tensor.ours.size == expected.size:
         what = f"has the shape {tensor.ours.shape}, not {expected.shape}, and is right except for that"
-        yield from tensor.is_close(expected.reshape(tensor.ours.shape), what)
+        yield from tensor.if_close(expected.reshape(tensor.ours.shape), what)
 
 
 def _transposed(tensor: _Tensor) -> Iterator[Relation]:
@@ -185,7 +220,7 @@ def _transposed(tensor: _Tensor) -> Iterator[Relation]:
         if shape[one] == shape[other] > 1:
             last_two = (one, other) == (len(shape) - 1, len(shape) - 2)
             which = "its last two axes" if last_two else f"its axes {other} and {one}"
-            yield from tensor.is_close(tensor.expected.swapaxes(one, other), f"has {which} exchanged")
+            yield from tensor.if_close(tensor.expected.swapaxes(one, other), f"has {which} exchanged")
 
 
 def _reordered(tensor: _Tensor) -> Iterator[Relation]:
@@ -198,7 +233,7 @@ def _reordered(tensor: _Tensor) -> Iterator[Relation]:
         taken = squares.argmin(axis=1)
         if (taken != np.arange(entries)).any():
             what = _order_in_words(taken.tolist(), _axis(axis, tensor.expected.ndim))
-            yield from tensor.is_close(tensor.expected.take(taken, axis), what)
+            yield from tensor.if_close(tensor.expected.take(taken, axis), what)
 
 
 def _axis(axis: int, axes: int) -> str:
@@ -230,7 +265,7 @@ def _other_rows(tensor: _Tensor) -> Iterator[Relation]:
             continue
         taken = ((table**2).sum(axis=1) - 2 * rows @ table.T).argmin(axis=1)
         shown = ", ".join(map(str, taken[:6])) + (", ..." if len(taken) > 6 else "")
-        yield from tensor.is_close(table[taken].reshape(tensor.ours.shape), f"has the rows {shown} of {what}")
+        yield from tensor.if_close(table[taken].reshape(tensor.ours.shape), f"has the rows {shown} of {what}")
 
 
 def _summed_into_one(tensor: _Tensor) -> Iterator[Relation]:
@@ -245,7 +280,7 @@ def _summed_into_one(tensor: _Tensor) -> Iterator[Relation]:
             what = (
                 f"has the sum of all its {_axis(axis, tensor.expected.ndim)} in number {filled[0]}, and zero elsewhere"
             )
-            yield from tensor.is_close(computed, what)
+            yield from tensor.if_close(computed, what)
 
 
 def _shuffled(tensor: _Tensor) -> Iterator[Relation]:
@@ -254,18 +289,19 @@ def _shuffled(tensor: _Tensor) -> Iterator[Relation]:
     computed[order] = np.sort(tensor.expected, axis=None)
     what = "has the right numbers in another order: look at reshapes, transpositions and the order of loops"
     if tensor.ours.size >= ENOUGH and np.unique(tensor.expected).size >= ENOUGH:
-        yield from tensor.is_close(computed.reshape(tensor.expected.shape), what)
+        yield from tensor.if_close(computed.reshape(tensor.expected.shape), what)
 
 
 # Other tensors
 
 
 def _another(tensor: _Tensor) -> Iterator[Relation]:
-    alike = {what: array for what, array in tensor.others().items() if array.shape == tensor.ours.shape}
-    for what, array in reversed(alike.items()):
-        found = list(tensor.is_close(_finite(array), f"equals {what}"))
-        if found:
-            yield from found[:1]
+    for name, what, array in tensor.others():
+        if array.shape != tensor.ours.shape:
+            continue
+        found = list(tensor.if_close(_finite(array), f"equals {what}"))
+        if found and not tensor.equals_in_the_reference(name):
+            yield found[0]
             return
 
 
@@ -282,7 +318,7 @@ def _product(tensor: _Tensor) -> Iterator[Relation]:
             ("is divided by", tensor.expected / array),
         ):
             if np.isfinite(computed).all():
-                yield from tensor.is_close(computed, f"is what its inputs lead to, but {words} {what}")
+                yield from tensor.if_close(computed, f"is what its inputs lead to, but {words} {what}")
 
 
 def _sum(tensor: _Tensor) -> Iterator[Relation]:
@@ -294,7 +330,7 @@ def _sum(tensor: _Tensor) -> Iterator[Relation]:
         term = np.broadcast_to(array, gap.shape)
         times = float((gap * term).sum() / (term * term).sum())
         found = list(
-            tensor.is_close(tensor.expected + times * term, f"is what its inputs lead to, {_with(times, what)}")
+            tensor.if_close(tensor.expected + times * term, f"is what its inputs lead to, {_with(times, what)}")
         )
         if found:
             yield found[0]
@@ -320,7 +356,7 @@ def _difference(tensor: _Tensor) -> Iterator[Relation]:
     left = squares[:, None] + squares - 2 * products - 2 * (with_gap[:, None] - with_gap)
     added, lacking = np.unravel_index(left.argmin(), left.shape)
     computed = tensor.expected + terms[names[added]] - terms[names[lacking]]
-    yield from tensor.is_close(computed, f"adds {names[added]} where {names[lacking]} belongs")
+    yield from tensor.if_close(computed, f"adds {names[added]} where {names[lacking]} belongs")
 
 
 def _terms(tensor: _Tensor) -> Tensors:

@@ -97,6 +97,7 @@ class Replay:
         if up_to not in (None, LOGITS, TOKENS):
             settings = settings._replace(new_tokens=0)
         found: Tensors = {}
+
         def tell(name: str, array: Any) -> None:
             if up_to in (None, name):
                 found[name] = np.array(array)
@@ -124,7 +125,7 @@ class Replay:
         if ours.shape != self.reference.tensors.layouts[name].shape:
             return self._used_as_a_whole(name, error.tensor, size.tensor)
         errors, room = np.append(error.rows, error.tensor), self._room(name, size)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             return float(np.where(errors == 0, 0, errors / room).max())
 
     def _room(self, name: str, size: Norms) -> Array:

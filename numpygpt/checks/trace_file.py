@@ -118,6 +118,8 @@ class TraceFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if not path.exists():
+            raise InputError(f"there is no file {path}; write a trace by numpygpt trace --out {path}")
         self.tensors = TensorFile(path, KIND)
         try:
             self.header = _header_of(self.tensors.metadata)

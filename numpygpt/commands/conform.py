@@ -153,7 +153,7 @@ def not_judged(found: Climb) -> list[str]:
                 cases = reasons.setdefault(f"{rung.state}: {rung.says}", [])
                 if outcome.case.name not in cases:
                     cases.append(outcome.case.name)
-    return [f"{reason} [{len(cases)} cases, such as {cases[0]}]" for reason, cases in reasons.items()]
+    return [f"{reason} [{counted(len(cases))}, such as {cases[0]}]" for reason, cases in reasons.items()]
 
 
 def summary(found: Climb) -> str:
@@ -163,14 +163,27 @@ def summary(found: Climb) -> str:
     if failed:
         first = next(outcome for outcome in found.outcomes if outcome.failed)
         where = f", the first wrong tensor is {first.first} of {first.case.name}" if first.first else ""
-        return f"does not conform: {failed} of {cases} cases fail{where}"
+        return f"does not conform: {failed} of {counted(cases)} fail{'s' if failed == 1 else ''}{where}"
     if not found.conforms:
-        return f"does not conform: nothing was shown in {cases} cases"
+        return f"does not conform: nothing was shown in {counted(cases)}"
     counts = [(rung, found.count_of(rung)) for rung in RUNGS]
     told = [f"{rung} {count.shown}/{count.of} tensors" for rung, count in counts if count.judged]
     missing = [rung for rung, count in counts if not count.judged]
     left = f"; not shown: {', '.join(missing)}" if missing else ""
-    return f"conforms in {cases} cases: {', '.join(told)}{left}"
+    return f"conforms in {computed(found)}: {', '.join(told)}{left}"
+
+
+def computed(found: Climb) -> str:
+    """The number of cases that were judged: "1 of 2 cases, 1 not computed"."""
+    cases = len(found.outcomes)
+    if found.computed == cases:
+        return counted(cases)
+    return f"{found.computed} of {counted(cases)}, {cases - found.computed} not computed"
+
+
+def counted(cases: int) -> str:
+    """The number of cases, in words."""
+    return f"{cases} case{'' if cases == 1 else 's'}"
 
 
 def _facts(parsed: argparse.Namespace) -> dict[str, str]:

@@ -37,10 +37,12 @@ class Badge(NamedTuple):
 
 
 def badge(found: Climb) -> Badge:
-    """The badge: how many of the rungs passed wherever they were judged."""
+    """The badge: how many of the rungs passed wherever they were judged, and in how many cases if not in all."""
     if not found.conforms:
         return Badge(LABEL, "fails", conforms=False)
-    return Badge(LABEL, f"{len(found.rungs)} of {len(RUNGS)} rungs", conforms=True)
+    cases = len(found.outcomes)
+    where = "" if found.computed == cases else f" in {found.computed} of {cases} cases"
+    return Badge(LABEL, f"{len(found.rungs)} of {len(RUNGS)} rungs{where}", conforms=True)
 
 
 def page(found: Climb, summary: str, facts: Mapping[str, str]) -> str:

@@ -118,7 +118,8 @@ def _cells(finding: Finding) -> tuple[str, ...]:
     comparison = finding.comparison
     used = f"{comparison.used:.2g}" if math.isfinite(comparison.used) else ""
     numbers = (f"{comparison.error:.1e}", f"{comparison.allowed:.1e}", used) if used else ("", "", "")
-    return finding.name, *numbers, comparison.fault or finding.verdict
+    said = comparison.fault or (finding.verdict if used else finding.off)
+    return finding.name, *numbers, said
 
 
 def summary(found: Diff) -> str:
@@ -129,10 +130,10 @@ def summary(found: Diff) -> str:
         return f"all {count} tensors agree; the most of a budget is used by {worst.name}, {worst.comparison.used:.0%}"
     verdicts = [finding.verdict for finding in found.wrong]
     downstream = sum(verdict != WRONG for verdict in verdicts)
-    used = f"{first.comparison.used:.2g} times its budget" if math.isfinite(first.comparison.used) else "not comparable"
+    are = "is" if len(verdicts) == 1 else "are"
     return (
-        f"first divergence: {first.name}, {first.comparison.fault or used}; {len(verdicts)} of {count} tensors are "
-        f"wrong, {downstream} of them downstream or missing"
+        f"first divergence: {first.name}, {first.off}; {len(verdicts)} of {count} tensors {are} wrong, {downstream} of "
+        f"them downstream or missing"
     )
 
 

@@ -43,7 +43,11 @@ class Fault(Exception):  # noqa: N818
 
 
 class TooSlow(Fault):
-    """It did not end within the time limit."""
+    """It did not end within the time limit; `printed` is what it had printed to standard error by then, at its end."""
+
+    def __init__(self, message: str, printed: bytes = b"") -> None:
+        super().__init__(message)
+        self.printed = printed
 
 
 class Computed(NamedTuple):

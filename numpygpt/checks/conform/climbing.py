@@ -57,8 +57,13 @@ class Climb(NamedTuple):
         return not failed and any(self.count_of(rung).passed for rung in RUNGS)
 
     @property
+    def computed(self) -> int:
+        """The number of cases of which something was judged."""
+        return sum(outcome.computed for outcome in self.outcomes)
+
+    @property
     def failures(self) -> list[Outcome]:
-        """The first failure of each of the first few causes; none if a case exceeded the time limit."""
+        """The first failure of each of the first few causes; only a case that exceeded the time limit, if one did."""
         return first_failures(self.outcomes)
 
 
@@ -79,7 +84,7 @@ def climb(
     outcomes: list[Outcome] = []
     for case in cases:
         outcomes.append(outcome_of(port, case, by, known, outcomes))
-    failures = first_failures(outcomes) if shrink else []
+    failures = [failure for failure in first_failures(outcomes) if shrink and not failure.too_slow]
     return Climb(outcomes, {f.case.name: shrunk(f, lambda case: judge(port, case, by)) for f in failures})
 
 
@@ -100,9 +105,10 @@ def outcome_of(
 
 
 def first_failures(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The first failure of each of the first few causes; none if a case exceeded the time limit."""
-    if any(outcome.too_slow for outcome in outcomes):
-        return []
+    """The first failure of each of the first few causes; only a case that exceeded the time limit, if one did."""
+    slow = [outcome for outcome in outcomes if outcome.too_slow]
+    if slow:
+        return slow[:1]
     first_of: dict[str, Outcome] = {}
     for outcome in outcomes:
         if any(rung.state == FAILED for rung in outcome.rungs.values()):

@@ -1,6 +1,6 @@
 """What is kept of a failure, and its diagnosis.
 
-The case is asked for once more, and a folder of its name gets
+The case is asked for once more, unless it exceeded the time limit, and a folder of its name gets
 
     reference.safetensors   the trace of the reference
     candidate.safetensors   what the implementation computed, if it answered: `numpygpt diff` compares the two
@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numpygpt.checks.conform.adapter import Computed, Port
-from numpygpt.checks.conform.cases import Case
+from numpygpt.checks.conform.cases import Case, reference
 from numpygpt.checks.conform.judging import PORT, REFERENCE, Asked, Outcome, ask, candidate_of
 from numpygpt.checks.conform.process import CASE, ERRORS, GIVEN, Program
 from numpygpt.checks.diagnose import diagnose
@@ -63,13 +63,39 @@ def gather(
     """
     found = {}
     for failure in failures:
-        evidence = examine(port, failure.case, by, folder)
+        evidence = evidence_of(port, failure, by, folder)
         smaller = smallest.get(failure.case.name, failure).case
         if smaller != failure.case:
             of_smallest = examine(port, smaller, by, folder, diagnosing=False)
             evidence = evidence._replace(commands=evidence.commands + of_smallest.commands)
         found[failure.case.name] = evidence
     return found
+
+
+def evidence_of(port: Port, failure: Outcome, by: str | None, folder: Path) -> Evidence:
+    """The evidence of one failure. Who exceeded the time limit is not asked again."""
+    if failure.too_slow and isinstance(port, Program):
+        return _of_slow(port, failure, by, folder)
+    return examine(port, failure.case, by, folder)
+
+
+def _of_slow(port: Program, failure: Outcome, by: str | None, folder: Path) -> Evidence:
+    """Keep what a program that exceeded the time limit was asked, and what it had printed, without asking again."""
+    kept = folder / failure.case.name
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+        _remove_earlier(kept)
+        port.prepare(failure.case, reference(failure.case, kept / REFERENCE, by), kept)
+        (kept / ERRORS).write_bytes(failure.printed)
+    except OSError as error:
+        raise InputError(f"cannot write {kept}: {error.strerror or error}; name another --keep") from error
+    return Evidence([], [shlex.join([*port.words, str(kept)])])
+
+
+def _remove_earlier(kept: Path) -> None:
+    """Remove the files of an earlier run."""
+    for name in (CANDIDATE, CASE, GIVEN, ERRORS):
+        (kept / name).unlink(missing_ok=True)
 
 
 def examine(port: Port, case: Case, by: str | None, folder: Path, *, diagnosing: bool = True) -> Evidence:
@@ -87,8 +113,7 @@ def examine(port: Port, case: Case, by: str | None, folder: Path, *, diagnosing:
 
 def _keep(asked: Asked, of_port: Path, kept: Path) -> None:
     kept.mkdir(parents=True, exist_ok=True)
-    for name in (CANDIDATE, CASE, GIVEN, ERRORS):
-        (kept / name).unlink(missing_ok=True)  # of an earlier run
+    _remove_earlier(kept)
     shutil.copyfile(asked.truth.path, kept / REFERENCE)
     for name in (CASE, GIVEN, ERRORS):
         if (of_port / name).is_file():

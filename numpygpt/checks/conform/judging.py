@@ -60,6 +60,7 @@ class Outcome(NamedTuple):
     first     the first wrong tensor of all, in the order of the computation; "" if none is
     seconds   that the implementation took
     too_slow  whether it exceeded the time limit
+    printed   what it had printed to standard error until then, at its end
     """
 
     case: Case
@@ -68,11 +69,17 @@ class Outcome(NamedTuple):
     first: str = ""
     seconds: float = 0.0
     too_slow: bool = False
+    printed: bytes = b""
 
     @property
     def failed(self) -> bool:
         """Whether a rung keeps the implementation from conforming."""
         return any(rung.state in BAD for rung in self.rungs.values())
+
+    @property
+    def computed(self) -> bool:
+        """Whether any rung was judged: the implementation can compute the case, and it was not skipped."""
+        return any(rung.state not in (NOT_SHOWN, SKIPPED, EMPTY) for rung in self.rungs.values())
 
     @property
     def cause(self) -> str:
@@ -114,7 +121,9 @@ def ask(port: Port, case: Case, by: str | None, folder: Path) -> Asked:
         computed = port.compute(case, truth, folder / PORT)
     except Fault as fault:
         seconds = time.monotonic() - begin
-        outcome = _no_answer(case, str(fault))._replace(seconds=seconds, too_slow=isinstance(fault, TooSlow))
+        outcome = _no_answer(case, str(fault))._replace(seconds=seconds)
+        if isinstance(fault, TooSlow):
+            outcome = outcome._replace(too_slow=True, printed=fault.printed)
         return Asked(outcome, truth, None)
     seconds = time.monotonic() - begin
     return Asked(judged(case, truth, computed)._replace(seconds=seconds), truth, computed)
@@ -158,8 +167,8 @@ def _rung(rung: str, order: Sequence[str], findings: Sequence[Finding], computed
     if not names:
         return of(EMPTY, says="the case has no such tensors")
     if not own:
-        reason = "no such rung" if rung not in computed.rungs else "every tensor of it is left out"
-        return of(NOT_SHOWN, says=f"the adapter says so: {reason}")
+        reason = "does not compute this rung" if rung not in computed.rungs else "shows no tensor of this rung"
+        return of(NOT_SHOWN, says=f"the implementation says that it {reason}")
     wrong = [finding for finding in own if finding.verdict != "agrees"]
     if not wrong:
         return of(PASSED)
@@ -169,8 +178,7 @@ def _rung(rung: str, order: Sequence[str], findings: Sequence[Finding], computed
 def _says(wrong: Sequence[Finding]) -> str:
     """The first wrong tensor, how far off it is, and how many there are."""
     first = wrong[0]
-    comparison = first.comparison
-    off = comparison.fault or f"{comparison.used:.2g} times its budget"
     verdict = "" if first.verdict == MISSING else f", {first.verdict}"
-    more = f"; {len(wrong) - 1} more are wrong" if len(wrong) > 1 else ""
-    return f"{first.name}: {off}{verdict}{more}"
+    others = len(wrong) - 1
+    more = f"; {others} more {'is' if others == 1 else 'are'} wrong" if others else ""
+    return f"{first.name}: {first.off}{verdict}{more}"

@@ -7,7 +7,7 @@ import pytest
 from numpygpt.checks.conform.adapter import Port, find_adapter
 from numpygpt.checks.conform.cases import drawn, standard
 from numpygpt.checks.conform.climbing import first_failures, outcome_of
-from numpygpt.checks.conform.evidence import examine
+from numpygpt.checks.conform.evidence import evidence_of
 from numpygpt.checks.conform.expectations import read_expectations
 from numpygpt.checks.conform.judging import BAD, EXPECTED, PASSED, Outcome
 from numpygpt.checks.conform.process import Program
@@ -39,7 +39,7 @@ class Ladder:
         if outcome not in first_failures(list(self.outcomes.values())) or outcome.rungs[rung].first != outcome.first:
             return []
         if name not in self.examined:
-            self.examined[name] = examine(self.port, outcome.case, "numpy", folder).lines
+            self.examined[name] = evidence_of(self.port, outcome, "numpy", folder).lines
         return self.examined[name]
 
 
