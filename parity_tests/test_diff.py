@@ -350,6 +350,22 @@ def test_tensors_that_the_trace_does_not_have_are_told(reference, tmp_path, caps
     assert "not matched with any tensor of the trace: extra" in capsys.readouterr().out
 
 
+def test_what_is_missing_is_told_with_the_option_for_it_and_mixed_dtypes_with_theirs(reference, tmp_path, capsys):
+    few = {name: reference.read(name) for name in ("tok_emb", "loss", "logits", "step1.tok_emb.weight")}
+    path = saved(tmp_path / "few.safetensors", few)
+    assert run("diff", reference.path, path, "--no-diagnosis") == 1
+    printed = capsys.readouterr().out
+    assert "missing: pos_emb, drop_emb, " in printed
+    assert "say --partial if the candidate need not have every tensor" in printed
+    assert "mixed dtypes" not in printed
+    saved(path, few | {"tok_emb": few["tok_emb"].astype(np.float16)})
+    assert run("diff", reference.path, path, "--partial") == 0
+    assert "warning: mixed dtypes, for it also has float64: the shortest" in capsys.readouterr().out
+    saved(path, few | {name: few[name].astype(np.float16) for name in ("tok_emb", "logits")})
+    assert run("diff", reference.path, path, "--partial") == 0
+    assert "mixed dtypes" not in capsys.readouterr().out
+
+
 def computed_with_a_wrong_score(reference):
     tensors = {name: array for name, array in tensors_in(reference).items() if not is_given(name)}
     return tensors | {"trf_blocks.1.att.attn_scores": tensors["trf_blocks.1.att.attn_scores"] * 3}

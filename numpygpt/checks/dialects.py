@@ -25,6 +25,7 @@ import numpy as np
 
 from numpygpt.checks.budgets import FORMATS
 from numpygpt.checks.compare import finite_norms, norms
+from numpygpt.checks.trace import is_state
 from numpygpt.checks.trace_file import BUDGET, FORMAT, TraceFile, has_budget, refuse_another_version
 from numpygpt.errors import InputError
 from numpygpt.formats import hugging_face, llm_c, nanogpt
@@ -86,6 +87,7 @@ class Candidate(NamedTuple):
     partial    whether it need not have every tensor
     by_others  our names of the tensors whose names differ as those found by content do
     shapes     {their name: shape} of those that are unknown
+    dtypes     of the tensors that are judged, other than the format's; empty where the user says the format
     """
 
     path: Path
@@ -97,6 +99,7 @@ class Candidate(NamedTuple):
     partial: bool = False
     by_others: tuple[str, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = {}
+    dtypes: tuple[str, ...] = ()
 
     def may_be(self, ours: str, shape: tuple[int, ...]) -> list[str]:
         """Their unknown names of tensors of this shape; those that look most like our name come first."""
@@ -133,7 +136,10 @@ def open_candidate(
         except InputError as error:
             raise InputError(f"the {KIND} {path} cannot be used: {error}") from error
     matched = _matched(file, reference, names)
-    return matched._replace(format=dtype or _format_of(file, matched), partial=partial)
+    if dtype is not None:
+        return matched._replace(format=dtype, partial=partial)
+    shortest, *others = _formats_of(file, matched)
+    return matched._replace(format=shortest, dtypes=tuple(others), partial=partial)
 
 
 def partial_of(array: Array) -> Read:
@@ -141,11 +147,13 @@ def partial_of(array: Array) -> Read:
     return lambda: array
 
 
-def _format_of(file: TensorFile, candidate: Candidate) -> str:
-    """The format of the shortest dtype of what is compared, loss aside."""
-    dtypes = {_dtype(file, candidate.theirs.get(name, name)) for name in candidate.tensors if has_budget(name)}
+def _formats_of(file: TensorFile, candidate: Candidate) -> list[str]:
+    """The dtypes of what is compared, the shortest first. Losses and AdamW's state may be longer, and tell nothing."""
+    judged = [name for name in candidate.tensors if has_budget(name)]
+    telling = [name for name in judged if not is_state(name) and not name.endswith("loss")]
+    dtypes = {_dtype(file, candidate.theirs.get(name, name)) for name in telling or judged}
     known = [dtype for dtype in dtypes if dtype in FORMATS]
-    return max(known, key=lambda dtype: FORMATS[dtype]) if known else "float32"
+    return sorted(known, key=lambda dtype: -FORMATS[dtype]) or ["float32"]
 
 
 def _dtype(file: TensorFile, name: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from numpygpt.checks.budgets import FORMATS
 from numpygpt.checks.diagnose import Diagnosis, diagnose
 from numpygpt.checks.dialects import Candidate, open_candidate
-from numpygpt.checks.diff import WRONG, Diff, Finding, diff
+from numpygpt.checks.diff import MISSING, WRONG, Diff, Finding, diff
 from numpygpt.checks.trace_file import TraceFile
 from numpygpt.commands.diff_page import page
 from numpygpt.commands.tables import print_table
@@ -76,6 +76,11 @@ def _diagnose(reference: TraceFile, candidate: Candidate, found: Diff) -> Sequen
 def _about_names(candidate: Candidate, found: Diff) -> list[str]:
     """What is worth telling about the names of the candidate's tensors."""
     lines = [f"{candidate.path} is judged as {candidate.format}"]
+    if candidate.dtypes:
+        lines.append(
+            f"warning: mixed dtypes, for it also has {', '.join(candidate.dtypes)}: the shortest loosens the budgets "
+            f"of all; name the format by --dtype"
+        )
     proposed = sorted(candidate.proposed.items(), key=lambda item: -item[1])
     for ours, distance in proposed[:MOST_LISTED]:
         theirs = candidate.theirs[ours]
@@ -87,6 +92,9 @@ def _about_names(candidate: Candidate, found: Diff) -> list[str]:
         lines.append(f"taken by their names, which differ from ours as those do: {_listed(pairs)}")
     if candidate.unknown:
         lines.append(f"not matched with any tensor of the trace: {_listed(candidate.unknown)}")
+    missing = [finding.name for finding in found.wrong if finding.verdict == MISSING]
+    if missing:
+        lines.append(f"missing: {_listed(missing)}; say --partial if the candidate need not have every tensor")
     if found.left_out:
         lines.append(f"not compared, because the candidate lacks them: {_listed(found.left_out)}")
     return lines
