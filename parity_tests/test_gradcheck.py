@@ -3,7 +3,6 @@
 import functools
 import json
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import settings
 
 from numpygpt.checks import gradcheck
 from numpygpt.checks.analytic import LOOSEST, Method
+from numpygpt.checks.backwards import Backwards
 from numpygpt.checks.derivatives import Derivatives
 from numpygpt.checks.directions import EVERY_ELEMENT, Directions
 from numpygpt.checks.gradients import Reference, _judged
@@ -442,7 +442,8 @@ def test_a_factor_is_told_of_the_cotangent_with_the_largest_gradient():
     kinks = np.zeros(2, bool)
     reference = Reference(Directions((2,), rng()), Derivatives(right, np.zeros_like(right), kinks), Method())
     wrong = [2 * right[:, 0], right[:, 1] + 1.0]
-    backwards = SimpleNamespace(of={"x": wrong}, noise={"x": 0.0})
+    backwards = object.__new__(Backwards)
+    backwards.of, backwards.noise = {"x": wrong}, {"x": 0.0}
     row = _judged("x", {"x": reference}, backwards, 1e-13)
     assert (row.verdict, row.said) == ("WRONG", "is 2 times the right one")
     assert row.error > 1e7
