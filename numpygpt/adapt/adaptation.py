@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from numpygpt.adapt.adapters import ALL_LINEAR, QUERIES_AND_VALUES, add_lora
 from numpygpt.adapt.freeze import freeze
-from numpygpt.adapt.quantized import quantize
+from numpygpt.adapt.quantized import quantize, quantized_projections
 from numpygpt.errors import InputError
 from numpygpt.model.gpt import GPTModel
 from numpygpt.random.torch_generator import TorchGenerator
@@ -27,7 +27,12 @@ class Adaptation(NamedTuple):
     freeze: tuple[str, ...] = ()
 
     def of(self, model: GPTModel, seed: int | TorchGenerator) -> GPTModel:
-        """The model adapted. A new adapter's matrices are drawn by this generator."""
+        """The model adapted. A new adapter's matrices are drawn by this generator.
+
+        A quantized model has to be adapted in some way: what is trained of it is saved beside it, and not instead.
+        """
+        if self == Adaptation() and quantized_projections(model):
+            raise InputError("the model's matrices are quantized, and frozen; add an adapter: --lora r=8,alpha=16")
         if self.freeze:
             model = freeze(model, self.freeze)
         if self.quantize is not None:

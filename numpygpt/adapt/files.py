@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from numpygpt.adapt.adapters import DEFAULT, Side, adapter_names, paths_of, shape_of, with_path
+from numpygpt.adapt.packed import packed_arrays
 from numpygpt.adapt.quantized import quantized_projections
 from numpygpt.errors import InputError
 from numpygpt.formats.peft_folder import OURS, Adapter, LowRank, read_adapter, write_adapter
@@ -72,12 +73,15 @@ def adapter_of(model: GPTModel, name: str = DEFAULT) -> Adapter:
 
 
 def fingerprint(model: GPTModel) -> str:
-    """The SHA-256 of the model's names and values in float32, without its adapters."""
+    """The SHA-256 of the model's names and values in float32, without its adapters, and of its codes and constants."""
     digest = sha256()
     for name, array in model.named_parameters().items():
         if ".lora_" not in name:
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(array, np.float32).data)
+    for name, array in packed_arrays(model).items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

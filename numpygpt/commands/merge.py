@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from numpygpt.adapt.adapters import merge_lora, paths_of, remove_lora
+from numpygpt.adapt.quantized import dequantize
 from numpygpt.commands.trained import add_adapter_options, add_checkpoint_options, trained_model
 from numpygpt.errors import InputError
 from numpygpt.formats.checkpoint import FILE_NAME, write_checkpoint
@@ -35,7 +36,7 @@ def run(parsed: argparse.Namespace) -> int:
     count = len(paths_of(model))
     if not count:
         raise InputError(f"{parsed.checkpoint} has no adapter; name one with --adapter, or the folder of its run")
-    model = remove_lora(merge_lora(model))
+    model = dequantize(remove_lora(merge_lora(model)))
     path = write_checkpoint(parsed.out, {"model": model_section(model, saved_tokenizer(checkpoint))})
     print(f"added the adapter of {count} projections to their weights")
     print(f"wrote {path}")

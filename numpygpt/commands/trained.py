@@ -15,8 +15,11 @@ from numpygpt.formats.foreign import ForeignModel
 from numpygpt.model.gpt import GPTModel
 from numpygpt.model.saving import saved_tokenizer
 from numpygpt.pictures.figure import token_label
-from numpygpt.sections import SavedSections
+from numpygpt.sections import SavedSections, named_in_errors, value_of
 from numpygpt.shapes import Array
+from numpygpt.training.finetuning import FinetuneOptions
+from numpygpt.training.options import Options
+from numpygpt.training.run import SECTION as RUN
 
 #: The help of --checkpoint.
 CHECKPOINT_HELP = "folder of a training run, or of a GPT-2 that another program wrote (numpygpt convert --help)"
@@ -62,6 +65,14 @@ def origin_of(checkpoint: SavedSections) -> list[str]:
         return [f"{checkpoint.path}: tokenizer {tokenizer}"]
     tokenizer = tokenizer or ("of its own" if checkpoint.own_tokenizer else "none")
     return [f"{checkpoint.path}: {checkpoint.kind}, tokenizer {tokenizer}", *checkpoint.notes]
+
+
+def options_of_run(checkpoint: SavedSections) -> Options:
+    """The options of the run that the checkpoint is of, whichever command began it. InputError if there is none."""
+    values = checkpoint.values(RUN)
+    with named_in_errors(checkpoint):
+        saved = value_of(values, "options", dict)
+        return (FinetuneOptions if "checkpoint" in saved else Options).of_checkpoint(saved)
 
 
 def encoded(prompt: str, tokenizer: Encoding) -> Array:
