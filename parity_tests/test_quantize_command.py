@@ -187,6 +187,38 @@ def test_a_bug_in_what_is_saved_would_be_seen(base, tmp_path, bug):
         assert_reads_as_it_was(base, tmp_path, DOUBLE)
 
 
+def by_the_page(form, arrays):
+    """The values of a packed matrix from its arrays, as docs/checkpoint-format.md says it."""
+    size, double, scheme = math.prod(form["shape"]), form["double"], form["scheme"]
+    codes = arrays["codes"].astype(np.int64)
+    if scheme.endswith("4"):
+        codes = np.stack([codes >> 4, codes & 15], axis=1).reshape(-1)[:size]
+    block = np.arange(size) // form["block_size"]
+    if scheme.startswith("zero_point"):
+        return (codes - arrays["zeros"].astype(np.int64)[block]) * arrays["steps"].astype(np.float64)[block]
+    if double:
+        rest = {name: arrays[f"absmax.rest.{name}"] for name in ("codes", "absmax", "levels")}
+        constants = rest["levels"][rest["codes"]] * rest["absmax"][np.arange(len(rest["codes"])) // 256]
+        absmax = (constants + arrays["absmax.mean"])[block].astype(np.float64)
+    else:
+        absmax = arrays["absmax"][block].astype(np.float64)
+    if scheme.startswith("int"):
+        return (codes if scheme == "int8" else codes - 8) * absmax / (127 if scheme == "int8" else 7)
+    return arrays["levels"].astype(np.float64)[codes] * absmax
+
+
+@pytest.mark.parametrize("words", SCHEMES)
+def test_a_reader_in_another_language_has_all_it_needs(base, words):
+    model = quantized(base, words)
+    section = packed_section(model, None)
+    assert section.values["quantized"].keys() == quantized_projections(model).keys()
+    for name, node in quantized_projections(model).items():
+        prefix = f"{name}.weight."
+        arrays = {key.removeprefix(prefix): a for key, a in section.arrays.items() if key.startswith(prefix)}
+        expected = schemes.dequantize(node.weight, np.float64)
+        assert_agrees(by_the_page(section.values["quantized"][name], arrays), expected.reshape(-1))
+
+
 def test_a_packed_file_is_small(tmp_path):
     """At most 0.16 of float32's bytes for the matrices, with all that the file has of them but its headers."""
     config = GPTConfig(
@@ -448,7 +480,7 @@ def test_a_chart_has_three_bars_for_each_scheme():
     figure = plot_quantization([row_of(None, 1.0), row_of("nf4", 1.5, 0.25, 0.125), row_of("int8", 0.9)])
     shares, found, changes = ([bar.get_width() for bar in axes.patches] for axes in figure.axes)
     assert (shares, found) == ([0.125, 0.25], [0.25, 0.5])
-    assert changes == pytest.approx([100 * (math.exp(0.5) - 1), 100 * (math.exp(-0.1) - 1)])
+    assert_agrees(np.array(changes), 100 * (np.exp([0.5, -0.1]) - 1))
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["nf4", "int8"]
     with pytest.raises(InputError, match="no scheme of quantization is compared"):
         plot_quantization([row_of(None, 1.0)])
