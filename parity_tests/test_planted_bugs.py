@@ -20,7 +20,13 @@ from numpygpt.training.adamw import AdamW
 from numpygpt.training.clipping import clip_grad_norm
 from numpygpt.training.step import loss_and_grads_of
 from numpygpt.watch import Watch
-from parity_tests import adapter_properties, numeric_properties, optimizer_properties, properties
+from parity_tests import (
+    adapter_properties,
+    numeric_properties,
+    optimizer_properties,
+    precision_properties,
+    properties,
+)
 from parity_tests.adapter_properties import watch_adapters
 from parity_tests.properties import (
     CONFIG,
@@ -40,6 +46,7 @@ PROPERTIES = {
     **adapter_properties.PROPERTIES,
     **optimizer_properties.PROPERTIES,
     **numeric_properties.PROPERTIES,
+    **precision_properties.PROPERTIES,
 }
 
 
@@ -67,6 +74,7 @@ def run(config: properties.GPTConfig, watch: Watch) -> None:
     watch("data.target_ids", np.array(dataset.target_ids))
     optimizer_properties.tell(watch)
     numeric_properties.tell(watch)
+    precision_properties.tell(watch)
 
 
 def tell_all(prefix: str, tensors: dict[str, Array], watch: Watch) -> None:
@@ -196,6 +204,7 @@ def references(without_checks_of_annotations: None) -> None:
         adapter_properties.reference(config.tie_weights)
         sound_run(config)
     properties.reference_model()
+    precision_properties.references()
     _an_eos()
 
 
