@@ -6,6 +6,7 @@ The properties of a step are in `parity_tests.precision_properties`, and are che
 import json
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ from torchgpt.model import GPTModel as TorchGPTModel
 
 CONFIG = GPTConfig(vocab_size=13, context_length=8, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.25, qkv_bias=True)
 INPUTS, TARGETS = np.random.default_rng(0).integers(0, 13, (2, 3, 8))
+DOCUMENT = Path(__file__).parents[1] / "docs" / "number-formats.md"
 #: So many runs with rounding errors; a row has as many values as the model is wide, and is not small by chance.
 PROBES = 16
 
@@ -41,11 +43,11 @@ PROBES = 16
 # A step against PyTorch's
 
 
-def autocast_step(model, batch):
-    """The tensors of a step of the twin under torch.autocast on the CPU in bf16, as float32."""
+def autocast_step(model, batch, device="cpu"):
+    """The tensors of a step of the twin under torch.autocast in bf16, as float32."""
     twin = TorchGPTModel(model.config, kernels="fused")
     twin.load_state_dict(tensors_of(model, copy=True))
-    twin.eval()
+    twin.to(device).eval()
     masks, seen = batch.masks(model), {}
     dropped = nullcontext() if masks is None else dropout_masks(twin.train(), masks)
 
@@ -53,22 +55,27 @@ def autocast_step(model, batch):
         tensor.retain_grad()
         seen[name] = tensor
 
-    with dropped, torch.autocast("cpu", torch.bfloat16):
-        logits = twin(torch.from_numpy(batch.inputs), watch)
-        watch("loss", F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(batch.targets).flatten()))
+    inputs, targets = (torch.from_numpy(ids).to(device) for ids in (batch.inputs, batch.targets))
+    with dropped, torch.autocast(device, torch.bfloat16):
+        logits = twin(inputs, watch)
+        watch("loss", F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
     seen["loss"].backward()
     del seen["loss"]
     found = {name: tensor.detach() for name, tensor in seen.items()} | {"logits": logits.detach()}
     found |= {f"d_{name}": tensor.grad for name, tensor in seen.items() if tensor.grad is not None}
     found |= {f"d_{name}": weight.grad for name, weight in twin.named_parameters()}
-    return {name: tensor.float().numpy() for name, tensor in found.items()}
+    return {name: tensor.float().cpu().numpy() for name, tensor in found.items()}
+
+
+ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 
 
 @pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, tie_weights=True, activation="gelu_erf", qkv_bias=False)])
-def test_a_step_in_bf16_is_off_by_rounding_alone(config):
-    """Activations and gradients, from the same weights, with dropout; the truth is PyTorch in float64."""
-    batch = Batch(INPUTS, TARGETS, dropout_seed=5)
-    model = GPTModel(config, precision="bf16", autocast="cpu")
+@pytest.mark.parametrize(("device", "dropout_seed"), [("cpu", 5), pytest.param("cuda", None, marks=ON_CUDA)])
+def test_a_step_in_bf16_is_off_by_rounding_alone(config, device, dropout_seed):
+    """Activations and gradients, from the same weights; the truth is PyTorch in float64."""
+    batch = Batch(INPUTS, TARGETS, dropout_seed=dropout_seed)
+    model = GPTModel(config, precision="bf16", autocast=device)
     twin = to_torch(GPTModel.from_state_dict(config, model.named_parameters(), np.float64))
 
     def in_copies(copies):
@@ -76,7 +83,7 @@ def test_a_step_in_bf16_is_off_by_rounding_alone(config):
 
     truth = {name: np.asarray(copies[0]) for name, copies in in_copies(1).items()}
     rounding = rounding_errors(in_copies, truth, "bfloat16", probes=PROBES, at_once=PROBES)
-    pytorch = autocast_step(model, batch)
+    pytorch = autocast_step(model, batch, device)
     allowed = {
         name: scaled(largest([rounding[name], difference(pytorch.get(name, truth[name]), truth[name])]), FACTOR)
         for name in truth
@@ -147,6 +154,19 @@ def test_an_unknown_precision_is_named(arguments, message):
 def test_without_a_format_there_is_nothing_to_round():
     assert precision_of("fp32", "cpu") == EXACT == GPTModel(CONFIG).precision
     assert precision_of("fp16").linear == FP16
+
+
+@pytest.mark.parametrize("device", TABLES)
+def test_the_document_has_the_table(device):
+    words = {"lower": "short", "float32": "float32", "widest": "the widest format of its operands"}
+    lines = DOCUMENT.read_text(encoding="utf-8").splitlines()
+    head = lines.index("| operation | CUDA | CPU |")
+    told = {}
+    for line in lines[head + 2 : lines.index("", head)]:
+        operations, cuda, cpu = (cell.strip() for cell in line.strip("|").split("|"))
+        rule = cuda if device == "cuda" or cpu == "the same" else cpu
+        told |= dict.fromkeys(operations.split(", "), rule)
+    assert told == {operation: words[rule] for operation, rule in TABLES[device].items()}
 
 
 # The scale of the loss
