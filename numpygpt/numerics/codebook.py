@@ -135,13 +135,18 @@ def nearest(fractions: Array, levels: Array) -> Array:
     return order.astype(np.uint8)[below]
 
 
-def put_values(quantized: Codebook, start: int, out: Array) -> None:
-    """Put the values from number `start` on into `out`, which is flat."""
+def put_levels(quantized: Codebook, start: int, out: Array) -> None:
+    """Put the levels of the codes from number `start` on, which are not scaled, into `out`, which is flat."""
     levels = quantized.levels.astype(out.dtype)
     if quantized.bits == blocks.NIBBLE:
         blocks.unpacked(quantized.codes, levels, start, start + out.size, out)
     else:
         np.take(levels, quantized.codes[start : start + out.size], out=out, mode="clip")
+
+
+def put_values(quantized: Codebook, start: int, out: Array) -> None:
+    """Put the values from number `start` on into `out`, which is flat."""
+    put_levels(quantized, start, out)
     first, last = start // quantized.block_size, blocks.count(start + out.size, quantized.block_size)
     absmax = constants(quantized, first, last).astype(out.dtype)
     blocks.scale(out, absmax, quantized.block_size, start % quantized.block_size)  # (2)
