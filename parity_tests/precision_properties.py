@@ -208,10 +208,16 @@ def formats_of_sums() -> None:
 
 
 def stepped(
-    scale: LossScale | None = None, *, device: str | None = None, steps: int = 1, lr: float = 1e-2, **options: Any
+    scale: LossScale | None = None,
+    *,
+    device: str | None = None,
+    dtype: Any = np.float32,
+    steps: int = 1,
+    lr: float = 1e-2,
+    **options: Any,
 ) -> tuple[dict[str, Array], list[StepTaken], AdamW]:
-    """Weights, steps and optimizer of a short training in float32, or, on a device, in bf16."""
-    model = model_of(dtype=np.float32) if device is None else in_bf16(device, np.float32)
+    """Weights, steps and optimizer of a short training in a dtype, or, by the table of a device, in bf16."""
+    model = model_of(dtype=dtype) if device is None else in_bf16(device, dtype)
     optimizer = AdamW(model, lr=lr, weight_decay=0.0)
     taken = [training_step(model, optimizer, MICRO_BATCHES, scale=scale, **options) for _ in range(steps)]
     return model.named_parameters(), taken, optimizer
@@ -271,8 +277,8 @@ class _Overflowing(GPTModel):
         return loss, grads
 
 
-def trained_with(overflows: list[bool]) -> tuple[GPTModel, AdamW, LossScale]:
-    model = _Overflowing.from_state_dict(CONFIG, properties.weights(CONFIG), np.float32)
+def trained_with(overflows: list[bool], dtype: Any = np.float32) -> tuple[GPTModel, AdamW, LossScale]:
+    model = _Overflowing.from_state_dict(CONFIG, properties.weights(CONFIG), dtype)
     model.overflows = list(overflows)
     optimizer, scale = AdamW(model, lr=1e-2, weight_decay=0.0), LossScale("fp16")
     for _ in overflows:
@@ -334,7 +340,10 @@ def scaler() -> None:
 
 
 def tell(watch: Watch) -> None:
-    """Tell a step in bf16 by each table, micro-batches in bf16, and steps with a scale of the loss."""
+    """Tell a step in bf16 by each table, micro-batches in bf16, and steps with a scale of the loss.
+
+    The arrays are float64, because some bugs show in float32 alone, and count as unseen here.
+    """
     for device in TABLES:
         _, gradients = in_bf16(device).loss_and_grads(
             INPUTS, TARGETS, watch=lambda name, array, at=device: watch(f"bf16_{at}.{name}", array)
@@ -343,13 +352,13 @@ def tell(watch: Watch) -> None:
             watch(f"bf16_{device}.{GRADIENT}{name}", gradient)
         for name, gradient in loss_and_grads_of(in_bf16(device), MICRO_BATCHES)[1].items():
             watch(f"bf16_{device}.micro_batches.{name}", gradient)
-        for name, array in stepped(device=device, lr=1e-5)[0].items():
+        for name, array in stepped(device=device, dtype=np.float64, lr=1e-5)[0].items():
             watch(f"bf16_{device}.step1.{name}", array)
-    weights, (taken,), _ = stepped(LossScale("fp16"), max_norm=0.1)
+    weights, (taken,), _ = stepped(LossScale("fp16"), dtype=np.float64, max_norm=0.1)
     watch("fp16.norm", np.array(taken.grad_norm))
     for name, array in weights.items():
         watch(f"fp16.step1.{name}", array)
-    model, optimizer, scale = trained_with([False, True])
+    model, optimizer, scale = trained_with([False, True], np.float64)
     watch("overflow.steps", np.array(optimizer.steps))
     for name, array in model.named_parameters().items():
         watch(f"overflow.{name}", array)
