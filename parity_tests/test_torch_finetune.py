@@ -132,7 +132,7 @@ def test_a_run_that_is_stopped_and_resumed_is_the_run_that_never_stopped(bases, 
 @pytest.mark.parametrize("scheme", ["nf4", "fp4,double,block=32"])
 def test_matrices_of_four_bits_are_bitsandbytes_under_peft(bases, tmp_path, monkeypatch, scheme):
     """They are the packed ones, of the values that NumPy's codes stand for."""
-    options = (*LORA, "--quantize", scheme)
+    options = (*LORA, "--quantize", scheme, "--precision", "bf16")
     backend = backend_after(
         monkeypatch, lambda: tune("torchgpt", bases / "plain", tmp_path / "run", *options, dtype="float32")
     )
@@ -142,6 +142,7 @@ def test_matrices_of_four_bits_are_bitsandbytes_under_peft(bases, tmp_path, monk
     for name, node in expected.items():
         module = backend.model._part.model.get_submodule(name)
         assert isinstance(module, peft.tuners.lora.bnb.Linear4bit)
+        assert module.base_layer.compute_dtype == torch.bfloat16
         packed = module.base_layer.weight
         assert packed.dtype == torch.uint8
         values = bitsandbytes.functional.dequantize_4bit(packed.data, packed.quant_state)
@@ -262,4 +263,6 @@ def test_another_base_is_refused(bases, tmp_path, capsys):
     line = refusal(capsys, "torchgpt", "finetune", "--resume", tuned, "--steps", 2, "--checkpoint", bases / "other")
     assert "was trained on other weights than those of" in line
     assert left_by(tuned) == before
+    generate = ("generate", "--checkpoint", bases / "other", "--adapter", tuned / "adapter", "--prompt", "The ")
+    assert "was trained on other weights than this model's" in refusal(capsys, "numpygpt", *generate)
     assert "go on with it by numpygpt finetune --resume" in refusal(capsys, "torchgpt", "train", "--resume", tuned)
