@@ -199,6 +199,8 @@ def without_checks_of_annotations() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="module")
 def references(without_checks_of_annotations: None) -> None:
     """PyTorch's tensors and those of the sound run, before any bug is planted."""
+    adapter_properties.logits_of_mixed()
+    adapter_properties.folders_of_peft()
     for config in (CONFIG, TIED):
         properties.reference(config)
         adapter_properties.reference(config.tie_weights)

@@ -18,6 +18,9 @@ from numpygpt.model.gpt import GPTModel
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import value_of
 
+#: No block is so long that its size has so many digits.
+MOST_DIGITS = 13
+
 
 class Adaptation(NamedTuple):
     """How a model is adapted. InputError from each method for words that mean nothing."""
@@ -84,7 +87,7 @@ def quantization_of(words: str) -> tuple[str, dict[str, Any]]:
     for name, value in rest:
         if (name, value) == ("double", None):
             options["double"] = True
-        elif name == "block" and value is not None and value.isdecimal():
+        elif name == "block" and value is not None and value.isdecimal() and len(value) < MOST_DIGITS:
             options["block_size"] = int(value)
         else:
             raise InputError(f"quantize has {name!r}; expected a scheme such as nf4, and any of double and block=64")

@@ -79,7 +79,10 @@ def base_of(values: dict[str, Any]) -> Base:
 
 def base_model(path: Path, dtype: Any, **options: Any) -> GPTModel:
     """The model in the files of a base. InputError if it cannot be read, and for one that has a base itself."""
-    saved = read_model(path)
+    try:
+        saved = read_model(path)
+    except InputError as error:
+        raise InputError(f"the model that was adapted cannot be read: {error}; say with --base where it is") from error
     if BASE in saved.values(SECTION):
         raise InputError(f"{path} holds an adapter, which has a base itself; make one model of both: numpygpt merge")
     return _without_adapter(saved, dtype, **options)

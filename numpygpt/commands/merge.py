@@ -29,6 +29,10 @@ def run(parsed: argparse.Namespace) -> int:
     """
     if (parsed.out / FILE_NAME).exists() and not parsed.overwrite:
         raise InputError(f"{parsed.out} already holds a model; replace it with --overwrite, or choose another --out")
+    for name in ("checkpoint", "base", "adapter"):
+        given = getattr(parsed, name)
+        if given is not None and given.exists() and parsed.out.exists() and parsed.out.samefile(given):
+            raise InputError(f"{parsed.out} is the folder of --{name}, which would be lost; choose another --out")
     refuse_other_models(parsed.out)
     make_writable(parsed.out)
     checkpoint = read_model(parsed.checkpoint)

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from numpygpt.adapt.adaptation import quantization_of
+from numpygpt.adapt.adapters import paths_of
 from numpygpt.adapt.files import load_adapter
 from numpygpt.adapt.quantized import quantize
 from numpygpt.adapt.saving import model_of
@@ -42,10 +43,18 @@ def add_adapter_options(parser: argparse.ArgumentParser) -> None:
 def trained_model(checkpoint: SavedSections, parsed: argparse.Namespace) -> GPTModel:
     """The model of a checkpoint with the options of `add_adapter_options`. InputError for what does not fit it."""
     model = model_of(checkpoint, base=parsed.base)
-    if parsed.quantize is not None:
+    if parsed.base is not None and not paths_of(model):
+        raise InputError(f"{checkpoint.path} has no adapter, so it has no base; leave out --base")
+    if parsed.adapter is not None:
+        if paths_of(model):
+            raise InputError(
+                f"{checkpoint.path} has an adapter of its own; leave out --adapter, or name the base as --checkpoint"
+            )
+        model = load_adapter(model, parsed.adapter)
+    if parsed.quantize is not None:  # after the adapter, which is known to fit by the whole weights
         scheme, options = quantization_of(parsed.quantize)
         model = quantize(model, scheme, **options)
-    return model if parsed.adapter is None else load_adapter(model, parsed.adapter, name="given")
+    return model
 
 
 def tokenizer_of(checkpoint: SavedSections, vocab: str | None) -> Encoding:

@@ -79,6 +79,8 @@ at extreme values or in another dtype. `properties` are the kinds of checks that
     adapters       adapters' logits and gradients equal PyTorch's in float64, and nothing else has a gradient
     adapters_complex_step   adapters' gradients equal complex step's
     merging        a merged model computes the same, is merged once, and unmerged it is what it was
+    adapter_files  an adapter that is written and read again, by either names, computes the same
+    adapter_files_of_peft   a folder that peft wrote computes here what it computes there
     adapters_decoding       adapters and what they are merged into give the full forward's logits token by token
     adapters_purity         adapting a model does not change it, and shares what stays
     loader         batches equal PyTorch's for the same seed
@@ -91,7 +93,7 @@ from numpygpt.checks.planting import Bug
 from numpygpt.checks.record import BugsOnly, Record
 
 #: The rooms of the modules, in the order in which their records come.
-_ROOMS = ("numerics", "ops", "layers", "model", "objectives", "adapt", "training", "decoding", "data")
+_ROOMS = ("numerics", "ops", "layers", "model", "objectives", "adapt", "training", "decoding", "data", "formats")
 
 
 def _place(record: Record | BugsOnly) -> tuple[int, str]:
