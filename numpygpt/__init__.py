@@ -16,6 +16,8 @@ from numpygpt.model.config import GPT_CONFIG_124M, PRESETS, GPTConfig
 from numpygpt.model.gpt import GPTModel
 from numpygpt.pictures.losses import plot_losses
 from numpygpt.random.torch_generator import TorchGenerator
+from numpygpt.training.adagrad import Adagrad
+from numpygpt.training.adam import Adam
 from numpygpt.training.adamw import AdamW
 from numpygpt.training.book import (
     calc_loss_batch,
@@ -27,18 +29,28 @@ from numpygpt.training.book import (
 )
 from numpygpt.training.clipping import clip_grad_norm
 from numpygpt.training.groups import Group
+from numpygpt.training.lion import Lion
+from numpygpt.training.muon import Muon
+from numpygpt.training.rmsprop import RMSprop
+from numpygpt.training.sgd import SGD
 
 __version__ = "0.1.0"
 
 __all__ = [
     "GPT_CONFIG_124M",
     "PRESETS",
+    "SGD",
+    "Adagrad",
+    "Adam",
     "AdamW",
     "GPTConfig",
     "GPTDatasetV1",
     "GPTModel",
     "Group",
     "InputError",
+    "Lion",
+    "Muon",
+    "RMSprop",
     "TorchGenerator",
     "assign",
     "beam_search",

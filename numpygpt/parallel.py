@@ -16,6 +16,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -56,6 +57,7 @@ def in_parallel(function: Callable[[Any], Any], parts: Sequence[Any]) -> list[An
     """[function(part) for part in parts], the parts shared equally among our threads and the caller's own.
 
     A call from within `function` does all its parts one after another, because the other threads have parts already.
+    Each thread has the caller's context, and so its np.errstate.
     """
     threads = 1 if getattr(_this_thread, "has_a_part", False) else min(number_of_threads(), len(parts))
     if threads <= 1:
@@ -70,7 +72,7 @@ def in_parallel(function: Callable[[Any], Any], parts: Sequence[Any]) -> list[An
 
     workers = _workers(threads - 1, os.getpid())
     own, *others = _slices(len(parts), threads)
-    waiting = [workers.submit(all_of, share) for share in others]
+    waiting = [workers.submit(copy_context().run, all_of, share) for share in others]
     try:
         results = all_of(own)
     finally:

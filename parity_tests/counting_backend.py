@@ -16,7 +16,7 @@ CONFIG = GPTConfig(vocab_size=256, context_length=6, emb_dim=8, n_heads=2, n_lay
 class Counting:
     """A backend whose weights are the number of its steps, and whose losses are given."""
 
-    program = "numpygpt"
+    program, command, options_type = "numpygpt", "train", Options
     team = OneProcess()
     state_is_a_copy = False
     val_losses = [5.0] * 100

@@ -180,17 +180,17 @@ def complex_step() -> None:
             logits, saved = model.forward(INPUTS, masks=masks(config))
             return logits, lambda d_logits: model.backward(d_logits, saved)
 
-        _agrees_with_complex_step(forward, weights(config), rng)
+        agrees_with_complex_step(forward, weights(config), rng)
     arguments, options = flash_call()
 
     def attend(arrays: dict[str, Array]) -> Any:
         context, saved = flash_attention.forward(*arrays.values(), **options)
         return context, lambda d_context: flash_attention.backward(d_context, saved)._asdict()
 
-    _agrees_with_complex_step(attend, arguments, rng)
+    agrees_with_complex_step(attend, arguments, rng)
 
 
-def _agrees_with_complex_step(forward: Any, arrays: dict[str, Array], rng: np.random.Generator) -> None:
+def agrees_with_complex_step(forward: Any, arrays: dict[str, Array], rng: np.random.Generator) -> None:
     """Check a `forward`, which returns an output and a function from its gradient to the gradients of the arrays."""
     output, backward = forward(arrays)
     d_output = rng.standard_normal(output.shape)

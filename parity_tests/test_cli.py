@@ -91,16 +91,17 @@ def test_the_text_may_be_several_files_and_every_option_reaches_the_run(tmp_path
     options = {
         "steps": 2, "batch_size": 2, "accumulate": 2, "lr": 0.01, "min_lr": 0.001, "warmup_steps": 1, "clip": 0.5,
         "weight_decay": 0.2, "eval_every": 5, "eval_batches": 2, "sample_every": 0, "sample_prompt": "x",
-        "save_every": 7, "keep": 2, "seed": 5, "schedule": "cosine", "schedule_steps": 9, "dtype": "float64",
-        "tokenizer": "bytes", "attention": "flash", "decay": "all",
+        "save_every": 7, "keep": 2, "seed": 5, "schedule": "wsd", "schedule_steps": 9, "dtype": "float64",
+        "tokenizer": "bytes", "attention": "flash", "decay": "all", "decay_steps": 3, "optimizer": "sgd",
+        "momentum": 0.5, "optimizer_state": "disk", "optimizer_state_dir": str(tmp_path / "state"),
     }  # fmt: skip
     sizes = {"context_length": 5, "emb_dim": 6, "n_heads": 3, "n_layers": 2, "drop_rate": 0.25}
     flags = [part for name, value in {**options, **sizes}.items() for part in (f"--{name.replace('_', '-')}", value)]
-    flags += ["--qkv-bias", "--tie-weights", "--checkpoint-activations"]
+    flags += ["--qkv-bias", "--tie-weights", "--checkpoint-activations", "--nesterov"]
     assert run("train", "--text", first, second, *flags, "--out", tmp_path / "run") == 0
     saved = read_checkpoint(tmp_path / "run")
     expected = {**options, "checkpoint_activations": True, "text": [str(first), str(second)]}
-    expected |= {"vocab": None, "tokens": None}
+    expected |= {"vocab": None, "tokens": None, "nesterov": True, "rest_lr_scale": None}
     assert saved.values("run")["options"] == expected
     assert expected.keys() == {field.name for field in fields(Options)}
     assert saved_config(saved) == GPTConfig(256, **sizes, qkv_bias=True, tie_weights=True)

@@ -20,11 +20,17 @@ from numpygpt.training.adamw import AdamW
 from numpygpt.training.clipping import clip_grad_norm
 from numpygpt.training.step import loss_and_grads_of
 from numpygpt.watch import Watch
-from parity_tests import properties
+from parity_tests import (
+    adapter_properties,
+    numeric_properties,
+    optimizer_properties,
+    precision_properties,
+    properties,
+)
+from parity_tests.adapter_properties import watch_adapters
 from parity_tests.properties import (
     CONFIG,
     INPUTS,
-    PROPERTIES,
     TARGETS,
     TIED,
     B,
@@ -35,6 +41,13 @@ from parity_tests.properties import (
 )
 
 UNSEEN = "none"
+PROPERTIES = {
+    **properties.PROPERTIES,
+    **adapter_properties.PROPERTIES,
+    **optimizer_properties.PROPERTIES,
+    **numeric_properties.PROPERTIES,
+    **precision_properties.PROPERTIES,
+}
 
 
 def holds(name: str) -> bool:
@@ -54,10 +67,14 @@ def run(config: properties.GPTConfig, watch: Watch) -> None:
     watch_training_step(model_of(config), watch)
     optimize(model_of(config), watch)
     ways_of_training(model_of(config), watch)
+    watch_adapters(model_of(config), watch)
     flash(watch)
     evaluate_and_decode(model_of(config), watch)
     dataset = properties.GPTDatasetV1("abcdefghij", properties.get_tokenizer("bytes"), max_length=4, stride=2)
     watch("data.target_ids", np.array(dataset.target_ids))
+    optimizer_properties.tell(watch)
+    numeric_properties.tell(watch)
+    precision_properties.tell(watch)
 
 
 def tell_all(prefix: str, tensors: dict[str, Array], watch: Watch) -> None:
@@ -182,10 +199,14 @@ def without_checks_of_annotations() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="module")
 def references(without_checks_of_annotations: None) -> None:
     """PyTorch's tensors and those of the sound run, before any bug is planted."""
+    adapter_properties.logits_of_mixed()
+    adapter_properties.folders_of_peft()
     for config in (CONFIG, TIED):
         properties.reference(config)
+        adapter_properties.reference(config.tie_weights)
         sound_run(config)
     properties.reference_model()
+    precision_properties.references()
     _an_eos()
 
 

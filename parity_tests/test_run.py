@@ -407,7 +407,7 @@ def test_a_folder_without_permission_is_found_before_the_training(tmp_path, text
         ({"accumulate": -1}, "accumulate is -1; expected at least 1"),
         ({"lr": float("nan")}, "lr is nan; expected a finite number of 0 or more"),
         ({"clip": -1.0}, "clip is -1.0; expected a finite number of 0 or more"),
-        ({"schedule": "linear"}, "schedule is 'linear'; expected one of: cosine, constant"),
+        ({"schedule": "steps"}, "schedule is 'steps'; expected one of: cosine, constant, linear, wsd"),
         ({"dtype": "float16"}, "dtype is 'float16'; expected one of: float32, float64"),
         ({"sample_prompt": ""}, "sample_prompt is empty; expected text for the samples to continue, or sample_every 0"),
     ],
@@ -444,7 +444,14 @@ def test_learning_rates_follow_the_schedule():
     cosine = Options(steps=10, warmup_steps=2, lr=0.5, min_lr=0.25)
     assert [cosine.learning_rate(step) for step in (0, 1, 2, 6, 10)] == [0.25, 0.5, 0.5, 0.375, 0.25]
     assert replace(cosine, min_lr=0.75).learning_rate(10) == 0.5, "the cosine never climbs"
-    assert {replace(cosine, schedule="constant").learning_rate(step) for step in range(11)} == {0.5}
+    constant = replace(cosine, schedule="constant")
+    assert [constant.learning_rate(step) for step in range(11)] == [0.25, *[0.5] * 10]
+    linear = replace(cosine, schedule="linear")
+    assert [linear.learning_rate(step) for step in (0, 1, 2, 6, 10, 11)] == [0.25, 0.5, 0.5, 0.375, 0.25, 0.25]
+    stable = replace(cosine, schedule="wsd", decay_steps=4)
+    assert [stable.learning_rate(step) for step in (0, 1, 6, 8, 10, 11)] == [0.25, 0.5, 0.5, 0.375, 0.25, 0.25]
+    assert replace(stable, decay_steps=None).settled().decay_steps == 2, "a fifth of the schedule"
+    assert constant.settled().decay_steps is None
 
 
 TAKEN = StepTaken(1.5, {"a": 2.0})

@@ -11,11 +11,11 @@ from numpygpt.formats.slices import read_slices
 from numpygpt.model.scheme import Scheme
 from numpygpt.sections import Section
 from numpygpt.training import sliced
+from numpygpt.training.loss_scale import LossScale
 from numpygpt.training.run import TrainingRun
 from parity_tests.command import write_text
 from parity_tests.torch_command import EXACT, left_by, log_of, refusal, rewritten, run, sections_of
 from torchgpt.engine.backend import SECTION, TorchBackend
-from torchgpt.engine.precision import LossScale
 
 SLICED = ("--text", "text.txt", *EXACT, "--sharded", "--save-every", 2)
 

@@ -18,9 +18,11 @@ from numpygpt.model.config import PRESETS, GPTConfig
 from numpygpt.model.gpt import GPTModel
 from numpygpt.model.scheme import Scheme
 from numpygpt.model.sizes import num_parameters
+from numpygpt.training import loss_scale
 from numpygpt.training import run as training_run
 from numpygpt.training.adamw import AdamW
 from numpygpt.training.groups import groups_of
+from numpygpt.training.loss_scale import GROWTH_INTERVAL, LossScale
 from numpygpt.training.options import Options
 from numpygpt.training.run import TrainingRun
 from numpygpt.training.team import OneProcess
@@ -41,9 +43,7 @@ from parity_tests.torch_command import (
     sections_of,
     train,
 )
-from torchgpt.engine import precision
 from torchgpt.engine.optimizer import Optimizer
-from torchgpt.engine.precision import GROWTH_INTERVAL, LossScale
 from torchgpt.parallel.model import ParallelModel
 
 ROUNDED = (*SIZES, "--drop-rate", 0, "--lr", 0.01, "--warmup-steps", 0, *QUIET)
@@ -247,7 +247,7 @@ def test_gradients_lose_the_scale_of_fp16_before_they_are_clipped(folder):
 
 
 def test_a_step_whose_gradients_overflow_fp16_is_left_out(folder, monkeypatch, capsys):
-    monkeypatch.setattr(precision, "FIRST_SCALE", 2.0**120)
+    monkeypatch.setattr(loss_scale, "FIRST_SCALE", 2.0**120)
     still = train("torchgpt", folder / "run", *ROUNDED, "--steps", 2, "--precision", "fp16", "--log-every", 1)
     told = capsys.readouterr().out
     for scale in (2.0**119, 2.0**118):
@@ -267,8 +267,8 @@ def test_a_step_whose_gradients_overflow_fp16_is_left_out(folder, monkeypatch, c
 
 
 def test_gradients_that_overflow_at_every_scale_are_refused(folder, monkeypatch, capsys):
-    monkeypatch.setattr(precision, "FIRST_SCALE", 2.0**120)
-    monkeypatch.setattr(precision, "SMALLEST_SCALE", 2.0**119)
+    monkeypatch.setattr(loss_scale, "FIRST_SCALE", 2.0**120)
+    monkeypatch.setattr(loss_scale, "SMALLEST_SCALE", 2.0**119)
     arguments = (*ROUNDED, "--steps", 5, "--precision", "fp16")
     line = refusal(capsys, "torchgpt", "train", "--text", "text.txt", "--out", "run", *arguments)
     assert f"the gradients overflow fp16 at every scale down to {2.0**119:g}; use bf16" in line
@@ -304,7 +304,7 @@ def test_only_fp16_scales_the_loss_and_a_run_may_change_to_it(kind):
 
 def test_a_run_of_many_steps_is_resumed(folder, monkeypatch):
     """It has more steps than fp16's scale needs to grow."""
-    monkeypatch.setattr(precision, "GROWTH_INTERVAL", 3)
+    monkeypatch.setattr(loss_scale, "GROWTH_INTERVAL", 3)
     trained = train("torchgpt", folder / "run", *ROUNDED, "--steps", 4)
     train("torchgpt", trained, "--resume", trained, "--steps", 5)
 

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from numpygpt.checks.record import Call, differentiated
 from numpygpt.checks.records import OPERATIONS
 from numpygpt.checks.source import at_random
 from numpygpt.errors import InputError
@@ -159,7 +160,7 @@ def test_every_gradient_is_given_unless_an_option_says_otherwise(record):
     options = {name: option for name, option in call.options.items() if name not in ("wants_x", "trained", "wanted")}
     output, saved = record.module.forward(**call.arguments, **options)
     gradients = dict(named(record.module.backward(np.ones_like(output), saved)._asdict()))
-    shapes = {name: a.shape for name, a in named(dict(call.arguments)) if np.issubdtype(a.dtype, np.inexact)}
+    shapes = {name: a.shape for name, a in differentiated(record.module, Call(call.arguments, options)).items()}
     shapes.pop("inputs", None)  # the body's, which are token ids in most calls
     assert {name: getattr(gradients[name], "shape", None) for name in shapes} == shapes
 
@@ -452,9 +453,9 @@ def low_rank_projections(monkeypatch):
     """Within the test, `projection` has one more kind of node, as an adapter would add it."""
     plain_forward, plain_backward = projection.forward, projection.backward
 
-    def forward(x, parameters, *, wants_x=True, trained=everything):
+    def forward(x, parameters, *, wants_x=True, trained=everything, **options):
         if not isinstance(parameters, LowRank):
-            return plain_forward(x, parameters, wants_x=wants_x, trained=trained)
+            return plain_forward(x, parameters, wants_x=wants_x, trained=trained, **options)
         y, base = plain_forward(x, parameters.base, wants_x=wants_x, trained=within(trained, "base"))
         inner, down = plain_forward(x, p.Linear(parameters.down), wants_x=wants_x, trained=lambda _: trained("down"))
         wants_inner = wants_x or trained("down")

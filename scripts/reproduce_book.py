@@ -55,6 +55,7 @@ OPTIONS = Options(
     batch_size=2,
     lr=4e-4,
     schedule="constant",
+    warmup_steps=0,
     weight_decay=0.1,
     decay="all",
     clip=0.0,

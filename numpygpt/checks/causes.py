@@ -146,6 +146,12 @@ UNSEEN: Mapping[str, tuple[str, ...]] = {
     "a trace has no groups of parameters, and copies no optimizer": (
         "norms_decay_after_all", "copied_apart_from_its_model",
     ),
+    "a trace has no adapters, and no quantized matrices": (
+        "lora_gradient_of_A_unscaled", "lora_gradient_of_B_unscaled", "lora_paths_give_x_no_gradient",
+        "lora_applied_after_it_was_merged", "lora_drops_nothing", "steps_forgotten_in_backward",
+        "rows_of_the_block_before", "last_block_of_rows_left_out", "constants_of_the_first_rows",
+        "bias_gradient_of_packed_averaged",
+    ),
     "it shows at extreme values alone, and those of a trace are ordinary": (
         "all_ignored_is_nan", "mask_is_added", "one_pass_variance",
     ),
@@ -153,7 +159,7 @@ UNSEEN: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 #: The modules that a trace runs through.
-TRACED = ("ops.", "layers.", "model.", "objectives.", "training.adamw")
+TRACED = ("ops.", "layers.", "model.", "objectives.", "training.adamw", "training.optimizer:")
 
 # Slips in options and settings
 

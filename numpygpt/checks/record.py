@@ -37,6 +37,8 @@ class Call(NamedTuple):
 def _changed(function: Callable[[Array], Array], value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return function(value)
+    if isinstance(value, Mapping):
+        return {name: _changed(function, child) for name, child in value.items()}
     if not isinstance(value, tuple):
         return value
     children = [_changed(function, child) for child in value]

@@ -16,12 +16,12 @@ def _slip(name: str, what: str, *changes: tuple[str, str, str], seen_at: str = "
 
 _ATTENTION, _ATTENTION_BACKWARD = "ops.attention:forward", "ops.attention:backward"
 _SIZES = "T, S, K = queries.shape[2], keys.shape[2], queries.shape[3]"
-_SOFTMAX = "attn_weights, softmaxed = softmax.forward(attn_scores)"
-_SOFTMAX_BACKWARD = "softmax.backward(d_attn_weights, saved.softmax).x"
+_SOFTMAX = "attn_weights, softmaxed = casting.forward(softmax, precision.softmax, attn_scores)"
+_SOFTMAX_BACKWARD = "casting.backward(softmax, d_attn_weights, saved.softmax).x"
 _FORWARD_SCALE, _BACKWARD_SCALE = "queries * (1 / math.sqrt(K))", "1 / math.sqrt(saved.queries.shape[-1])"
-_SCORES = "product(queries * (1 / math.sqrt(K)), keys.mT)"
-_PAST, _CONTEXT = "past=S - T", "product(dropped_weights, values)"
-_VALUES_GRADIENT = "product(saved.dropped_weights.mT, d_context)"
+_SCORES = "product(queries * (1 / math.sqrt(K)), keys.mT, low)"
+_PAST, _CONTEXT = "past=S - T", "product(dropped_weights, values, low)"
+_VALUES_GRADIENT = "product(saved.dropped_weights.mT, d_context, low)"
 
 
 def _scores_scaled(name: str, what: str, forward: str, backward: str) -> Bug:
@@ -505,16 +505,16 @@ _OF_LOSS = (
 
 # AdamW
 
-_STEP = "training.adamw:AdamW.step"
+_STEP, _ANY_STEP = "training.adamw:AdamW.update", "training.optimizer:Optimizer.step"
 _CORRECTION1, _CORRECTION2 = "1 - beta1**self.steps", "math.sqrt(1 - beta2**self.steps)"
 _MOMENT1, _MOMENT2 = "m += (1 - beta1) * (g - m)", "v += (1 - beta2) * g * g"
-_DECAY, _UPDATE = "p *= decay", "p -= denominator"
+_DECAY, _UPDATE = "p *= 1 - rates.lr * rates.weight_decay", "p -= denominator"
 _COUNT, _V_ROOT, _EPS = "self.steps += 1", "np.sqrt(v)", "denominator += self.eps"
 
 
 _RESET = "for moment in (*self.exp_avg.values(), *self.exp_avg_sq.values()):\n        moment[...] = 0"
 _IS_WEIGHT, _IS_NO_EMBEDDING = 'name.endswith(".weight")', '"_emb" not in name'
-_RATES, _BOTH = "training.adamw:AdamW._rates", "return self.lr, self.weight_decay"
+_RATES, _BOTH = "training.optimizer:Optimizer.rates_of", "return Rates(self.lr, self.weight_decay"
 
 
 def _of_step(name: str, what: str, *changes: tuple[str, str]) -> Bug:
@@ -557,7 +557,7 @@ _OF_ADAMW = (
         (_DECAY, "pass"),
         (_UPDATE, f"{_UPDATE}; {_DECAY}"),
     ),
-    _of_step("decay_increases", "the weight decay has its sign wrong", (_DECAY, "p *= 2 - decay")),
+    _of_step("decay_increases", "the weight decay has its sign wrong", (_DECAY, "p *= 1 + rates.lr * rates.weight_decay")),
     _of_step("step_uphill", "the step has its sign wrong", (_UPDATE, "p += denominator")),
     _of_step(
         "moment_adds_whole_gradient",
@@ -580,17 +580,20 @@ _OF_ADAMW = (
     _of_step(
         "betas_exchanged", "beta1 and beta2 are exchanged", ("beta1, beta2 = self.betas", "beta2, beta1 = self.betas")
     ),
-    _of_step("moments_reset", "the moments begin at zero in each step", (_COUNT, f"{_COUNT}\n    {_RESET}")),
-    _of_step(
-        "steps_not_counted", "the corrections are those of the first step in every step", (_COUNT, "self.steps = 1")
+    _slip("moments_reset", "the moments begin at zero in each step", (_ANY_STEP, _COUNT, f"{_COUNT}\n    {_RESET}")),
+    _slip(
+        "steps_not_counted",
+        "the corrections are those of the first step in every step",
+        (_ANY_STEP, _COUNT, "self.steps = 1"),
     ),
-    _of_step(
+    _slip(
         "gradients_clipped",
         "the gradients are clipped to the norm 1 before the step",
         (
+            _ANY_STEP,
             _COUNT,
             f"{_COUNT}\n"
-            "    total = math.sqrt(sum(float((g * g).sum()) for g in grads.values()))\n"
+            "    total = sum(float((g * g).sum()) for g in grads.values()) ** 0.5\n"
             "    grads = {name: g * min(1.0, 1 / (total + 1e-6)) for name, g in grads.items()}",
         ),
     ),

@@ -218,7 +218,7 @@ def with_attention(node: Any, function: Callable[[p.MultiHeadAttention], Any]) -
 
 def stacked(att: p.MultiHeadAttention) -> p.StackedAttention:
     """The same parameters with those of queries, keys and values in one array."""
-    three = att.W_query, att.W_key, att.W_value
+    three = [node for node in (att.W_query, att.W_key, att.W_value) if isinstance(node, p.Linear)]
     biases = [projection.bias for projection in three if projection.bias is not None]
     weight = np.concatenate([projection.weight for projection in three])
     return p.StackedAttention(p.Linear(weight, np.concatenate(biases) if biases else None), att.out_proj)

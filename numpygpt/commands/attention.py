@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
+from numpygpt.adapt.saving import model_of
 from numpygpt.commands.trained import add_checkpoint_options, encoded, labels, picture_path, tokenizer_of
 from numpygpt.errors import InputError
 from numpygpt.formats.kinds import read_model
-from numpygpt.model.saving import model_of
 from numpygpt.pictures.attention import plot_attention
 from numpygpt.shapes import Array
 from numpygpt.tree import nothing

@@ -4,11 +4,11 @@ import argparse
 import re
 from pathlib import Path
 
+from numpygpt.adapt.saving import model_of
 from numpygpt.commands.trained import add_checkpoint_options, labels, picture_path, tokenizer_of
 from numpygpt.data.tokenizer import Encoding, text_to_token_ids
 from numpygpt.errors import InputError
 from numpygpt.formats.kinds import read_model
-from numpygpt.model.saving import model_of
 from numpygpt.pictures.vectors import plot_word_vectors
 
 #: How many tokens are drawn at most if none are named.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from numpygpt.adapt.saving import model_of
 from numpygpt.commands.model_options import flag
 from numpygpt.commands.tables import print_table
 from numpygpt.commands.trained import add_checkpoint_options, origin_of, tokenizer_of
@@ -18,7 +19,6 @@ from numpygpt.evaluation.perplexity import score_text
 from numpygpt.evaluation.scores import LogitsOf, progress_bar
 from numpygpt.formats.kinds import read_model
 from numpygpt.model.gpt import GPTModel
-from numpygpt.model.saving import model_of
 from numpygpt.model.sizes import check_memory, scoring_bytes
 from numpygpt.shapes import Array
 

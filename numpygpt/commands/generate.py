@@ -5,14 +5,20 @@ import codecs
 from typing import Any
 
 from numpygpt.commands.model_options import flag
-from numpygpt.commands.trained import add_checkpoint_options, encoded, token_bytes, tokenizer_of
+from numpygpt.commands.trained import (
+    add_adapter_options,
+    add_checkpoint_options,
+    encoded,
+    token_bytes,
+    tokenizer_of,
+    trained_model,
+)
 from numpygpt.data.tokenizer import ENDOFTEXT, Encoding, token_ids_to_text
 from numpygpt.decoding.beams import beam_search
 from numpygpt.decoding.generation import stream
 from numpygpt.decoding.sampling import check_sampling
 from numpygpt.errors import InputError
 from numpygpt.formats.kinds import read_model
-from numpygpt.model.saving import model_of
 from numpygpt.model.sizes import check_memory, decoding_bytes
 from numpygpt.random.torch_generator import TorchGenerator
 
@@ -22,6 +28,7 @@ DEFAULT_TEMPERATURE = 0.8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_checkpoint_options(parser)
+    add_adapter_options(parser)
     add = parser.add_argument
     add("--prompt", required=True, help="text to continue")
     add("--max-new-tokens", type=int, default=200, help="tokens to add")
@@ -47,7 +54,7 @@ def run(parsed: argparse.Namespace) -> int:
     checkpoint = read_model(parsed.checkpoint)
     tokenizer = tokenizer_of(checkpoint, parsed.vocab)
     idx = encoded(parsed.prompt, tokenizer)
-    model = model_of(checkpoint)
+    model = trained_model(checkpoint, parsed)
     if parsed.num_beams is not None:
         _refuse_sampling_options(parsed)
         needed = decoding_bytes(model.config, parsed.num_beams, model.dtype)

@@ -2,27 +2,33 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from numpygpt.adapt.packed import forms_of
 from numpygpt.commands.model_options import (
     add_compute_options,
     add_model_options,
+    add_run_options,
     add_step_options,
     config_of,
     refuse_model_options,
     tokens_of,
 )
 from numpygpt.commands.tables import print_table
-from numpygpt.commands.trained import CHECKPOINT_HELP, origin_of
+from numpygpt.commands.trained import CHECKPOINT_HELP, options_of_run, origin_of
+from numpygpt.errors import InputError
 from numpygpt.formats.kinds import read_model
 from numpygpt.model import parallel_sizes, sizes
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.saving import saved_config
 from numpygpt.model.scheme import Scheme
+from numpygpt.numerics.forms import Form, unfilled
 from numpygpt.sections import named_in_errors, value_of
 from numpygpt.training.book import perplexity
+from numpygpt.training.optimizers import OPTIMIZERS, settings_of, state_bytes
 from numpygpt.training.options import Options
 from numpygpt.training.run import SECTION, Evaluation
+from numpygpt.tree import named
 
 #: The precisions that are compared if none is named, by the dtype of the parameters. TF32 takes as much as fp32.
 PRECISIONS_COMPARED = {"float32": ("fp32", "bf16", "fp16"), "float64": ("fp32",)}
@@ -34,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_step_options(parser, batch_size=None)
     parser.add_argument("--dtype", choices=("float32", "float64"), help="(default: float32, or the run's)")
     add_compute_options(parser)
+    add_run_options(parser, ("optimizer", "momentum", "optimizer_state"))
     add_scheme_options(parser)
     add_model_options(parser)
 
@@ -64,30 +71,71 @@ def run(parsed: argparse.Namespace) -> int:
         config, options, lines = _of_a_run(parsed)
         step |= {name: getattr(options, name) for name in step if options is not None}
     else:
-        config, lines = config_of(parsed), []
+        config, options, lines = config_of(parsed), None, []
     step |= {name: getattr(parsed, name) for name in step if getattr(parsed, name) is not None}
     tokens = tokens_of(step["batch_size"], parsed.tokens, config)
     accumulate = step.pop("accumulate")
-    devices = _devices(parsed, config, parallel_sizes.Step(tokens=tokens, micro_batches=accumulate, **step))
+    optimizer = _optimizer_of(parsed, options)
+    devices = _devices(parsed, config, parallel_sizes.Step(tokens=tokens, micro_batches=accumulate, **step), optimizer)
     for line in (*lines, *(f"{name} {value}" for name, value in config.to_dict().items()), ""):
         print(line)
     rows = sizes.parameter_table(config)
     total = sizes.Row("total", "parameters", sum(row.parameters for row in rows))
     print_table("lrl", [(row.name, f"{row.parameters:,}", row.detail) for row in (*rows, total)])
-    print(f"\na training step on {step['batch_size']} x {tokens} tokens in {step['dtype']}, AdamW:")
-    parts = sizes.training_bytes(config, tokens=tokens, **step)
+    title = OPTIMIZERS[optimizer.kind].__name__
+    print(f"\na training step on {step['batch_size']} x {tokens} tokens in {step['dtype']}, {title}:")
+    state = state_bytes(optimizer.kind, optimizer.settings, config, step["dtype"])
+    parts = sizes.training_bytes(config, tokens=tokens, **step, optimizer=0 if optimizer.on_disk else state)
     print_table("lr", [(name, f"{size / 2**20:,.1f} MiB") for name, size in parts._asdict().items()])
+    if optimizer.on_disk:
+        print(f"on the disk, the optimizer's moments: {state / 2**20:,.1f} MiB")
+    _print_optimizers(config, step["dtype"], optimizer)
     for precision, compared in devices.items():
         _print_devices(precision, compared)
     return 0
 
 
+class _Optimizer(NamedTuple):
+    """The optimizer of a step: its name, its hyper-parameters, and whether its moments are on the disk."""
+
+    kind: str
+    settings: dict[str, Any]
+    on_disk: bool
+
+
+def _optimizer_of(parsed: argparse.Namespace, run: Options | None) -> _Optimizer:
+    """The optimizer that the command line names, or the run's. InputError for a momentum that it does not have."""
+    begun = run or Options()
+    kind = parsed.optimizer or begun.optimizer
+    kept = begun.momentum if kind == begun.optimizer else None
+    settings = settings_of(kind, {"momentum": kept if parsed.momentum is None else parsed.momentum})
+    return _Optimizer(kind, settings, (parsed.optimizer_state or begun.optimizer_state) == "disk")
+
+
+def _print_optimizers(config: GPTConfig, dtype: str, chosen: _Optimizer) -> None:
+    """Print the bytes of the moments of each optimizer, each with its defaults, except for the chosen one."""
+    print("\nwhat each --optimizer keeps of the model, in MiB:")
+    rows = []
+    for kind in OPTIMIZERS:
+        settings = chosen.settings if kind == chosen.kind else settings_of(kind, {})
+        rows.append((kind, f"{state_bytes(kind, settings, config, dtype) / 2**20:,.1f}"))
+    print_table("lr", rows)
+
+
 def _devices(
-    parsed: argparse.Namespace, config: GPTConfig, step: parallel_sizes.Step
+    parsed: argparse.Namespace, config: GPTConfig, step: parallel_sizes.Step, optimizer: _Optimizer
 ) -> dict[str, list[parallel_sizes.Compared]]:
-    """What a device holds under each scheme, by precision; nothing if neither a scheme nor a precision is asked for."""
+    """What a device holds under each scheme, by precision; nothing if neither a scheme nor a precision is asked for.
+
+    Raises InputError for another optimizer than AdamW, whose moments on many devices are not counted.
+    """
     if parsed.parallel is None and parsed.precision is None:
         return {}
+    if optimizer.kind != "adamw" or optimizer.on_disk:
+        raise InputError(
+            "what devices hold is counted for AdamW in memory alone; add --optimizer adamw --optimizer-state memory, "
+            "or leave out --parallel and --precision"
+        )
     scheme = Scheme() if parsed.parallel is None else Scheme.of(parsed.parallel, None)
     precisions = [parsed.precision] if parsed.precision else PRECISIONS_COMPARED[step.dtype]
     return {
@@ -107,17 +155,32 @@ def _print_devices(precision: str, compared: list[parallel_sizes.Compared]) -> N
             print(f"{row.name}: {row.refusal}")
 
 
+def _of_packed_matrices(forms: dict[str, Form]) -> list[str]:
+    """A line for each kind of quantized matrices: how many they are, and their bytes."""
+    kinds: dict[str, list[Form]] = {}
+    for form in forms.values():
+        words = f"{form.scheme}{',double' if form.double else ''},block={form.block_size}"
+        kinds.setdefault(words, []).append(form)
+    lines = []
+    for words, alike in kinds.items():
+        size = sum(array.nbytes for form in alike for _, array in named(unfilled(form)))
+        share = size / (4 * sum(form.size for form in alike))
+        lines.append(f"{len(alike)} matrices in {words}: {size:,} bytes, {share:.3f} of those in float32")
+    return lines
+
+
 def _of_a_run(parsed: argparse.Namespace) -> tuple[GPTConfig, Options | None, list[str]]:
     """The configuration and the options of the run in --checkpoint, and the lines that say how far it has come."""
     refuse_model_options(parsed)
     checkpoint = read_model(parsed.checkpoint)
     config = saved_config(checkpoint)
     origin, *notes = origin_of(checkpoint)
+    notes += _of_packed_matrices(forms_of(checkpoint))
     if SECTION not in checkpoint:
         return config, None, [f"{origin}, a model without a training run", *notes]
     saved = checkpoint.values(SECTION)
+    options = options_of_run(checkpoint)
     with named_in_errors(checkpoint):
-        options = Options.of_checkpoint(value_of(saved, "options", dict))
         history = [Evaluation.of(entry) for entry in value_of(saved, "history", list)]
         lines = [f"{origin}, step {value_of(saved, 'step', int)}"]
     if history:

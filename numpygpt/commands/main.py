@@ -24,10 +24,13 @@ from numpygpt.process import keep_freed_memory
 #: The commands. Each is a module of this package.
 COMMANDS = {
     "train": "train a model on text",
+    "finetune": "a trained model learns more, whole or with adapters",
     "generate": "continue a prompt with a trained model",
     "tokenize": "texts of any size as a file of token ids",
     "evaluate": "perplexity of a text, last words, right endings",
     "info": "parameters and memory of a model",
+    "merge": "one model of a base and its adapter",
+    "quantize": "a model with packed matrices, or the schemes compared",
     "convert": "a model from the files of one program to those of another",
     "attention": "draw what each attention head reads",
     "embeddings": "draw the word vectors in two dimensions",

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from numpygpt.layers import parameters as p
 from numpygpt.layers import projection
+from numpygpt.numerics import casting
+from numpygpt.numerics.autocast import EXACT, Precision
 from numpygpt.ops import gelu, gelu_erf
 from numpygpt.shapes import Array, Inexact
 from numpygpt.tree import Trained, any_trained, everything, nowhere, within
@@ -25,7 +27,7 @@ ACTIVATIONS = {"gelu_tanh": gelu, "gelu_erf": gelu_erf}
 class Saved(NamedTuple):
     expand: Any
     activation: str
-    gelu: gelu.Saved | gelu_erf.Saved
+    gelu: gelu.Saved | gelu_erf.Saved | casting.Saved
     contract: Any
     parameters: p.FeedForward
 
@@ -36,17 +38,22 @@ def forward(
     *,
     activation: str = "gelu_tanh",
     wants_x: bool = True,
+    precision: Precision = EXACT,
     trained: Trained = everything,
     watch: Watch = unwatched,
 ) -> tuple[Inexact[Array, "*rows D"], Saved]:
     expand, _, contract = parameters.layers
     trained0, trained2 = within(trained, "layers.0"), within(trained, "layers.2")
-    hidden, expanded = projection.forward(x, expand, wants_x=wants_x, trained=trained0)  # (1)
+    hidden, expanded = projection.forward(  # (1)
+        x, expand, precision=precision, wants_x=wants_x, trained=trained0
+    )
     watch("layers.0", hidden)
-    activated, bent = ACTIVATIONS[activation].forward(hidden)  # (2)
+    activated, bent = casting.forward(ACTIVATIONS[activation], precision.gelu, hidden)  # (2)
     watch("layers.1", activated)
     wants_activated = wants_x or any_trained(expand, trained0)
-    y, contracted = projection.forward(activated, contract, wants_x=wants_activated, trained=trained2)  # (3)
+    y, contracted = projection.forward(  # (3)
+        activated, contract, precision=precision, wants_x=wants_activated, trained=trained2
+    )
     watch("layers.2", y)
     return y, Saved(expanded, activation, bent, contracted, parameters)
 
@@ -62,7 +69,7 @@ def backward(d_y: Inexact[Array, "*rows D"], saved: Saved, *, watch: Watch = unw
     if d_activated is None:
         return Gradients(None, p.FeedForward((nowhere(saved.parameters.layers[0]), (), d_contract)))
     watch("d_layers.1", d_activated)
-    d_hidden = ACTIVATIONS[saved.activation].backward(d_activated, saved.gelu).x  # undoes (2)
+    d_hidden = casting.backward(ACTIVATIONS[saved.activation], d_activated, saved.gelu).x  # undoes (2)
     watch("d_layers.0", d_hidden)
     d_x, d_expand = projection.backward(d_hidden, saved.expand)  # undoes (1)
     return Gradients(d_x, p.FeedForward((d_expand, (), d_contract)))

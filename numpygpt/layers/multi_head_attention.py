@@ -25,6 +25,8 @@ import numpy as np
 from numpygpt.layers import parameters as p
 from numpygpt.layers import projection
 from numpygpt.layers.key_value_cache import KeyValueCache
+from numpygpt.numerics import casting
+from numpygpt.numerics.autocast import EXACT, Precision
 from numpygpt.ops import attention, flash_attention
 from numpygpt.shapes import Array, Bool, Inexact
 from numpygpt.tree import Trained, any_trained, everything, nowhere, within
@@ -38,7 +40,7 @@ class Saved(NamedTuple):
     """No attention is saved if none of its operands gets a gradient."""
 
     projections: tuple[Any, ...]
-    attention: attention.Saved | flash_attention.Saved | None
+    attention: attention.Saved | flash_attention.Saved | casting.Saved | None
     out_proj: Any
     parameters: p.MultiHeadAttention | p.StackedAttention
     present: KeyValueCache | None
@@ -54,12 +56,13 @@ def forward(
     drop_rate: float = 0.0,
     past: KeyValueCache | None = None,
     flash: bool = False,
+    precision: Precision = EXACT,
     wants_x: bool = True,
     trained: Trained = everything,
     watch: Watch = unwatched,
 ) -> tuple[Inexact[Array, "B T D"], Saved]:
     """With `flash`, a watch is not told the tensors (B, H, T, S), which then never exist."""
-    projected, projections = _project(x, parameters, wants_x, trained)  # (1)
+    projected, projections = _project(x, parameters, precision, wants_x, trained)  # (1)
     queries, keys, values = (split_heads(part, n_heads) for part in projected)  # (2)
     watch("queries", queries)
     watch("keys", keys)
@@ -73,15 +76,20 @@ def forward(
         if wants_x or any_trained(getattr(parameters, name), within(trained, name))
     }
     options: dict[str, Any] = {"visible": visible, "keep": keep, "drop_rate": drop_rate, "wanted": wanted}
-    attended: attention.Saved | flash_attention.Saved
     if flash:
-        context, attended = flash_attention.forward(queries, keys, values, **options)  # (3)
+        context, attended = casting.forward(  # (3)
+            flash_attention, precision.scaled_dot_product_attention, queries, keys, values, **options
+        )
     else:
-        context, attended = attention.forward(queries, keys, values, **options, watch=watch)
+        context, attended = attention.forward(queries, keys, values, **options, precision=precision, watch=watch)
     context_vec = merge_heads(context)  # (4)
     watch("context_vec", context_vec)
     y, put_out = projection.forward(  # (5)
-        context_vec, parameters.out_proj, wants_x=bool(wanted), trained=within(trained, "out_proj")
+        context_vec,
+        parameters.out_proj,
+        precision=precision,
+        wants_x=bool(wanted),
+        trained=within(trained, "out_proj"),
     )
     watch("out_proj", y)
     return y, Saved(projections, attended if wanted else None, put_out, parameters, present)
@@ -99,12 +107,12 @@ def backward(d_y: Inexact[Array, "B T D"], saved: Saved, *, watch: Watch = unwat
     if d_context_vec is None or saved.attention is None:
         return Gradients(None, nowhere(saved.parameters)._replace(out_proj=d_out_proj))
     watch("d_context_vec", d_context_vec)
-    d_context = split_heads(d_context_vec, saved.attention.queries.shape[1])  # undoes (4)
-    d_heads: attention.Gradients | flash_attention.Gradients
-    if isinstance(saved.attention, flash_attention.Saved):
-        d_heads = flash_attention.backward(d_context, saved.attention)  # undoes (3)
+    own = casting.own(saved.attention)
+    d_context = split_heads(d_context_vec, own.queries.shape[1])  # undoes (4)
+    if isinstance(own, flash_attention.Saved):
+        d_heads = casting.backward(flash_attention, d_context, saved.attention)  # undoes (3)
     else:
-        d_heads = attention.backward(d_context, saved.attention, watch=watch)
+        d_heads = attention.backward(d_context, own, watch=watch)
     for name, d_head in reversed(d_heads._asdict().items()):
         if d_head is not None:
             watch(f"d_{name}", d_head)
@@ -114,15 +122,24 @@ def backward(d_y: Inexact[Array, "B T D"], saved: Saved, *, watch: Watch = unwat
 
 
 def _project(
-    x: Array, parameters: p.MultiHeadAttention | p.StackedAttention, wants_x: bool, trained: Trained
+    x: Array,
+    parameters: p.MultiHeadAttention | p.StackedAttention,
+    precision: Precision,
+    wants_x: bool,
+    trained: Trained,
 ) -> tuple[Sequence[Array], tuple[Any, ...]]:
-    """Queries, keys and values (B, T, D), and what one product or three of them save."""
-    if isinstance(parameters, p.StackedAttention) and _trained_alike(trained):
+    """Queries, keys and values (B, T, D), and what one product or three of them save.
+
+    In a lower format there are three: each rounds its own gradient of x, and one would round the sum of them.
+    """
+    if isinstance(parameters, p.StackedAttention) and _trained_alike(trained) and precision.linear is None:
         qkv, saved = projection.forward(x, parameters.qkv, wants_x=wants_x, trained=within(trained, "W_query"))
         return _thirds(qkv), (saved,)
     parts, saved_parts = zip(
         *(
-            projection.forward(x, getattr(parameters, name), wants_x=wants_x, trained=within(trained, name))
+            projection.forward(
+                x, getattr(parameters, name), precision=precision, wants_x=wants_x, trained=within(trained, name)
+            )
             for name in OPERANDS.values()
         ),
         strict=True,
@@ -149,6 +166,7 @@ def _through_one_product(d_heads: Sequence[Any], d_out_proj: Any, saved: Saved) 
     for d_part, d_head in zip(_thirds(d_qkv), d_heads, strict=True):
         split_heads(d_part, H)[...] = d_head
     d_x, d_stacked = projection.backward(d_qkv, saved.projections[0])
+    assert isinstance(d_stacked, p.Linear)
     return Gradients(d_x, p.StackedAttention(d_stacked, d_out_proj))
 
 

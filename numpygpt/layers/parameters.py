@@ -7,7 +7,9 @@ tree, in which a leaf that is not trained has None.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from numpygpt.shapes import Array, Inexact
+from numpygpt.numerics.schemes import Quantized
+from numpygpt.shapes import Array, Bool, Inexact
+from numpygpt.tree import children, with_children
 
 
 class Embedding(NamedTuple):
@@ -38,6 +40,64 @@ class Linear(NamedTuple):
     bias: Inexact[Array, "F"] | None = None
 
 
+class QuantizedLinear(NamedTuple):
+    """A matrix from D features to F that stays quantized and frozen, and perhaps a bias.
+
+    It shows the bias alone: codes and constants are no parameters.
+    """
+
+    weight: Quantized  # (F, D)
+    bias: Inexact[Array, "F"] | None = None
+
+    def children(self) -> dict[str, Any]:
+        """The bias."""
+        return {"bias": self.bias}
+
+    def with_children(self, by_name: Mapping[str, Any]) -> "QuantizedLinear":
+        """The same matrix with another bias."""
+        return self._replace(**by_name)
+
+
+class LoRA(NamedTuple):
+    """A projection with side paths of low rank, each with a name of its own; the paths' outputs are added up.
+
+    A merged one has s B @ A added to its base's weight. It is applied as the base alone, and shows the base alone.
+
+    base            the projection
+    lora_A, lora_B  {name: matrices (R, D) and (F, R)}
+    scales          {name: s}, what the path is multiplied by
+    drop_rates      {name: rate} of dropout on the path's input
+    keep            {name: (..., D)}, which elements of the input stay, where there is dropout (`with_masks`)
+    merged          whether the paths are part of the base
+    """
+
+    base: Any
+    lora_A: Mapping[str, Linear]
+    lora_B: Mapping[str, Linear]
+    scales: Mapping[str, float]
+    drop_rates: Mapping[str, float]
+    keep: Mapping[str, Bool[Array, "..."]] = {}
+    merged: bool = False
+
+    def children(self) -> dict[str, Any]:
+        """The base's, under their own names, and the paths', as the library peft names them."""
+        paths = {} if self.merged else {"lora_A": self.lora_A, "lora_B": self.lora_B}
+        return {**children(self.base), **paths}
+
+    def with_children(self, by_name: Mapping[str, Any]) -> "LoRA":
+        """The same node with other arrays."""
+        own = {name: child for name, child in by_name.items() if name not in PATHS}
+        base = with_children(self.base, own)
+        return self._replace(base=base, **{name: by_name[name] for name in PATHS if name in by_name})
+
+
+#: The children of a node `LoRA` that are not its base's.
+PATHS = ("lora_A", "lora_B")
+
+#: The nodes that `numpygpt.layers.projection` applies.
+Projection = Linear | QuantizedLinear | LoRA
+
+
 class LayerNorm(NamedTuple):
     """What each normalized feature is multiplied by, and what is then perhaps added."""
 
@@ -48,16 +108,16 @@ class LayerNorm(NamedTuple):
 class FeedForward(NamedTuple):
     """Linear from D to 4 D, GELU, Linear from 4 D to D."""
 
-    layers: tuple[Linear, tuple[()], Linear]  # GELU has no parameters
+    layers: tuple[Projection, tuple[()], Projection]  # GELU has no parameters
 
 
 class MultiHeadAttention(NamedTuple):
     """Four projections from D to D; the rows of the first three are the heads', K rows each, one head after another."""
 
-    W_query: Linear
-    W_key: Linear
-    W_value: Linear
-    out_proj: Linear
+    W_query: Projection
+    W_key: Projection
+    W_value: Projection
+    out_proj: Projection
 
 
 class StackedAttention(NamedTuple):
@@ -67,7 +127,7 @@ class StackedAttention(NamedTuple):
     """
 
     qkv: Linear  # (3 D, D) and (3 D)
-    out_proj: Linear
+    out_proj: Projection
 
     @property
     def W_query(self) -> Linear:
@@ -124,7 +184,7 @@ class GPT(NamedTuple):
     pos_emb: Embedding | Sinusoids
     trf_blocks: tuple[TransformerBlock, ...]
     final_norm: LayerNorm
-    out_head: Linear
+    out_head: Projection
 
     @property
     def body(self) -> Body:

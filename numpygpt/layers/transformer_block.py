@@ -19,6 +19,8 @@ from typing import Any, Literal, NamedTuple
 from numpygpt.layers import feed_forward, multi_head_attention
 from numpygpt.layers import parameters as p
 from numpygpt.layers.key_value_cache import KeyValueCache
+from numpygpt.numerics import casting
+from numpygpt.numerics.autocast import EXACT, Precision
 from numpygpt.ops import dropout, layer_norm
 from numpygpt.random.masks import RandomSource, draw_keep_mask
 from numpygpt.shapes import Array, Bool, Inexact
@@ -48,12 +50,12 @@ def draw_masks(rng: RandomSource, shape: tuple[int, int, int], n_heads: int, dro
 
 
 class Saved(NamedTuple):
-    norm1: layer_norm.Saved
+    norm1: layer_norm.Saved | casting.Saved
     att: multi_head_attention.Saved
-    drop_att: dropout.Saved
-    norm2: layer_norm.Saved
+    drop_att: dropout.Saved | casting.Saved
+    norm2: layer_norm.Saved | casting.Saved
     ff: feed_forward.Saved
-    drop_ff: dropout.Saved
+    drop_ff: dropout.Saved | casting.Saved
     parameters: p.TransformerBlock
 
 
@@ -70,6 +72,7 @@ def forward(
     activation: str = "gelu_tanh",
     norm_eps: float = 1e-5,
     wants_x: bool = True,
+    precision: Precision = EXACT,
     trained: Trained = everything,
     watch: Watch = unwatched,
 ) -> tuple[Inexact[Array, "B T D"], Saved]:
@@ -78,9 +81,10 @@ def forward(
     wants_r = wants_a or any_trained(parameters.att, att_trained)
     wants_f = wants_r or any_trained(parameters.norm2, norm2_trained)
 
-    a, norm1 = layer_norm.forward(  # (1)
-        x, *parameters.norm1, eps=norm_eps, wanted=wanted(norm1_trained, "scale", "shift", x=wants_x)
-    )
+    a, norm1 = casting.forward(  # (1)
+        layer_norm, precision.layer_norm, x, *parameters.norm1, eps=norm_eps,
+        wanted=wanted(norm1_trained, "scale", "shift", x=wants_x),
+    )  # fmt: skip
     watch("norm1", a)
     b, att = multi_head_attention.forward(  # (2)
         a,
@@ -91,27 +95,30 @@ def forward(
         drop_rate=drop_rate,
         past=past,
         flash=flash,
+        precision=precision,
         wants_x=wants_a,
         trained=att_trained,
         watch=under(watch, "att"),
     )
-    dropped, drop_att = dropout.forward(b, masks.after_attention, drop_rate=drop_rate)
+    dropped, drop_att = casting.forward(dropout, precision.dropout, b, masks.after_attention, drop_rate=drop_rate)
     watch("drop_att", dropped)
     r = x + dropped  # (3)
     watch("residual", r)
-    f, norm2 = layer_norm.forward(  # (4)
-        r, *parameters.norm2, eps=norm_eps, wanted=wanted(norm2_trained, "scale", "shift", x=wants_r)
-    )
+    f, norm2 = casting.forward(  # (4)
+        layer_norm, precision.layer_norm, r, *parameters.norm2, eps=norm_eps,
+        wanted=wanted(norm2_trained, "scale", "shift", x=wants_r),
+    )  # fmt: skip
     watch("norm2", f)
     g, ff = feed_forward.forward(  # (5)
         f,
         parameters.ff,
         activation=activation,
+        precision=precision,
         wants_x=wants_f,
         trained=within(trained, "ff"),
         watch=under(watch, "ff"),
     )
-    dropped, drop_ff = dropout.forward(g, masks.after_feed_forward, drop_rate=drop_rate)
+    dropped, drop_ff = casting.forward(dropout, precision.dropout, g, masks.after_feed_forward, drop_rate=drop_rate)
     watch("drop_ff", dropped)
     y = r + dropped  # (6)
     return y, Saved(norm1, att, drop_att, norm2, ff, drop_ff, parameters)
@@ -125,26 +132,26 @@ class Gradients(NamedTuple):
 def backward(d_y: Inexact[Array, "B T D"], saved: Saved, *, watch: Watch = unwatched) -> Gradients:
     d_parameters: Any = nowhere(saved.parameters)
     watch("d_drop_ff", d_y)
-    d_g = dropout.backward(d_y, saved.drop_ff).x  # undoes (6)
+    d_g = casting.backward(dropout, d_y, saved.drop_ff).x  # undoes (6)
     d_f, d_ff = feed_forward.backward(d_g, saved.ff, watch=under(watch, "ff"))  # undoes (5)
     d_parameters = d_parameters._replace(ff=d_ff)
     if d_f is None:
         return Gradients(None, d_parameters)
     watch("d_norm2", d_f)
-    d_r, *d_norm2 = layer_norm.backward(d_f, saved.norm2)  # undoes (4)
+    d_r, *d_norm2 = casting.backward(layer_norm, d_f, saved.norm2)  # undoes (4)
     d_parameters = d_parameters._replace(norm2=p.LayerNorm._make(d_norm2))
     if d_r is None:
         return Gradients(None, d_parameters)
     d_r += d_y
     watch("d_residual", d_r)
     watch("d_drop_att", d_r)
-    d_b = dropout.backward(d_r, saved.drop_att).x  # undoes (3)
+    d_b = casting.backward(dropout, d_r, saved.drop_att).x  # undoes (3)
     d_a, d_att = multi_head_attention.backward(d_b, saved.att, watch=under(watch, "att"))  # undoes (2)
     d_parameters = d_parameters._replace(att=d_att)
     if d_a is None:
         return Gradients(None, d_parameters)
     watch("d_norm1", d_a)
-    d_x, *d_norm1 = layer_norm.backward(d_a, saved.norm1)  # undoes (1)
+    d_x, *d_norm1 = casting.backward(layer_norm, d_a, saved.norm1)  # undoes (1)
     d_parameters = d_parameters._replace(norm1=p.LayerNorm._make(d_norm1))
     if d_x is not None:
         d_x += d_r

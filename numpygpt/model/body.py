@@ -15,7 +15,7 @@ This is the only composition: training, inference and decoding with a cache diff
 the first trained parameter save nothing, and the backward ends there. If nothing is trained, no block saves anything.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -23,6 +23,9 @@ import numpy as np
 from numpygpt.layers import parameters as p
 from numpygpt.layers import recomputed_block, transformer_block
 from numpygpt.layers.key_value_cache import KeyValueCache
+from numpygpt.layers.projections import Path
+from numpygpt.numerics import casting
+from numpygpt.numerics.autocast import EXACT, Precision
 from numpygpt.ops import dropout, embedding, layer_norm
 from numpygpt.random.masks import RandomSource, draw_keep_mask
 from numpygpt.shapes import Array, Bool, Inexact, Integer
@@ -31,10 +34,11 @@ from numpygpt.watch import Watch, under, unwatched
 
 
 class DropoutMasks(NamedTuple):
-    """Which elements stay at every dropout site of the body."""
+    """Which elements stay at every dropout site of the body; and on the paths of low rank, by `projections.Path`."""
 
     embedding: Bool[Array, "B T D"] | None
     blocks: tuple[transformer_block.DropoutMasks, ...]
+    paths: Mapping[Path, Bool[Array, "B T ..."]] = {}
 
 
 def draw_masks(
@@ -59,7 +63,7 @@ class Saved(NamedTuple):
     pos_emb: embedding.Saved | None
     drop_emb: dropout.Saved
     trf_blocks: list[transformer_block.Saved | recomputed_block.Saved | None]
-    final_norm: layer_norm.Saved
+    final_norm: layer_norm.Saved | casting.Saved
     parameters: p.Body
     wants_inputs: bool
     wanted: bool
@@ -80,6 +84,7 @@ def forward(
     activation: str = "gelu_tanh",
     norm_eps: float = 1e-5,
     recompute: bool = False,
+    precision: Precision = EXACT,
     wants_x: bool = False,
     trained: Trained = everything,
     watch: Watch = unwatched,
@@ -95,6 +100,7 @@ def forward(
     activation  between the layers of each feed-forward network (`numpygpt.layers.feed_forward`)
     norm_eps    what the norms add to the variance
     recompute   save each block's input alone (`numpygpt.layers.recomputed_block`)
+    precision   the format in which each operation runs (`numpygpt.numerics.autocast`)
     wants_x     whether the gradient of embeddings given as `inputs` will be asked for
     trained     which parameters are trained (`numpygpt.tree`)
     """
@@ -132,6 +138,7 @@ def forward(
             flash=flash,
             activation=activation,
             norm_eps=norm_eps,
+            precision=precision,
             wants_x=wants,
             trained=trained_block,
             watch=under(watch, f"trf_blocks.{i}"),
@@ -143,8 +150,8 @@ def forward(
         del saved
         wants = wanted_here
     norm_wanted = wanted(within(trained, "final_norm"), "scale", "shift", x=wants)
-    hidden, final_norm = layer_norm.forward(  # (3)
-        x, *parameters.final_norm, eps=norm_eps, wanted=norm_wanted
+    hidden, final_norm = casting.forward(  # (3)
+        layer_norm, precision.layer_norm, x, *parameters.final_norm, eps=norm_eps, wanted=norm_wanted
     )
     watch("final_norm", hidden)
     return hidden, Saved(
@@ -177,7 +184,7 @@ def backward(
     """
     d_parameters: Any = nowhere(saved.parameters)
     watch("d_final_norm", d_hidden)
-    d_x, *d_final_norm = layer_norm.backward(d_hidden, saved.final_norm)  # undoes (3)
+    d_x, *d_final_norm = casting.backward(layer_norm, d_hidden, saved.final_norm)  # undoes (3)
     d_parameters = d_parameters._replace(final_norm=p.LayerNorm._make(d_final_norm))
     d_blocks = list(d_parameters.trf_blocks)
     for i in reversed(range(len(d_blocks))):

@@ -11,7 +11,10 @@
 With tied weights W_out is tok_emb itself, used twice, and its gradient is the sum of both uses.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,10 +23,13 @@ from numpygpt.errors import InputError
 from numpygpt.layers import parameters as p
 from numpygpt.layers import projection
 from numpygpt.layers.key_value_cache import KeyValueCache
+from numpygpt.layers.projections import draw_masks_of_paths, with_masks
 from numpygpt.model import body
 from numpygpt.model.body import DropoutMasks
 from numpygpt.model.config import ATTENTIONS, GPTConfig
 from numpygpt.model.initialization import allocate, initialize
+from numpygpt.numerics import casting
+from numpygpt.numerics.autocast import Precision, precision_of
 from numpygpt.objectives import next_token
 from numpygpt.ops import gelu_erf
 from numpygpt.random.masks import RandomSource
@@ -57,13 +63,22 @@ class GPTModel:
     checkpoint_activations  save each block's input alone and compute the block again in the backward: the same
                             gradients bit for bit, for less memory and a fifth more time
 
-    Both may be set later, as attributes. Raises InputError for an invalid configuration, seed, dtype or attention, and
-    for GELU's exact form if SciPy is not installed.
+    precision   "fp32", or the format, "bf16" or "fp16", in which a step is computed as torch.autocast would: the
+                arrays keep their dtype, and hold rounded values
+    autocast    "cuda" or "cpu": by whose table torch.autocast chooses the operations that run in this format
+                (`numpygpt.numerics.autocast`)
+
+    The first two may be set later, as attributes. The attribute `precision` has the format of each operation. `frozen`
+    has the names of the parameters that training leaves as they are. A new model has none (`numpygpt.adapt.freeze`).
+    Raises InputError for an invalid configuration, seed, dtype, attention, precision or autocast, and for GELU's exact
+    form if SciPy is not installed.
     """
 
     config: GPTConfig
     checkpoint_activations: bool
+    precision: Precision
     parameters: p.GPT
+    frozen: frozenset[str]
 
     def __init__(
         self,
@@ -73,8 +88,10 @@ class GPTModel:
         *,
         attention: str = "math",
         checkpoint_activations: bool = False,
+        precision: str = "fp32",
+        autocast: str = "cuda",
     ) -> None:
-        self._allocate(cfg, dtype, attention, checkpoint_activations)
+        self._allocate(cfg, dtype, attention, checkpoint_activations, precision_of(precision, autocast))
         initialize(self.parameters, seed if isinstance(seed, TorchGenerator) else TorchGenerator(seed))
 
     @classmethod
@@ -86,12 +103,21 @@ class GPTModel:
         *,
         attention: str = "math",
         checkpoint_activations: bool = False,
+        precision: str = "fp32",
+        autocast: str = "cuda",
     ) -> "GPTModel":
         """A model with these weights, copied; nothing is drawn. `dtype` defaults to the weights' common dtype."""
         if dtype is None:
             weights = _without_masks(state_dict).values()
             dtype = np.result_type(*weights) if weights else np.float32
-        model = cls.unfilled(cfg, dtype, attention=attention, checkpoint_activations=checkpoint_activations)
+        model = cls.unfilled(
+            cfg,
+            dtype,
+            attention=attention,
+            checkpoint_activations=checkpoint_activations,
+            precision=precision,
+            autocast=autocast,
+        )
         model.load_state_dict(state_dict)
         return model
 
@@ -103,22 +129,45 @@ class GPTModel:
         *,
         attention: str = "math",
         checkpoint_activations: bool = False,
+        precision: str = "fp32",
+        autocast: str = "cuda",
     ) -> "GPTModel":
         """A model whose parameters have no values yet: whoever asks for it gives every one of them a value."""
         model = cls.__new__(cls)
-        model._allocate(cfg, dtype, attention, checkpoint_activations)
+        model._allocate(cfg, dtype, attention, checkpoint_activations, precision_of(precision, autocast))
         return model
 
     def _allocate(
-        self, cfg: GPTConfig | Mapping[str, Any], dtype: Any, attention: str, checkpoint_activations: bool
+        self,
+        cfg: GPTConfig | Mapping[str, Any],
+        dtype: Any,
+        attention: str,
+        checkpoint_activations: bool,
+        precision: Precision,
     ) -> None:
-        self.attention, self.checkpoint_activations = attention, checkpoint_activations
+        self.attention, self.checkpoint_activations, self.precision = attention, checkpoint_activations, precision
         self.config = GPTConfig.of(cfg)
         if self.config.activation == "gelu_erf":
             gelu_erf.error_function()  # raises InputError now, not at the first forward, if SciPy is missing
         if np.dtype(dtype) not in DTYPES:
             raise InputError(f"dtype is {np.dtype(dtype)}; expected float32, float64 or complex128")
-        self.parameters = allocate(self.config, np.dtype(dtype))
+        self.parameters, self.frozen = allocate(self.config, np.dtype(dtype)), frozenset()
+
+    def with_parameters(
+        self, parameters: p.GPT, *, frozen: Iterable[str] | None = None, tie_weights: bool | None = None
+    ) -> "GPTModel":
+        """A model that computes in the same way with these parameters, whose arrays become its own.
+
+        frozen        the names of those that training leaves as they are; None: this model's
+        tie_weights   whether the head's weight is the token embedding; None: as in this model
+        """
+        model = copy(self)
+        model.parameters = parameters
+        if frozen is not None:
+            model.frozen = frozenset(frozen)
+        if tie_weights is not None:
+            model.config = replace(self.config, tie_weights=tie_weights)
+        return model
 
     @property
     def attention(self) -> str:
@@ -149,9 +198,15 @@ class GPTModel:
             del state_dict["out_head.weight"]
         return state_dict
 
-    def num_parameters(self) -> int:
-        """How many values are trained; tied weights count once."""
-        return sum(array.size for array in self.named_parameters().values())
+    def num_parameters(self, *, trained_only: bool = False) -> int:
+        """How many values the parameters have, or those that are not frozen; tied weights count once."""
+        trained = self.trained if trained_only else everything
+        return sum(array.size for name, array in self.named_parameters().items() if trained(name))
+
+    @property
+    def trained(self) -> Trained:
+        """Whether the parameter of a name is trained: whether it is not frozen."""
+        return partial(_is_not_in, self.frozen) if self.frozen else everything
 
     def load_state_dict(self, mapping: Mapping[str, Array]) -> None:
         """Copy every array of `mapping` into the parameter of that name, in the model's dtype.
@@ -223,13 +278,14 @@ class GPTModel:
         in_idx = self._token_ids(in_idx, past)
         hidden, saved = self._body(
             in_idx,
+            self.parameters.body,
             past=past or self._empty_caches(len(in_idx)),
             positions=positions,
             visible=visible,
             trained=nothing,
             watch=watch,
         )
-        logits, _ = self._head(hidden[:, -1:], trained=nothing, watch=watch)
+        logits, _ = self._head(hidden[:, -1:], self.parameters.out_head, trained=nothing, watch=watch)
         return logits[:, 0], saved.present
 
     def _empty_caches(self, B: int) -> tuple[KeyValueCache, ...]:
@@ -246,7 +302,8 @@ class GPTModel:
         positions: Any = None,
         visible: Visible = "causal",
         rng: RandomSource | None = None,
-        trained: Trained = everything,
+        trained: Trained | None = None,
+        loss_scale: float = 1.0,
         watch: Watch = unwatched,
     ) -> tuple[Any, dict[str, Array]]:
         """The mean cross-entropy in nats, and the gradient of every trained parameter.
@@ -254,11 +311,13 @@ class GPTModel:
         inputs, targets      (B, T) token ids; targets of cross_entropy.IGNORE_INDEX (-100) do not count
         positions, visible   as `forward` takes them, for several texts in one row, for example
         rng                  draws the dropout masks (a TorchGenerator or numpy.random.Generator); None: no dropout
-        trained              whether the parameter of a name is trained; by default all are
+        trained              whether the parameter of a name is trained; None: whether it is not frozen
+        loss_scale           what the gradients are multiplied by, from the first one on
         returns              the loss, and {PyTorch name: gradient} with the names of `named_parameters`
 
         Raises InputError for ids outside the vocabulary, a sequence longer than context_length, or unequal shapes.
         """
+        trained = trained or self.trained
         inputs, targets = self._token_ids(inputs), np.asarray(targets)
         if targets.shape != inputs.shape or not np.issubdtype(targets.dtype, np.integer):
             raise InputError(
@@ -268,17 +327,22 @@ class GPTModel:
         logits, saved = self.forward(  # (1), (2)
             inputs, positions=positions, visible=visible, masks=masks, trained=trained, watch=watch
         )
-        loss, scored = next_token.forward(logits, targets)  # (3)
+        loss, scored = casting.forward(next_token, self.precision.cross_entropy, logits, targets)  # (3)
         watch("loss", loss)
         in_place = watch is unwatched  # the logits are the largest array of the run: kept only for a watch
-        d_logits = next_token.backward(loss.dtype.type(1), scored, in_place=in_place).logits  # undoes (3)
+        d_loss = loss.dtype.type(loss_scale)
+        d_logits = casting.backward(next_token, d_loss, scored, in_place=in_place).logits  # undoes (3)
         del logits, scored, masks
         return loss, self.backward(d_logits, saved, consume=True, watch=watch)
 
     def draw_dropout_masks(self, rng: RandomSource, B: int, T: int) -> DropoutMasks:
-        """Masks for a batch (B, T), in the order in which PyTorch draws them during a forward."""
+        """Masks for a batch (B, T), in the order in which PyTorch draws them during a forward.
+
+        Those on paths of low rank come after all others, in the order of the projections.
+        """
         config = self.config
-        return body.draw_masks(rng, (B, T, config.emb_dim), config.n_heads, config.n_layers, config.drop_rate)
+        masks = body.draw_masks(rng, (B, T, config.emb_dim), config.n_heads, config.n_layers, config.drop_rate)
+        return masks._replace(paths=draw_masks_of_paths(rng, self.parameters, B, T))
 
     def forward(
         self,
@@ -287,7 +351,7 @@ class GPTModel:
         positions: Any = None,
         visible: Visible = "causal",
         masks: DropoutMasks | None = None,
-        trained: Trained = everything,
+        trained: Trained | None = None,
         watch: Watch = unwatched,
     ) -> tuple[Inexact[Array, "B T V"], Saved]:
         """Logits and what `backward` needs.
@@ -296,12 +360,23 @@ class GPTModel:
         positions   (B, T) of the tokens, each below context_length; None: 0, 1, ... in each sequence
         visible     which tokens a token may see: "causal", "all", or booleans (B, 1, T, T)
         masks       of dropout (`draw_dropout_masks`); None: no dropout
-        trained     whether the parameter of a name is trained; what no trained parameter needs is not saved
+        trained     whether the parameter of a name is trained; None: whether it is not frozen. What no trained
+                    parameter needs is not saved
         """
+        trained = trained or self.trained
+        parameters = self.parameters if masks is None else with_masks(self.parameters, masks.paths)
         hidden, saved = self._body(
-            self._token_ids(in_idx), positions=positions, visible=visible, masks=masks, trained=trained, watch=watch
+            self._token_ids(in_idx),
+            parameters.body,
+            positions=positions,
+            visible=visible,
+            masks=masks,
+            trained=trained,
+            watch=watch,
         )
-        logits, out_head = self._head(hidden, wants_x=saved.wanted, trained=trained, watch=watch)
+        logits, out_head = self._head(
+            hidden, parameters.out_head, wants_x=saved.wanted, trained=trained, watch=watch
+        )
         return logits, Saved(saved, out_head)
 
     def backward(
@@ -322,29 +397,33 @@ class GPTModel:
             gradients["tok_emb.weight"] += gradients.pop("out_head.weight")
         return gradients
 
-    def _body(self, in_idx: Array, *, positions: Any, trained: Trained, **options: Any) -> tuple[Array, body.Saved]:
-        """The composition, (1), with this model's parameters and way of computing."""
+    def _body(
+        self, in_idx: Array, parameters: p.Body, *, positions: Any, trained: Trained, **options: Any
+    ) -> tuple[Array, body.Saved]:
+        """The composition, (1), with this model's way of computing."""
         return body.forward(
             in_idx,
-            self.parameters.body,
+            parameters,
             n_heads=self.config.n_heads,
             drop_rate=self.config.drop_rate,
             flash=self.attention == "flash" and in_idx.shape[1] > 1,  # one query has nothing to be tiled
             activation=self.config.activation,
             norm_eps=self.config.norm_eps,
             recompute=self.checkpoint_activations,
+            precision=self.precision,
             positions=None if positions is None else self._positions(positions, in_idx.shape),
             trained=trained,
             **options,
         )
 
     def _head(
-        self, hidden: Array, *, wants_x: bool = False, trained: Trained, watch: Watch
+        self, hidden: Array, parameters: Any, *, wants_x: bool = False, trained: Trained, watch: Watch
     ) -> tuple[Array, Any]:
-        """(2). A head that is tied to the embedding is trained with it."""
-        name = "tok_emb" if self.config.tie_weights else "out_head"
+        """(2). A weight that is tied to the embedding is trained with it."""
+        if self.config.tie_weights and trained not in (everything, nothing):
+            trained = partial(_trained_with_the_embedding, trained)
         logits, saved = projection.forward(
-            hidden, self.parameters.out_head, wants_x=wants_x, trained=within(trained, name)
+            hidden, parameters, precision=self.precision, wants_x=wants_x, trained=within(trained, "out_head")
         )
         watch("logits", logits)
         return logits, saved
@@ -389,6 +468,15 @@ class GPTModel:
                 f"expected from 0 to {self.config.context_length - 1}"
             )
         return positions
+
+
+def _is_not_in(names: Collection[str], name: str) -> bool:
+    return name not in names
+
+
+def _trained_with_the_embedding(trained: Trained, name: str) -> bool:
+    """Whether a leaf is trained if the head's weight is the embedding's."""
+    return trained("tok_emb.weight" if name == "out_head.weight" else name)
 
 
 def _without_masks(mapping: Mapping[str, Any]) -> dict[str, Array]:

@@ -40,9 +40,15 @@ def num_parameters(config: GPTConfig) -> int:
     return sum(row.parameters for row in parameter_table(config))
 
 
-class TrainingBytes(NamedTuple):
-    """Bytes that a training step with AdamW holds.
+def matrices_of_blocks(config: GPTConfig) -> int:
+    """How many of these values are in the matrices of the blocks' linear layers."""
+    return config.n_layers * (4 + 2 * 4) * config.emb_dim**2
 
+
+class TrainingBytes(NamedTuple):
+    """Bytes that a training step holds.
+
+    optimizer     the moments of the optimizer
     activations   what the forward keeps for the backward, with the dropout masks; with checkpoint_activations, also
                   what one block keeps when it is computed again
     logits        the logits, whose gradient takes their place
@@ -65,8 +71,12 @@ def training_bytes(
     *,
     attention: str = "math",
     checkpoint_activations: bool = False,
+    optimizer: int | None = None,
 ) -> TrainingBytes:
-    """Of a step on batch_size x tokens token ids, with the options of `GPTModel`."""
+    """Of a step on batch_size x tokens token ids, with the options of `GPTModel`.
+
+    optimizer   bytes of the optimizer's moments in memory; None: AdamW's two of every parameter
+    """
     if attention not in ATTENTIONS:
         raise InputError(f"attention is {attention!r}; expected {' or '.join(map(repr, ATTENTIONS))}")
     size = np.dtype(dtype).itemsize
@@ -87,8 +97,9 @@ def training_bytes(
     backward_begins = activations + table
     last_block = head_only + block + mask_block
     backward_ends = head_only + table
-    peak = weights + 2 * weights + logits + max(backward_begins, last_block, backward_ends)
-    return TrainingBytes(weights, weights, 2 * weights, activations, logits, peak)
+    moments = 2 * weights if optimizer is None else optimizer
+    peak = weights + moments + logits + max(backward_begins, last_block, backward_ends)
+    return TrainingBytes(weights, weights, moments, activations, logits, peak)
 
 
 def decoding_bytes(config: GPTConfig, sequences: int, dtype: Any = np.float32) -> int:

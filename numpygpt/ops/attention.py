@@ -15,6 +15,8 @@ Forward, for each sequence and head:
     (4)  u = dropout(w)
     (5)  y = u @ v
 
+`precision` says in which formats the products, the softmax and the dropout run (`numpygpt.numerics.autocast`).
+
 Derivation, from dL = <d_y, dy>:
 
     dy = du @ v + u @ dv                           d_u = d_y @ vᵀ,  d_v = uᵀ @ d_y
@@ -34,9 +36,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from numpygpt.numerics import casting
+from numpygpt.numerics.autocast import EXACT, Precision
+from numpygpt.numerics.casting import product
 from numpygpt.ops import dropout, softmax
 from numpygpt.ops.visible import hidden
-from numpygpt.parallel import product
 from numpygpt.shapes import Array, Bool, Inexact
 from numpygpt.watch import Watch, unwatched
 
@@ -45,10 +49,11 @@ class Saved(NamedTuple):
     queries: Inexact[Array, "B H T K"]
     keys: Inexact[Array, "B H S K"]
     values: Inexact[Array, "B H S K"]
-    softmax: softmax.Saved
-    dropout: dropout.Saved
+    softmax: softmax.Saved | casting.Saved
+    dropout: dropout.Saved | casting.Saved
     dropped_weights: Inexact[Array, "B H T S"]
     wanted: Collection[str]
+    precision: Precision = EXACT
 
 
 def forward(
@@ -60,21 +65,25 @@ def forward(
     keep: Bool[Array, "B H T S"] | None = None,
     drop_rate: float = 0.0,
     wanted: Collection[str] = ("queries", "keys", "values"),
+    precision: Precision = EXACT,
     watch: Watch = unwatched,
 ) -> tuple[Inexact[Array, "B H T K"], Saved]:
     """`visible` says which keys a query may see (`numpygpt.ops.visible`)."""
     T, S, K = queries.shape[2], keys.shape[2], queries.shape[3]
-    attn_scores = product(queries * (1 / math.sqrt(K)), keys.mT)  # (1): there are fewer queries than scores to scale
+    low = precision.matmul
+    attn_scores = product(queries * (1 / math.sqrt(K)), keys.mT, low)  # (1): fewer queries than scores to scale
     unseen = hidden(visible, slice(0, T), slice(0, S), past=S - T)
     if unseen is not None:
         np.copyto(attn_scores, -np.inf, where=unseen)  # (2)
     watch("attn_scores", attn_scores)
-    attn_weights, softmaxed = softmax.forward(attn_scores)  # (3)
+    attn_weights, softmaxed = casting.forward(softmax, precision.softmax, attn_scores)  # (3)
     watch("attn_weights", attn_weights)
-    dropped_weights, dropped = dropout.forward(attn_weights, keep, drop_rate=drop_rate)  # (4)
+    dropped_weights, dropped = casting.forward(  # (4)
+        dropout, precision.dropout_weights, attn_weights, keep, drop_rate=drop_rate
+    )
     watch("dropout", dropped_weights)
-    context = product(dropped_weights, values)  # (5)
-    return context, Saved(queries, keys, values, softmaxed, dropped, dropped_weights, wanted)
+    context = product(dropped_weights, values, low)  # (5)
+    return context, Saved(queries, keys, values, softmaxed, dropped, dropped_weights, wanted, precision)
 
 
 class Gradients(NamedTuple):
@@ -84,17 +93,17 @@ class Gradients(NamedTuple):
 
 
 def backward(d_context: Inexact[Array, "B H T K"], saved: Saved, *, watch: Watch = unwatched) -> Gradients:
-    wanted = saved.wanted
-    d_values = product(saved.dropped_weights.mT, d_context) if "values" in wanted else None  # undoes (5)
+    wanted, low = saved.wanted, saved.precision.matmul
+    d_values = product(saved.dropped_weights.mT, d_context, low) if "values" in wanted else None  # undoes (5)
     if "queries" not in wanted and "keys" not in wanted:
         return Gradients(None, None, d_values)
-    d_dropped_weights = product(d_context, saved.values.mT)  # undoes (5), too
+    d_dropped_weights = product(d_context, saved.values.mT, low)  # undoes (5), too
     watch("d_dropout", d_dropped_weights)
-    d_attn_weights = dropout.backward(d_dropped_weights, saved.dropout).x  # undoes (4)
+    d_attn_weights = casting.backward(dropout, d_dropped_weights, saved.dropout).x  # undoes (4)
     watch("d_attn_weights", d_attn_weights)
-    d_attn_scores = softmax.backward(d_attn_weights, saved.softmax).x  # undoes (3) and (2)
+    d_attn_scores = casting.backward(softmax, d_attn_weights, saved.softmax).x  # undoes (3) and (2)
     watch("d_attn_scores", d_attn_scores)
     scale = 1 / math.sqrt(saved.queries.shape[-1])
-    d_queries = product(d_attn_scores, saved.keys) * scale if "queries" in wanted else None  # undoes (1)
-    d_keys = product(d_attn_scores.mT, saved.queries) * scale if "keys" in wanted else None
+    d_queries = product(d_attn_scores, saved.keys, low) * scale if "queries" in wanted else None  # undoes (1)
+    d_keys = product(d_attn_scores.mT, saved.queries, low) * scale if "keys" in wanted else None
     return Gradients(d_queries, d_keys, d_values)

@@ -14,12 +14,16 @@ from numpygpt.training.team import Team
 
 
 class Task(NamedTuple):
-    """What a backend works on: the options of the run, the model's configuration, and the token ids to learn from."""
+    """What a backend works on: the options of the run, the model's configuration, and the token ids to learn from.
+
+    directory   the folder of the run
+    """
 
     options: Options
     config: GPTConfig
     tokenizer: Encoding
     corpus: Corpus
+    directory: Path = Path()
 
 
 @runtime_checkable
@@ -91,12 +95,38 @@ class WritesSlices(Protocol):
 
 
 @runtime_checkable
+class Exports(Protocol):
+    """A backend that can also write what it has trained for other programs."""
+
+    def export(self, directory: Path) -> Path | None:
+        """Write it in the folder of the run; returns the path, or None if there is nothing to write.
+
+        Raises InputError if it cannot be written.
+        """
+
+
+@runtime_checkable
+class Notes(Protocol):
+    """A backend that has lines for a person after a step. Whoever shows them removes them."""
+
+    notes: list[str]
+
+
+@runtime_checkable
 class Maker(Protocol):
     """What makes the backend of a run."""
 
     @property
     def program(self) -> str:
-        """The command that trains with this backend: "numpygpt", for example."""
+        """The program that trains with this backend: "numpygpt", for example."""
+
+    @property
+    def command(self) -> str:
+        """The program's command that does: "train", for example."""
+
+    @property
+    def options_type(self) -> type[Options]:
+        """The options that a run with this backend has."""
 
     @property
     def team(self) -> Team:

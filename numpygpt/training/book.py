@@ -14,7 +14,7 @@ from numpygpt.ops import cross_entropy
 from numpygpt.random.masks import RandomSource
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.shapes import Array
-from numpygpt.training.adamw import AdamW
+from numpygpt.training.optimizer import Optimizer
 from numpygpt.training.step import training_step
 
 
@@ -65,7 +65,7 @@ def train_model_simple(
     model: GPTModel,
     train_loader: DataLoader,
     val_loader: DataLoader,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     num_epochs: int,
     eval_freq: int,
     eval_iter: int,

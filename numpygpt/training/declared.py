@@ -65,7 +65,7 @@ def checked(options: type, name: str, value: Any) -> Any:
         return None
     if kind in (int, int | None):
         return _count(name, said, value)
-    if kind is float:
+    if kind in (float, float | None):
         return _measure(name, said, value)
     if kind == tuple[str, ...]:
         if not (isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)):
@@ -73,8 +73,9 @@ def checked(options: type, name: str, value: Any) -> Any:
         return tuple(value)
     if said.choices is not None and value not in said.choices:
         raise InputError(f"{name} is {shortened(value)}; expected one of: {', '.join(said.choices)}")
-    if not isinstance(value, bool if kind is bool else str):
-        raise InputError(f"{name} is {shortened(value)}; expected {'True or False' if kind is bool else 'a text'}")
+    is_switch = kind in (bool, bool | None)
+    if not isinstance(value, bool if is_switch else str):
+        raise InputError(f"{name} is {shortened(value)}; expected {'True or False' if is_switch else 'a text'}")
     return value
 
 

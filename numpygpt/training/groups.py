@@ -35,6 +35,11 @@ def groups_of(decay: str) -> list[Group]:
     return [Group(lambda name, array: array.ndim < 2, weight_decay=0.0)] if decay == "matrices" else []
 
 
+def with_members(groups: Sequence[Group], parameters: Mapping[str, Array]) -> list[Group]:
+    """Those of the groups that match a parameter. Adapters, for example, have neither biases nor norms."""
+    return [group for group in groups if any(group.matches(name, array) for name, array in parameters.items())]
+
+
 class NamedGroup(NamedTuple):
     """A group that has its parameters by name. This is how a checkpoint keeps a group."""
 

@@ -11,6 +11,8 @@ from numpygpt.shapes import Array
 
 #: Enough for any training, and few enough for beta**steps to be computed.
 MOST_STEPS = 2**63 - 1
+#: The moments that are means or sums of squares.
+OF_SQUARES = ("exp_avg_sq", "square_avg", "sum")
 INTEGERS = (int, np.integer)
 NUMBERS = (*INTEGERS, float, np.floating)
 
@@ -36,6 +38,20 @@ def positive_eps(eps: Any, parameters: Mapping[str, Array]) -> float:
             f"eps is {value:g}; expected at least {narrowest.tiny}, the smallest normal number of {narrowest.dtype}"
         )
     return value
+
+
+def share(name: str, value: Any) -> float:
+    """The value as a float, which must be in [0, 1)."""
+    if _is_a(value, NUMBERS) and 0 <= value < 1:
+        return float(value)
+    raise InputError(f"{name} is {value!r:.80}; expected a number in [0, 1)")
+
+
+def truth(name: str, value: Any) -> bool:
+    """The value, which must be True or False."""
+    if isinstance(value, bool):
+        return value
+    raise InputError(f"{name} is {value!r:.80}; expected True or False")
 
 
 def two_betas(betas: Any) -> tuple[float, float]:
@@ -72,12 +88,15 @@ def refuse_what_cannot_be_trained(parameters: Mapping[str, Any]) -> None:
         raise InputError(f"parameters to train are {bad}; expected arrays of float32 or float64")
 
 
-def refuse_changed_model(arrays: Mapping[str, Array], moments: Mapping[str, Array]) -> None:
-    """InputError unless the model's arrays are those that the moments were made for: names, shapes and dtypes."""
+def refuse_changed_model(arrays: Mapping[str, Array], expected: Mapping[str, tuple[Any, Any]]) -> None:
+    """InputError unless the model's arrays are those that the optimizer was made for.
+
+    expected   {name: (shape, dtype)}
+    """
     changed = [
         name
-        for name, moment in moments.items()
-        if name not in arrays or (arrays[name].shape, arrays[name].dtype) != (moment.shape, moment.dtype)
+        for name, layout in expected.items()
+        if name not in arrays or (arrays[name].shape, arrays[name].dtype) != layout
     ]
     if changed:
         raise InputError(
@@ -129,9 +148,9 @@ def refuse_unfit(what: str, given: Any, parameters: Mapping[str, Array], *, same
 
 
 def refuse_impossible(moments: str, arrays: Mapping[str, Array]) -> None:
-    """InputError for moments that no training can have: not finite, or a negative mean of squares."""
+    """InputError for moments that no training can have: not finite, or a negative mean or sum of squares."""
     bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
-    if moments == "exp_avg_sq":
+    if moments in OF_SQUARES:
         bad += [name for name, array in arrays.items() if (array < 0).any()]
     if bad:
         raise InputError(f"{moments} of {bad} cannot be: expected finite values, and squares of 0 or more")

@@ -6,6 +6,7 @@ checkpoint keeps both come from these declarations.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
@@ -13,14 +14,24 @@ from typing import Any
 from numpygpt.data.texts import python_reference_text, read_text
 from numpygpt.data.tokenizer import TOKENIZERS
 from numpygpt.errors import InputError
-from numpygpt.model.config import ATTENTIONS
+from numpygpt.model import parallel_sizes
+from numpygpt.model.config import ATTENTIONS, GPTConfig
+from numpygpt.numerics.autocast import TABLES
 from numpygpt.training.declared import Declaration, check_options, checked, declaration_of, option
-from numpygpt.training.schedules import constant, warmup_cosine
+from numpygpt.training.optimizers import OPTIMIZERS, settings_of
+from numpygpt.training.schedules import constant, warmup_cosine, warmup_linear, warmup_stable_decay
 
-SCHEDULES = ("cosine", "constant")
+SCHEDULES = ("cosine", "constant", "linear", "wsd")
 DECAYS = ("matrices", "all")
+STATES = ("memory", "disk")
+PRECISIONS = tuple(parallel_sizes.PRECISIONS)
+AUTOCASTS = tuple(TABLES)
 #: What options that a checkpoint does not have yet were, when it was written: before `decay`, everything decayed.
 BEFORE: dict[str, Any] = {"decay": "all"}
+#: The options that are hyper-parameters of an optimizer, if it has them.
+OF_OPTIMIZERS = ("lr", "momentum", "nesterov", "rest_lr_scale", "weight_decay")
+#: wsd comes down in one step of so many, unless --decay-steps says otherwise.
+DECAY_SHARE = 5
 
 #: How each model that has a name is trained from nothing: options that `numpygpt train --preset` starts from.
 #:
@@ -67,14 +78,40 @@ class Options:
     batch_size: int = option(16, "windows in a micro-batch", smallest=1)
     accumulate: int = option(1, "micro-batches in a step", smallest=1)
     lr: float = option(4e-3, "peak learning rate", smallest=0, changeable=True)
-    min_lr: float = option(3e-4, "learning rate at the end of the cosine and after it", smallest=0, changeable=True)
+    min_lr: float = option(3e-4, "learning rate at the end of the schedule and after it", smallest=0, changeable=True)
     warmup_steps: int = option(50, "steps of linear warm-up", smallest=0)
-    schedule: str = option("cosine", "how the learning rate goes on after the warm-up", choices=SCHEDULES)
+    schedule: str = option(
+        "cosine", "how the learning rate goes on after the warm-up; wsd: stable, then down at the end",
+        choices=SCHEDULES,
+    )  # fmt: skip
     schedule_steps: int | None = option(
-        None, "steps until the cosine has ended (default: the --steps that the run starts with)", smallest=1
+        None, "steps until the schedule has ended (default: the --steps that the run starts with)", smallest=1
     )
-    weight_decay: float = option(0.1, "AdamW's weight decay", smallest=0)
+    decay_steps: int | None = option(
+        None, "steps at the end of wsd in which the rate comes down (default: a fifth of the schedule)", smallest=1
+    )
+    optimizer: str = option("adamw", "what updates the weights (docs/optimizers.md)", choices=tuple(OPTIMIZERS))
+    momentum: float | None = option(
+        None, "share of the momentum that a step leaves, of sgd, rmsprop and muon (default: 0, and 0.95 of muon)",
+        smallest=0,
+    )  # fmt: skip
+    nesterov: bool | None = option(
+        None, "let the momentum of sgd or muon look ahead (default: no, and yes for muon)"
+    )
+    rest_lr_scale: float | None = option(
+        None, "learning rate of what muon leaves to AdamW, as a multiple of --lr (default: 0.015)", smallest=0
+    )
+    weight_decay: float = option(
+        0.1, "pull on the weights; of adam, sgd, rmsprop and adagrad a part of the gradient, else beside it", smallest=0
+    )
     decay: str = option("matrices", "what decays: matrices and embeddings, or biases and norms, too", choices=DECAYS)
+    optimizer_state: str = option(
+        "memory", "where the optimizer keeps its moments; disk: slower, for models whose moments memory cannot hold",
+        choices=STATES, changeable=True,
+    )  # fmt: skip
+    optimizer_state_dir: str | None = option(
+        None, "folder for --optimizer-state disk (default: that of the run)", changeable=True, metavar="DIR"
+    )
     clip: float = option(1.0, "largest norm of the gradient; 0: any", smallest=0, changeable=True)
     eval_every: int = option(150, "steps between evaluations", smallest=1)
     eval_batches: int = option(16, "batches in an evaluation, of training and of validation text", smallest=1)
@@ -86,6 +123,14 @@ class Options:
     )
     seed: int = option(123, "of weights, batches and dropout")
     dtype: str = option("float32", "format of every number", choices=("float32", "float64"))
+    precision: str = option(
+        "fp32", "format of the products, by autocast: weights stay in --dtype; NumPy rounds to it, and has no tf32",
+        choices=PRECISIONS, changeable=True,
+    )  # fmt: skip
+    autocast: str = option(
+        "cuda", "by whose table NumPy rounds: the CPU's has softmax in the short format, too", choices=AUTOCASTS,
+        changeable=True,
+    )  # fmt: skip
     attention: str = option("math", "flash: tile by tile, faster at 1024 tokens, and smaller", choices=ATTENTIONS)
     checkpoint_activations: bool = option(
         False, "compute each block again in the backward: less memory, a fifth more time", changeable=True
@@ -93,6 +138,15 @@ class Options:
 
     def __post_init__(self) -> None:
         check_options(self)
+        _ = self.optimizer_settings  # InputError for those that the optimizer does not have
+        if self.precision != "fp32" and self.dtype != "float32":
+            raise InputError(
+                f"--precision {self.precision} rounds products of float32, and --dtype is {self.dtype}; leave out one"
+            )
+        if self.decay_steps is not None and self.schedule != "wsd":
+            raise InputError(f"decay_steps is {self.decay_steps}, and the schedule is {self.schedule}; only wsd has it")
+        if self.optimizer_state_dir is not None and self.optimizer_state != "disk":
+            raise InputError("optimizer_state_dir is for the optimizer_state disk; leave it out, or name disk, too")
         if self.sample_every and not self.sample_prompt:
             raise InputError("sample_prompt is empty; expected text for the samples to continue, or sample_every 0")
         if self.text and self.tokens is not None:
@@ -110,42 +164,69 @@ class Options:
 
     @classmethod
     def of_checkpoint(cls, saved: Mapping[str, Any]) -> "Options":
-        """The options of a checkpoint, which may be older than some options. InputError as `of`."""
-        return cls.of({**BEFORE, **saved})
+        """The options of a checkpoint, which may be older than some options. InputError as `of`.
+
+        Before there was a choice of optimizers, the constant schedule had no warm-up.
+        """
+        if "checkpoint" in saved and "checkpoint" not in cls.__dataclass_fields__:
+            raise InputError("its run tunes a trained model; go on with it by numpygpt finetune --resume")
+        was = {"warmup_steps": 0} if "optimizer" not in saved and saved.get("schedule") == "constant" else {}
+        return cls.of({**BEFORE, **saved, **was})
 
     def to_dict(self) -> dict[str, Any]:
         """The options in types that JSON has."""
-        return {**asdict(self), "text": list(self.text)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def settled(self) -> "Options":
         """These options as a run keeps them, so that it can go on from another folder and for more steps.
 
-        The paths of files become absolute, and the length of the schedule becomes a number, so that a run that is made
-        longer keeps its learning rates.
+        The paths of files become absolute, and the lengths of the schedule and its end become numbers, so that a run
+        that is made longer keeps its learning rates.
         """
+        schedule_steps = None if self.schedule == "constant" else self.schedule_steps or self.steps
         return replace(
             self,
-            text=tuple(_absolute(path) for path in self.text),
-            tokens=self.tokens and _absolute(self.tokens),
-            vocab=self.vocab and _absolute(self.vocab),
-            schedule_steps=None if self.schedule == "constant" else self.schedule_steps or self.steps,
+            text=tuple(absolute(path) for path in self.text),
+            tokens=self.tokens and absolute(self.tokens),
+            vocab=self.vocab and absolute(self.vocab),
+            optimizer_state_dir=self.optimizer_state_dir and absolute(self.optimizer_state_dir),
+            schedule_steps=schedule_steps,
+            decay_steps=self._decay_steps if self.schedule == "wsd" else None,
         )
+
+    def window(self, config: GPTConfig) -> int:
+        """How many tokens a window of the text has: as many as the model reads at once."""
+        return config.context_length
+
+    @property
+    def optimizer_settings(self) -> dict[str, Any]:
+        """The hyper-parameters of the optimizer. InputError for one that it does not have or that is out of range."""
+        given = {name: getattr(self, name) for name in OF_OPTIMIZERS}
+        return settings_of(self.optimizer, given)
+
+    @property
+    def _decay_steps(self) -> int:
+        return self.decay_steps or max(1, (self.schedule_steps or self.steps) // DECAY_SHARE)
 
     def read_text(self) -> str:
         """The text to learn from. InputError if it cannot be read."""
         return read_text(self.text) if self.text else python_reference_text()
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of step 0, 1, ...; from the end of the schedule on, a cosine stays at its minimum."""
+        """The learning rate of step 0, 1, ...; from the end of the schedule on, it stays at its minimum."""
         if self.schedule == "constant":
-            return constant(step, peak_lr=self.lr)
-        return warmup_cosine(
+            return constant(step, peak_lr=self.lr, warmup_steps=self.warmup_steps)
+        rate: Any = {"cosine": warmup_cosine, "linear": warmup_linear}.get(self.schedule) or partial(
+            warmup_stable_decay, decay_steps=self._decay_steps
+        )
+        found: float = rate(
             step,
             peak_lr=self.lr,
             warmup_steps=self.warmup_steps,
             total_steps=self.schedule_steps or self.steps,
             min_lr=min(self.min_lr, self.lr),
         )
+        return found
 
 
 def declaration(name: str) -> Declaration:
@@ -153,5 +234,6 @@ def declaration(name: str) -> Declaration:
     return declaration_of(Options, name)
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
+    """The path from the root on."""
     return str(Path(path).absolute())

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from numpygpt.training.backend import Notes
 from numpygpt.training.run import Evaluation, TrainingRun
 from numpygpt.training.step import StepTaken
 
@@ -31,7 +32,11 @@ class Progress:
         self._new_bar.write(line)
 
     def stepped(self, run: TrainingRun, taken: StepTaken, seconds: float) -> None:
-        """A step was taken, which took so many seconds."""
+        """A step was taken, which took so many seconds; the backend's notes on it are written."""
+        if isinstance(run.backend, Notes):
+            for note in run.backend.notes:
+                self.write(note)
+            run.backend.notes.clear()
         self._bar.update(run.tokens_per_step)
         self.show(run, loss=taken.loss)
 

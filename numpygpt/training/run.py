@@ -108,7 +108,7 @@ class TrainingRun:
         def prepared() -> Task:
             refuse_another_run(directory, overwrite=overwrite)
             tokenizer = _tokenizer_of(options, config)
-            return Task(options, config, tokenizer, read_corpus(options, tokenizer, config.vocab_size))
+            return Task(options, config, tokenizer, read_corpus(options, tokenizer, config.vocab_size), directory)
 
         task = maker.team.agree(prepared)  # the machine of a process may lack a file that the others have
         run = cls(task, directory, maker, maker.start(task))
@@ -127,7 +127,7 @@ class TrainingRun:
         text is not the one that the run learns from, and for fewer steps than it has done.
         """
         directory = folder_of(directory)
-        found = maker.team.agree(lambda: _found_in(directory, changes))
+        found = maker.team.agree(lambda: _found_in(directory, changes, maker.options_type))
         run = cls(found.task, directory, maker, maker.load(found.task, found.saved))
         run.step, run.tokens_seen, run.history = found.step, found.tokens_seen, found.history
         if found.saved.path.name == FILE_NAME:
@@ -140,7 +140,7 @@ class TrainingRun:
     @property
     def tokens_per_step(self) -> int:
         """How many tokens one optimizer step is trained on."""
-        return self.options.accumulate * self.options.batch_size * self.config.context_length
+        return self.options.accumulate * self.options.batch_size * self.options.window(self.config)
 
     @property
     def finished(self) -> bool:
@@ -363,8 +363,8 @@ class TrainingRun:
         saved = [step for step in (self.saved_step, self.sliced_step) if step is not None]
         last = bool(saved)
         step = max(saved) if saved else self.best_step
-        program = self.maker.program
-        command = shlex.join(_resume(self.directory, program)) if last else _resume_best(self.directory, program)
+        words = _resume(self.directory, self.maker)
+        command = shlex.join(words) if last else _resume_best(self.directory, self.maker)
         return (
             f"the checkpoint of step {step} is as it was: go on from there with a lower learning rate, such as "
             f"{command} {lower}"
@@ -445,19 +445,19 @@ class _Found(NamedTuple):
     history: list[Evaluation]
 
 
-def _found_in(directory: Path, changes: Mapping[str, Any]) -> _Found:
-    """The run in this folder, with these options replaced. InputError as `TrainingRun.resume`."""
+def _found_in(directory: Path, changes: Mapping[str, Any], kind: type[Options]) -> _Found:
+    """The run in this folder, with these options of this kind replaced. InputError as `TrainingRun.resume`."""
     refuse_the_best_folder(directory)
     saved = _last_checkpoint(directory)
     if SECTION not in saved:
         raise InputError(f"the checkpoint {saved.path} holds a model but no training run; start one with --out")
     state = saved.values(SECTION)
     with named_in_errors(saved):
-        begun = Options.of_checkpoint(value_of(state, "options", dict)).settled()
+        begun = kind.of_checkpoint(value_of(state, "options", dict)).settled()
         step, tokens_seen = (_count_of(state, name) for name in ("step", "tokens_seen"))
         history = [Evaluation.of(entry) for entry in value_of(state, "history", list)]
         text_sha256 = value_of(state, "text_sha256", str)
-    options = Options.of({**begun.to_dict(), **changes})
+    options = kind.of({**begun.to_dict(), **changes})
     if options.steps < step:
         raise InputError(
             f"steps is {options.steps}, but the run in {directory} has done {step}; expected at least as many"
@@ -465,7 +465,7 @@ def _found_in(directory: Path, changes: Mapping[str, Any]) -> _Found:
     config = saved_config(saved)
     tokenizer = _tokenizer_of(options, config)
     corpus = _same_corpus(options, tokenizer, config, directory, text_sha256)
-    return _Found(Task(options, config, tokenizer, corpus), saved, step, tokens_seen, history)
+    return _Found(Task(options, config, tokenizer, corpus, directory), saved, step, tokens_seen, history)
 
 
 def _last_checkpoint(directory: Path) -> SavedSections:
@@ -485,15 +485,16 @@ def _last_checkpoint(directory: Path) -> SavedSections:
         raise InputError(f"{error}; remove {folder} to go on from the checkpoint before it") from error
 
 
-def _resume(directory: Path, program: str = "numpygpt") -> list[str]:
+def _resume(directory: Path, maker: Maker | None = None) -> list[str]:
     """The words of the command that resumes the run in this folder."""
-    return [program, "train", "--resume", str(directory)]
+    program, command = (maker.program, maker.command) if maker else ("numpygpt", "train")
+    return [program, command, "--resume", str(directory)]
 
 
-def _resume_best(directory: Path, program: str = "numpygpt") -> str:
+def _resume_best(directory: Path, maker: Maker | None = None) -> str:
     """The commands that go on from the best checkpoint of the run in this folder, in a new folder beside it."""
     copy = directory.parent / f"{BEST}-of-{Path(os.path.realpath(directory)).name}"
-    commands = (["mkdir", str(copy)], ["cp", str(directory / BEST / FILE_NAME), str(copy)], _resume(copy, program))
+    commands = (["mkdir", str(copy)], ["cp", str(directory / BEST / FILE_NAME), str(copy)], _resume(copy, maker))
     return " && ".join(map(shlex.join, commands))
 
 

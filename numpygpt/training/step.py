@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,8 +10,9 @@ from numpygpt.model.gpt import GPTModel
 from numpygpt.ops import cross_entropy
 from numpygpt.random.masks import RandomSource
 from numpygpt.shapes import Array
-from numpygpt.training.adamw import AdamW
 from numpygpt.training.clipping import clip_grad_norm, common_norm, gradient_norms
+from numpygpt.training.loss_scale import LossScale
+from numpygpt.training.optimizer import Optimizer
 from numpygpt.training.trouble import not_finite
 from numpygpt.tree import Trained, everything
 
@@ -40,6 +41,7 @@ def loss_and_grads_of(
     *,
     rng: RandomSource | None = None,
     trained: Trained = everything,
+    loss_scale: float = 1.0,
 ) -> tuple[float, dict[str, Array]]:
     """The loss, in nats a token, and the gradients {name: gradient} of one batch that is cut into micro-batches.
 
@@ -47,14 +49,15 @@ def loss_and_grads_of(
     targets, so that every target has the same weight in the result. A plain mean of the micro-batches' means would not
     do that. With one micro-batch this is `model.loss_and_grads`.
 
-    rng       draws the dropout masks; None: no dropout
-    trained   whether the parameter of a name is trained, and has a gradient; by default all are
+    rng          draws the dropout masks; None: no dropout
+    trained      whether the parameter of a name is trained, and has a gradient; by default all are
+    loss_scale   what the gradients are multiplied by, from the first one on
     """
     counts = [int(np.count_nonzero(np.asarray(targets) != cross_entropy.IGNORE_INDEX)) for _, targets in micro_batches]
     total_loss = 0.0
     total: dict[str, Array] = {}
     for (inputs, targets), count in zip(micro_batches, counts, strict=True):
-        loss, grads = model.loss_and_grads(inputs, targets, rng=rng, trained=trained)
+        loss, grads = model.loss_and_grads(inputs, targets, rng=rng, trained=trained, loss_scale=loss_scale)
         share = count / max(1, sum(counts))
         total_loss += share * float(loss)
         if len(micro_batches) == 1:
@@ -69,11 +72,12 @@ def loss_and_grads_of(
 
 def training_step(
     model: GPTModel,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     micro_batches: Sequence[Batch],
     *,
     rng: RandomSource | None = None,
     max_norm: float | None = None,
+    scale: LossScale | None = None,
 ) -> StepTaken:
     """Take one step of the optimizer on the gradients of the micro-batches together.
 
@@ -81,15 +85,34 @@ def training_step(
 
     rng        draws the dropout masks; None: no dropout
     max_norm   clip the gradients to this norm; None: they are not clipped
+    scale      of the loss, in fp16: a step whose gradients overflow is left out; None: 1
 
-    Raises InputError, with the weights unchanged, if the loss is not finite, or if the norm of the gradients is not.
+    Raises InputError, with the weights unchanged, if the loss is not finite, or if the norm of the gradients is not:
+    in fp16, if it is not at any scale.
     """
-    loss, grads = loss_and_grads_of(model, micro_batches, rng=rng, trained=optimizer.trains)
+    scale = scale or LossScale(None)
+    overflow: Any = "ignore" if scale.adapts else None  # it is looked for in the norms
+    with np.errstate(over=overflow, invalid=overflow):
+        loss, grads = loss_and_grads_of(
+            model, micro_batches, rng=rng, trained=optimizer.trains, loss_scale=scale.value
+        )
     if not math.isfinite(loss):
         raise not_finite(loss, optimizer.steps + 1, optimizer.lr)
+    _unscale(grads, scale.value)
     taken = StepTaken(loss, gradient_norms(grads))
+    if scale.refuses(taken.norms):
+        scale.overflowed()
+        return taken
     common_norm(taken.norms)  # InputError if it is not finite
     if max_norm is not None:
         clip_grad_norm(grads, max_norm, taken.norms)
     optimizer.step(grads)
+    scale.fitted()
     return taken
+
+
+def _unscale(grads: Mapping[str, Array], scale: float) -> None:
+    """Divide the gradients, in place, by the scale of the loss."""
+    if scale != 1:
+        for gradient in grads.values():
+            gradient *= 1 / scale

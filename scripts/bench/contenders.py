@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from numpygpt import PRESETS, AdamW, GPTConfig, GPTModel, generate
+from numpygpt.adapt import quantize
+from numpygpt.adapt.adaptation import Adaptation
 from numpygpt.errors import InputError
 from numpygpt.model.config import DEFAULT_CONFIG
 from numpygpt.shapes import Array
@@ -21,6 +23,8 @@ MODELS = {
     **PRESETS,
 }
 OURS = "numpygpt"
+#: The adapter that is timed, on every projection of the blocks.
+LORA = "r=8,alpha=16,targets=all-linear"
 PROMPT_TOKENS, NEW_TOKENS = 32, 128
 DECODED_TOKENS = PROMPT_TOKENS + NEW_TOKENS
 
@@ -55,9 +59,11 @@ def faster_attention(tokens: int) -> str:
     return "math" if tokens <= 512 else "flash"
 
 
-def numpy_step(config: GPTConfig, ids: Array, **options: Any) -> Run:
+def numpy_step(config: GPTConfig, ids: Array, adaptation: Adaptation | None = None, **options: Any) -> Run:
     """Our training step. Attention is the faster one for the length, unless the options name it."""
     model = GPTModel(config, **{"attention": faster_attention(config.context_length), **options})
+    if adaptation is not None:
+        model = adaptation.of(model, seed=123)
     optimizer = AdamW(model, lr=1e-4)
 
     def step() -> None:
@@ -89,8 +95,10 @@ def torch_step(
     return step
 
 
-def numpy_decode(config: GPTConfig, prompt: Array) -> Run:
+def numpy_decode(config: GPTConfig, prompt: Array, scheme: str | None = None) -> Run:
     model = GPTModel(config)
+    if scheme is not None:
+        model = quantize(model, scheme)
     return lambda: generate(model, prompt, NEW_TOKENS, config.context_length)
 
 
@@ -135,8 +143,16 @@ CONTENDERS: dict[str, dict[str, Callable[..., Run]]] = {
         "numpygpt-math": partial(numpy_step, attention="math"),
         "numpygpt-flash": partial(numpy_step, attention="flash"),
         "numpygpt-recompute": partial(numpy_step, checkpoint_activations=True),
+        "numpygpt-lora": partial(numpy_step, adaptation=Adaptation(LORA)),
+        "numpygpt-qlora": partial(numpy_step, adaptation=Adaptation(LORA, "nf4,double")),
     },
-    "decode": {OURS: numpy_decode, "huggingface": huggingface_decode, "book": book_decode},
+    "decode": {
+        OURS: numpy_decode,
+        "huggingface": huggingface_decode,
+        "book": book_decode,
+        "numpygpt-int8": partial(numpy_decode, scheme="int8"),
+        "numpygpt-nf4": partial(numpy_decode, scheme="nf4"),
+    },
 }
 
 

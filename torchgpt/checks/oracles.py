@@ -13,7 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from numpygpt.layers import parameters as p
+from numpygpt.numerics.absmax import Absmax
+from numpygpt.numerics.zero_point import ZeroPoint
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
+from numpygpt.tree import mapped
 
 #: Options that say what is computed, and in which order, but change no value.
 WITHOUT_EFFECT = {"tile", "wanted", "trained", "wants_x", "recompute"}
@@ -27,6 +31,12 @@ Outcome = tuple[Tensor, Mapping[str, Tensor]]
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Outcome:
     """This is PyTorch's own function."""
     return F.linear(x, weight, bias), {}
+
+
+def lora(x: Tensor, A: Tensor, B: Tensor, *, scale: float) -> Outcome:
+    """Two linear layers without a bias, as peft's `lora.Linear.forward` has them."""
+    low = F.linear(x, A)
+    return F.linear(low, B) * scale, {"low": low.detach().flatten(0, -2)}
 
 
 def embedding(ids: Tensor, weight: Tensor) -> Outcome:
@@ -121,27 +131,75 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = IGNORE
     return loss, {"highest": highest, "log_sum": log_sum}
 
 
+def quantized_linear(x: Tensor, weight: Any, bias: Tensor | None = None) -> Outcome:
+    """The whole weight is dequantized, code by code, and multiplied."""
+    return F.linear(x, dequantized(weight), bias), {}
+
+
+def dequantized(weight: Any) -> Tensor:
+    """What the codes of a quantized array stand for, times the constants of their blocks."""
+    size = math.prod(weight.shape)
+    blocks = torch.arange(size) // weight.block_size
+    codes = weight.codes.long()
+    if weight.bits == 4:
+        codes = torch.stack([codes // 16, codes % 16], dim=-1).flatten()[:size]
+    if isinstance(weight, Absmax):
+        step = weight.absmax / (2 ** (weight.bits - 1) - 1)
+        values = (codes if weight.bits == 8 else codes - 8) * _looked_up(step, blocks)
+    elif isinstance(weight, ZeroPoint):
+        values = (codes - torch.as_tensor(weight.zeros)[blocks]) * _looked_up(weight.steps, blocks)
+    else:
+        absmax = weight.absmax
+        if not isinstance(absmax, Tensor):
+            absmax = dequantized(absmax.rest) + absmax.mean
+        values = _looked_up(weight.levels, codes) * _looked_up(absmax, blocks)
+    return values.reshape(weight.shape)
+
+
+def _like(x: Tensor, tensor: Tensor) -> Tensor:
+    return tensor.to(x.dtype) if tensor.is_floating_point() else tensor
+
+
+def _looked_up(table: Any, ids: Tensor) -> Tensor:
+    return F.embedding(ids, table.unsqueeze(-1)).squeeze(-1)
+
+
 # Layers
 
 
 def projection(x: Tensor, parameters: Any) -> Outcome:
-    """The oracle takes a node with weight and bias."""
-    return linear(x, *parameters)
+    """The oracle takes a node with weight and bias, or one with paths of low rank, each as the library peft has it."""
+    if isinstance(parameters, p.QuantizedLinear):
+        weight = mapped(lambda array: _like(x, torch.from_numpy(array)), parameters.weight)
+        bias: Any = parameters.bias  # the node holds tensors
+        return quantized_linear(x, weight, bias)
+    if not isinstance(parameters, p.LoRA):
+        return linear(x, *parameters)
+    y, _ = projection(x, parameters.base)
+    for name, scale in parameters.scales.items():
+        if not parameters.merged:
+            keep = parameters.keep.get(name)
+            kept = None if keep is None else torch.as_tensor(keep)
+            dropped, _ = dropout(x, kept, drop_rate=parameters.drop_rates[name])
+            matrices: Any = parameters.lora_A[name].weight, parameters.lora_B[name].weight
+            side, _ = lora(dropped, *matrices, scale=scale)
+            y = y + side
+    return y, {}
 
 
 def feed_forward(x: Tensor, parameters: Any, *, activation: str = "gelu_tanh") -> Outcome:
     """Two projections, with GELU between them."""
     expand, _, contract = parameters.layers
     form = {"gelu_tanh": gelu, "gelu_erf": gelu_erf}[activation]
-    return linear(form(linear(x, *expand)[0])[0], *contract)
+    return projection(form(projection(x, expand)[0])[0], contract)
 
 
 def multi_head_attention(x: Tensor, parameters: Any, *, n_heads: int, flash: bool = False, **options: Any) -> Outcome:
     """Projections to heads, `attention` or `flash_attention`, and a last projection. `options` are `attention`'s."""
-    *projections, out_proj = parameters
-    heads = [linear(x, *projection)[0].unflatten(2, (n_heads, -1)).transpose(1, 2) for projection in projections]
+    *operands, out_proj = parameters
+    heads = [projection(x, operand)[0].unflatten(2, (n_heads, -1)).transpose(1, 2) for operand in operands]
     context, _ = (flash_attention if flash else attention)(*heads, **options)
-    return linear(context.transpose(1, 2).flatten(2), *out_proj)[0], {}
+    return projection(context.transpose(1, 2).flatten(2), out_proj)
 
 
 def transformer_block(
@@ -187,7 +245,7 @@ def body(
     if positions is None:
         positions = torch.arange(inputs.shape[1])
     x = tokens + F.embedding(positions, torch.as_tensor(table).to(tokens.dtype))
-    keep, block_masks = (None, [(None, None, None)] * len(parameters.trf_blocks)) if masks is None else masks
+    keep, block_masks = (None, [(None, None, None)] * len(parameters.trf_blocks)) if masks is None else masks[:2]
     x, _ = dropout(x, keep, drop_rate=drop_rate)
     for block, kept in zip(parameters.trf_blocks, block_masks, strict=True):
         x, _ = transformer_block(x, block, masks=kept, drop_rate=drop_rate, norm_eps=norm_eps, **options)
@@ -207,7 +265,8 @@ def next_token(logits: Tensor, targets: Tensor) -> Outcome:
 ORACLES: Mapping[str, Callable[..., Outcome]] = {
     oracle.__name__: oracle
     for oracle in (
-        linear, embedding, layer_norm, gelu, gelu_erf, softmax, dropout, attention, flash_attention, cross_entropy,
-        projection, feed_forward, multi_head_attention, transformer_block, body, next_token,
+        linear, quantized_linear, lora, embedding, layer_norm, gelu, gelu_erf, softmax, dropout, attention,
+        flash_attention, cross_entropy, projection, feed_forward, multi_head_attention, transformer_block, body,
+        next_token,
     )
 } | {"recomputed_block": transformer_block}  # fmt: skip

@@ -155,6 +155,7 @@ EXACT = {
     aten.scatter_add,
     aten.stack,
     aten.where,
+    aten.full_like,
     aten.zeros_like,
 }
 

@@ -6,7 +6,7 @@ the run computes, the scale of the loss, and the state of the generators that dr
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -24,17 +24,19 @@ from numpygpt.model.scheme import Scheme
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import SavedSections, Section, named_in_errors, value_of
 from numpygpt.shapes import Array
-from numpygpt.training.adamw import MOMENTS
 from numpygpt.training.backend import Task
 from numpygpt.training.clipping import common_norm
+from numpygpt.training.loss_scale import SECTION as LOSS_SCALE
+from numpygpt.training.loss_scale import LossScale
 from numpygpt.training.numpy_backend import position_of
+from numpygpt.training.options import Options
 from numpygpt.training.step import StepTaken
 from numpygpt.training.team import OneProcess
 from numpygpt.training.trouble import described, not_finite
 from torchgpt.engine.batches import Ahead
 from torchgpt.engine.draws import DefaultGenerator, batch_draws, first_weights
 from torchgpt.engine.optimizer import Optimizer
-from torchgpt.engine.precision import LossScale, autocast_of
+from torchgpt.engine.precision import autocast_of
 from torchgpt.engine.settings import Settings
 from torchgpt.engine.verify import verified
 from torchgpt.parallel import sharded
@@ -62,10 +64,12 @@ class Maker:
     device: torch.device
     given: Mapping[str, Any] = field(default_factory=dict)
     program: str = "torchgpt"
+    command: str = "train"
+    options_type: type[Options] = Options
 
     def start(self, task: Task) -> "TorchBackend":
         """See `numpygpt.training.backend.Maker`."""
-        return TorchBackend.start(task, self.settings, self.team, self.device)
+        return self.kind.start(task, self.settings, self.team, self.device)
 
     def load(self, task: Task, saved: SavedSections) -> "TorchBackend":
         """See `numpygpt.training.backend.Maker`."""
@@ -75,18 +79,26 @@ class Maker:
                 kept = value_of(saved.values(SECTION), "settings", dict)
                 here = {"device": settings.device, "parallel": settings.parallel}
                 settings = replace(Settings.of(kept), **{**self.given, **here})
-        return TorchBackend.load(task, saved, settings, self.team, self.device)
+        elif task.options.precision != "fp32":  # of a run that NumPy has begun
+            settings = replace(settings, **{"precision": task.options.precision, **self.given})
+        return self.kind.load(task, saved, settings, self.team, self.device)
+
+    @property
+    def kind(self) -> type["TorchBackend"]:
+        """Of the backends."""
+        return TorchBackend
 
 
 class TorchBackend:
     """A `numpygpt.training.backend.Backend`.
 
     model       this process's part of the model
-    notes       lines for a person, which whoever shows them removes
+    notes       see `numpygpt.training.backend.Notes`
     """
 
     state_is_a_copy = True
 
+    model: ParallelModel
     optimizer: Optimizer
     batches: Ahead
     draws: DefaultGenerator | TorchGenerator
@@ -95,20 +107,9 @@ class TorchBackend:
         self.options, self.config, self.tokenizer = task.options, task.config, task.tokenizer
         self.settings, self.team, self.device, self.corpus = settings, team, device, task.corpus
         self.notes: list[str] = []
+        if self.options.optimizer_state == "disk":
+            raise InputError("torchgpt keeps the optimizer's state in memory; choose --optimizer-state memory")
         self.scale = LossScale(settings.precision)
-        scheme = Scheme.of(settings.parallel, team.size)
-        self.model = ParallelModel.build(
-            self.config,
-            scheme,
-            team,
-            device=device,
-            dtype=getattr(torch, self.options.dtype),
-            attention=ATTENTIONS[self.options.attention],
-            kernels=settings.kernels,
-            checkpoint_activations=self.options.checkpoint_activations,
-            compiled=settings.compile,
-            autocast=autocast_of(settings.precision, device, self.options.dtype),
-        )
         self._norms: Mapping[str, float] = {}
 
     @classmethod
@@ -118,8 +119,7 @@ class TorchBackend:
         """A backend with a new model."""
         backend = cls(task, settings, team, device)
         torch.manual_seed(task.options.seed)
-        for name, values in first_weights(task.config):
-            backend.model.fill(name, values)
+        backend.model = backend._new_model()
         backend.optimizer = Optimizer(backend.model, task.options)
         backend._begin(batch_draws(alone_on_cpu=backend.alone_on_cpu), None)
         backend._seed_masks(task.options.seed)
@@ -135,10 +135,8 @@ class TorchBackend:
         device: torch.device,
     ) -> "TorchBackend":
         """A backend in the state that was saved, by this backend or by NumPy's."""
-        checked(saved)
         backend = cls(task, settings, team, device)
-        for name, array in saved.each_array(MODEL):
-            backend.model.fill(name, torch.from_numpy(np.ascontiguousarray(array)))
+        backend.model = backend._saved_model(saved)
         backend.optimizer = Optimizer(backend.model, task.options)
         backend.optimizer.load(saved)
         data, random_states = saved.values("data"), saved.arrays("random")
@@ -200,8 +198,8 @@ class TorchBackend:
             section, _, name = key.partition(".")
             arrays[section][name] = array
         arrays[MODEL] = dict(self._whole(None))
-        for kind in MOMENTS:
-            moments = self._whole(self.optimizer.moments(kind))
+        for kind, names in self.optimizer.names.items():
+            moments = self._whole(self.optimizer.moments(kind), names)
             arrays["optimizer"] |= {f"{kind}.{name}": whole for name, whole in moments}
         return {name: Section(values[name], arrays[name]) for name in values}
 
@@ -209,8 +207,8 @@ class TorchBackend:
         """The values of each section, and the arrays that are not cut into slices, by section and name."""
         masks = gather(self.team, self._mask_state())
         values: dict[str, dict[str, Any]] = {
-            MODEL: {"config": self.config.to_dict(), "tokenizer": self.options.tokenizer},
-            "optimizer": self.optimizer.values(),
+            MODEL: {"config": self.config.to_dict(), "tokenizer": self.options.tokenizer, **self._model_values()},
+            "optimizer": self.optimizer.state_values(),
             "random": {},
             "data": {"position": self.batches.position},
             SECTION: {
@@ -232,12 +230,49 @@ class TorchBackend:
         values, small = self._small_state()
         weights = self.model.distributed(self.model.parameters())
         tensors = {f"{MODEL}.{name}": piece for name, piece in weights.items()}
-        for kind in MOMENTS:
+        for kind in self.optimizer.names:
             pieces = self.model.distributed(self.optimizer.moments(kind))
             tensors |= {f"optimizer.{kind}.{name}": piece for name, piece in pieces.items()}
         if self.team.is_first:
             tensors |= {name: torch.from_numpy(array) for name, array in small.items()}
         return sharded.start_saving(folder, tensors, {**values, **sections}, self.team)
+
+    # The model
+
+    def _new_model(self) -> ParallelModel:
+        """A model of first weights, which the default generator draws."""
+        model = self._unfilled_model()
+        for name, values in first_weights(self.config):
+            model.fill(name, values)
+        return model
+
+    def _saved_model(self, saved: SavedSections) -> ParallelModel:
+        checked(saved)
+        model = self._unfilled_model()
+        for name, array in saved.each_array(MODEL):
+            model.fill(name, torch.from_numpy(np.ascontiguousarray(array)))
+        return model
+
+    def _unfilled_model(self) -> ParallelModel:
+        scheme = Scheme.of(self.settings.parallel, self.team.size)
+        how = self._how_to_compute()
+        return ParallelModel.build(
+            self.config, scheme, self.team, device=self.device, compiled=self.settings.compile, **how
+        )
+
+    def _how_to_compute(self) -> dict[str, Any]:
+        """What `torchgpt.parallel.part.build_part` takes."""
+        return {
+            "dtype": getattr(torch, self.options.dtype),
+            "attention": ATTENTIONS[self.options.attention],
+            "kernels": self.settings.kernels,
+            "checkpoint_activations": self.options.checkpoint_activations,
+            "autocast": autocast_of(self.settings.precision, self.device, self.options.dtype),
+        }
+
+    def _model_values(self) -> dict[str, Any]:
+        """What the section of the model says beside the configuration and the tokenizer."""
+        return {}
 
     # A step
 
@@ -245,10 +280,9 @@ class TorchBackend:
         """Clip, and update the weights. InputError, with the weights as they were, if something is not finite."""
         if not math.isfinite(step.loss):
             raise not_finite(step.loss, self.optimizer.steps + 1, learning_rate)
-        if self.scale.adapts and not all(map(math.isfinite, step.norms.values())):
+        if self.scale.refuses(step.norms):
             self.scale.overflowed()
-            scale = f"{self.scale.value:g}"
-            self.notes.append(f"the gradients overflowed fp16: no step was taken; the scale is now {scale}")
+            self.notes.append(self.scale.note)
             return
         norm = common_norm(step.norms)
         factor = min(1.0, self.options.clip / (norm + 1e-6)) if self.options.clip else 1.0
@@ -267,7 +301,7 @@ class TorchBackend:
     def _begin(self, draws: DefaultGenerator | TorchGenerator, position: Position | None) -> None:
         """Make the loaders, and begin an epoch or go on within one."""
         self.draws = draws
-        size, length = self.options.batch_size, self.config.context_length
+        size, length = self.options.batch_size, self.options.window(self.config)
         self.train_loader, self.val_loader = self.corpus.loaders(size, length, draws)
         batches = iter(self.train_loader) if position is None else self.train_loader.resume(position)
         self.batches = Ahead(self.train_loader, batches, self.model.place)
@@ -299,6 +333,8 @@ class TorchBackend:
         """The section "torch". A run that is shared in another way than before draws other dropout masks."""
         if SECTION not in saved:
             self._seed_masks(self.options.seed + self.optimizer.steps)
+            if LOSS_SCALE in saved:  # of a run that NumPy has begun
+                self.scale.load(dict(saved.values(LOSS_SCALE)))
             return
         values, states = saved.values(SECTION), saved.arrays(SECTION)
         self.scale.load(value_of(values, "loss_scale", dict))
@@ -316,7 +352,9 @@ class TorchBackend:
         else:
             (torch.mps if self.device.type == "mps" else torch).set_rng_state(state)
 
-    def _whole(self, pieces: Mapping[str, torch.Tensor] | None) -> Iterable[tuple[str, Array]]:
+    def _whole(
+        self, pieces: Mapping[str, torch.Tensor] | None, names: Sequence[str] | None = None
+    ) -> Iterable[tuple[str, Array]]:
         """Name and whole array, as a copy; in the processes that do not write, nothing."""
-        for name, whole in self.model.each_whole(pieces, wanted=self.team.is_first):
+        for name, whole in self.model.each_whole(pieces, names, wanted=self.team.is_first):
             yield name, whole.numpy()

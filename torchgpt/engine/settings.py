@@ -11,7 +11,7 @@ from typing import Any
 
 from numpygpt.errors import InputError
 from numpygpt.training.declared import check_options, option
-from torchgpt.engine.precision import PRECISIONS
+from numpygpt.training.options import PRECISIONS
 from torchgpt.model import KERNEL_KINDS
 
 DEVICES = ("auto", "cuda", "cpu", "mps", "meta")

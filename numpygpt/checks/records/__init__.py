@@ -8,9 +8,14 @@ differs. The order is: loaded weights; activations of a training step, its loss,
 yields them; loss and gradients of micro-batches ("micro_batches."), the clipped gradients ("clipped."), the optimizer's
 moments and parameters ("step1.", "copied.", "groups."); gradients of recomputed blocks ("recomputed."); a step that
 trains a few leaves ("frozen."); a step on several documents in a row ("packed."); a step in which each token sees all
-("all_seen."); flash attention ("flash.", and "flash_masked." under a mask); evaluation, decoding, and data. It is
-"none" for a bug that shows only at extreme values or in another dtype. `properties` are the kinds of checks that see
-the bug:
+("all_seen."); a step of adapters, and what they compute when they are merged, merged twice and unmerged ("adapted.",
+"merged.", "merged_twice.", "unmerged.", "merged_base.", "fresh."); flash attention ("flash.", and "flash_masked."
+under a mask); evaluation, decoding, and data; the other optimizers' moments and parameters ("sgd.step1.",
+"muon.step2."), and the schedules ("schedules."); numbers of short formats ("bf16.rounded"), then codes, constants and
+values of quantized arrays, and a product with each ("whole_blocks.nf4.3.codes"); a step in bf16 by each of autocast's
+tables, its micro-batches and the weights after it ("bf16_cuda.", "bf16_cpu."); a clipped step with a scale of the loss
+("fp16."); and one whose gradients overflow ("overflow."). It is "none" for a bug that shows only
+at extreme values or in another dtype. `properties` are the kinds of checks that see the bug:
 
     forward        activations equal PyTorch's in float64
     gradients      gradients equal PyTorch's in float64, present and of the right shape
@@ -29,6 +34,38 @@ the bug:
     optimizer      AdamW's parameters and moments equal PyTorch's over several steps, with decay, groups, clipping and
                    |g| near eps
     closed_form    AdamW's first step, its decay without a gradient and clipping equal their closed forms
+    optimizers     the other optimizers' parameters and moments equal PyTorch's over several steps
+    by_hand        their first two steps, and the rates of the schedules, equal their closed forms
+    in_sequence    the rates of the schedules equal those of PyTorch's schedulers, one after another
+    rounding       numbers beside every boundary of a format are rounded as ml_dtypes rounds them, tf32's as by bits
+    patterns       all bit patterns of a format are decoded as ml_dtypes decodes them, and survive rounding and encoding
+    nearest_number each number of float64 is rounded to the one that is nearest in exact arithmetic, and keeps its sign
+    overflow       what is too large becomes infinity, NaN or the largest number, and NaN stays NaN
+    bitsandbytes_codes   codes and constants equal those of bitsandbytes
+    double_codes   so do those of double quantization
+    pytorch_codes  the values of zero-point quantization equal PyTorch's
+    codes_by_hand  small arrays have the codes and values that can be written down
+    nearest_level  a code is that of the nearest level, and of two as near, of the lower
+    equally_frequent     the levels of quantile quantization have equal shares of the values
+    errors_bounded no value is off by more than half of a step or gap, and zero stays zero
+    blocks_alone   a block has the codes that it would have alone, and any rows are those of the whole
+    packed_product       the product with packed weights, and its gradients, equal those with the whole weight
+    packed_in_blocks     so do they in several blocks of rows
+    packed_rows_alone    an output depends on its row of the weight alone
+    packed_complex_step  the gradients equal complex step's
+    formats_of_tensors   tensors of a step in bf16 are bf16's numbers where PyTorch's are under autocast, nowhere else
+    tables         each operation runs in the format in which PyTorch runs it, by either table
+    one_rounding   a product in bf16 and its gradients equal PyTorch's, bit for bit
+    reads_rounded_weights   a step in bf16 does not depend on what bf16 lacks of the weights of products, bit for bit
+    formats_of_sums   the sum of such gradients is not in bf16
+    accumulation   gradients of micro-batches in bf16 are added up in the parameters' dtype
+    unscaled       a clipped step does not depend on the scale of the loss, bit for bit
+    unscaled_norms the norms that a step reports do not depend on it
+    small_updates  an update that bf16 could not hold arrives in the weights
+    master_weights the weights after a step in bf16 are those that the optimizer computes, bit for bit
+    skipped_steps  a step whose gradients overflow leaves no trace except for the scale
+    halved_once    it halves the scale once, and weights and moments are as before
+    grad_scaler    the scale goes as that of torch.amp.GradScaler
     copies         a copy of a model and its optimizer, made of both together, is trained as they are
     micro_batches  gradients of micro-batches add up to the full batch's
     purity         nothing passed in is changed, and a second backward gives the same
@@ -39,6 +76,13 @@ the bug:
     sampling       greedy, top-k and eos are exact
     decoding       sampled and stopped text equals PyTorch's for the same seed, token by token
     data           targets are the inputs one token later
+    adapters       adapters' logits and gradients equal PyTorch's in float64, and nothing else has a gradient
+    adapters_complex_step   adapters' gradients equal complex step's
+    merging        a merged model computes the same, is merged once, and unmerged it is what it was
+    adapter_files  an adapter that is written and read again, by either names, computes the same
+    adapter_files_of_peft   a folder that peft wrote computes here what it computes there
+    adapters_decoding       adapters and what they are merged into give the full forward's logits token by token
+    adapters_purity         adapting a model does not change it, and shares what stays
     loader         batches equal PyTorch's for the same seed
 """
 
@@ -49,7 +93,7 @@ from numpygpt.checks.planting import Bug
 from numpygpt.checks.record import BugsOnly, Record
 
 #: The rooms of the modules, in the order in which their records come.
-_ROOMS = ("ops", "layers", "model", "objectives", "training", "decoding", "data")
+_ROOMS = ("numerics", "ops", "layers", "model", "objectives", "adapt", "training", "decoding", "data", "formats")
 
 
 def _place(record: Record | BugsOnly) -> tuple[int, str]:

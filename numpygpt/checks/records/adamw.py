@@ -4,7 +4,7 @@ from numpygpt.checks.planting import Bug, Change
 from numpygpt.checks.record import BugsOnly
 from numpygpt.training import adamw
 
-_STEP = "training.adamw:AdamW.step"
+_UPDATE = "training.adamw:AdamW.update"
 
 BUGS = (
     Bug(
@@ -14,7 +14,7 @@ BUGS = (
         "d_out_head.weight",
         ("optimizer", "closed_form"),
         (
-            Change("training.adamw:_arrays_of", "model.named_parameters()", "model.state_dict()"),
+            Change("training.optimizer:_arrays_of", "model.named_parameters()", "model.state_dict()"),
             Change(
                 "model.gpt:GPTModel.backward",
                 'gradients["tok_emb.weight"] += gradients.pop("out_head.weight")',
@@ -31,9 +31,9 @@ BUGS = (
         ("optimizer", "closed_form"),
         (
             Change(
-                _STEP,
-                "denominator /= correction2\n        denominator += self.eps",
-                "denominator += self.eps\n        denominator /= correction2",
+                _UPDATE,
+                "denominator /= correction2\n    denominator += self.eps",
+                "denominator += self.eps\n    denominator /= correction2",
             ),
         ),
     ),
@@ -43,7 +43,7 @@ BUGS = (
         "Loshchilov & Hutter 2019, the reason for AdamW",
         "step1.exp_avg.tok_emb.weight",
         ("optimizer", "closed_form"),
-        (Change(_STEP, "p *= decay", "g = g + self.weight_decay * p"),),
+        (Change(_UPDATE, "p *= 1 - rates.lr * rates.weight_decay", "g = g + rates.weight_decay * p"),),
     ),
     Bug(
         "decay_without_lr",
@@ -51,7 +51,7 @@ BUGS = (
         "no public report known",
         "step1.tok_emb.weight",
         ("optimizer", "closed_form"),
-        (Change(_STEP, "1 - lr * weight_decay", "1 - weight_decay"),),
+        (Change(_UPDATE, "1 - rates.lr * rates.weight_decay", "1 - rates.weight_decay"),),
     ),
     Bug(
         "bias_correction_off_by_one",
@@ -60,8 +60,8 @@ BUGS = (
         "step1.tok_emb.weight",
         ("optimizer", "closed_form"),
         (
-            Change(_STEP, "beta1**self.steps", "beta1 ** (self.steps + 1)"),
-            Change(_STEP, "beta2**self.steps", "beta2 ** (self.steps + 1)"),
+            Change(_UPDATE, "beta1**self.steps", "beta1 ** (self.steps + 1)"),
+            Change(_UPDATE, "beta2**self.steps", "beta2 ** (self.steps + 1)"),
         ),
     ),
     Bug(
@@ -72,11 +72,11 @@ BUGS = (
         ("copies",),
         (
             Change(
-                "training.adamw:AdamW.__init__",
+                "training.optimizer:Optimizer.__init__",
                 "dict(model) if isinstance(model, Mapping) else model",
                 "dict(model if isinstance(model, Mapping) else model.named_parameters())",
             ),
-            Change("training.adamw:AdamW.__getstate__", "refuse_parts_of_arrays(self.parameters)", "pass"),
+            Change("training.optimizer:Optimizer.__getstate__", "refuse_parts_of_arrays(self.parameters)", "pass"),
         ),
     ),
     Bug(
@@ -87,7 +87,7 @@ BUGS = (
         ("optimizer", "closed_form"),
         (
             Change(
-                "training.adamw:AdamW._rates",
+                "training.optimizer:Optimizer.rates_of",
                 "self.weight_decay if group.weight_decay is None else group.weight_decay",
                 "group.weight_decay or self.weight_decay",
             ),

@@ -153,8 +153,8 @@ CONTROLS = (
         (
             Change(
                 _FORWARD,
-                "product(queries * (1 / math.sqrt(K)), keys.mT)",
-                "product(queries, keys.mT) * (1 / math.sqrt(K))",
+                "product(queries * (1 / math.sqrt(K)), keys.mT, low)",
+                "product(queries, keys.mT, low) * (1 / math.sqrt(K))",
             ),
         ),
     ),

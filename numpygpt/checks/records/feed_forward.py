@@ -50,7 +50,7 @@ BUGS = (
         (
             Change(
                 "layers.feed_forward:backward",
-                "ACTIVATIONS[saved.activation].backward(d_activated, saved.gelu).x",
+                "casting.backward(ACTIVATIONS[saved.activation], d_activated, saved.gelu).x",
                 "d_activated",
             ),
         ),
@@ -61,7 +61,7 @@ BUGS = (
         "no public report known",
         "d_trf_blocks.1.ff.layers.0",
         ("gradients", "complex_step"),
-        (Change("layers.feed_forward:backward", "ACTIVATIONS[saved.activation].backward", "gelu.backward"),),
+        (Change("layers.feed_forward:backward", "ACTIVATIONS[saved.activation]", "gelu"),),
     ),
 )
 

@@ -90,10 +90,10 @@ BUGS = (
         (
             Change(
                 _FORWARD,
-                "a, norm1 = layer_norm.forward(  # (1)\n"
-                "        x, *parameters.norm1, eps=norm_eps, "
-                'wanted=wanted(norm1_trained, "scale", "shift", x=wants_x)\n'
-                "    )",
+                "a, norm1 = casting.forward(  # (1)\n"
+                "        layer_norm, precision.layer_norm, x, *parameters.norm1, eps=norm_eps,\n"
+                '        wanted=wanted(norm1_trained, "scale", "shift", x=wants_x),\n'
+                "    )  # fmt: skip",
                 "a = x",
             ),
             Change(_FORWARD, "r = x + dropped", "r, norm1 = layer_norm.forward(x + dropped, *parameters.norm1)"),

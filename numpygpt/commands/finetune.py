@@ -1,0 +1,63 @@
+"""numpygpt finetune: a trained model learns from more text, whole or with adapters."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+from numpygpt.adapt.adaptation import lora_of, quantization_of
+from numpygpt.commands.model_options import add_run_options, flag, given_run_options
+from numpygpt.commands.train import add_folder_options, train_with
+from numpygpt.data.tokenizer import TOKENIZERS
+from numpygpt.errors import InputError
+from numpygpt.formats.kinds import read_model
+from numpygpt.model.config import GPTConfig
+from numpygpt.model.saving import saved_config, saved_tokenizer
+from numpygpt.parallel import use_own_threads
+from numpygpt.training.backend import Maker
+from numpygpt.training.finetuning import ADAPTER_OPTIONS, FinetuneBackend, FinetuneOptions
+from numpygpt.training.options import Options
+from numpygpt.training.progress import Progress
+
+#: Options of training that the model brings with it, or that have another name here.
+NOT_HERE = ("text", "tokens", "tokenizer")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    add_folder_options(parser, FinetuneOptions, NOT_HERE)
+    parser.add_argument("--data", dest="text", nargs="+", metavar="FILE", help="files of text to learn from")
+    parser.set_defaults(tokens=None, tokenizer=None)
+    add_run_options(parser, {field.name for field in fields(FinetuneOptions)} - set(NOT_HERE), of=FinetuneOptions)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Tune a trained model on text: all of its weights, those that are not frozen, or an adapter of low rank.
+
+    Ctrl-C saves and says how to go on. What an adapter's run saves is small, and needs the model that it began with.
+    `numpygpt merge` makes one model of both, and `numpygpt generate` takes either.
+    """
+    use_own_threads()
+    return train_with(FinetuneBackend, parsed, Progress, begun_with)
+
+
+def begun_with(maker: Maker, parsed: argparse.Namespace) -> tuple[Options, GPTConfig]:
+    """The options of a new run, and the configuration of the model that it begins with."""
+    given = given_run_options(parsed, of=FinetuneOptions)
+    for name, shown, expected in (
+        ("checkpoint", flag("checkpoint"), "the folder of a trained model"),
+        ("text", "--data", "files of text to learn from"),
+    ):
+        if name not in given:
+            raise InputError(f"{shown} is missing; expected {expected}")
+    if parsed.lora is not None:
+        lora_of(parsed.lora)
+    if parsed.quantize is not None:
+        quantization_of(parsed.quantize)
+    base = read_model(Path(parsed.checkpoint))
+    tokenizer = saved_tokenizer(base)
+    if tokenizer not in TOKENIZERS:
+        raise InputError(
+            f"the model {base.path} has the tokenizer {tokenizer!r}; to tune it, expected {' or '.join(TOKENIZERS)}"
+        )
+    usual = ADAPTER_OPTIONS if parsed.lora is not None else {}
+    return FinetuneOptions.of({**usual, **given, "tokenizer": tokenizer}), saved_config(base)

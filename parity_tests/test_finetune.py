@@ -1,0 +1,211 @@
+"""Tuning a trained model from the command line: whole, frozen in parts, with an adapter, over quantized matrices."""
+
+import json
+
+import numpy as np
+import peft
+import pytest
+import torch
+
+from numpygpt.adapt import merge_lora
+from numpygpt.adapt.saving import model_of
+from numpygpt.formats.checkpoint import read_checkpoint
+from numpygpt.formats.kinds import read_model
+from parity_tests.command import TRAINING, but_the_log, files, run, write_text
+from parity_tests.small_models import assert_agrees
+from torchgpt.bridge import to_torch
+
+TUNING = ("--steps", 4, "--batch-size", 3, "--eval-every", 2, "--eval-batches", 1, "--warmup-steps", 1, "--lr", 0.01)
+LORA = ("--lora", "r=2,alpha=6,targets=all-linear,dropout=0.2")
+IDS = np.array([[72, 101, 32, 99]])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    assert run("train", "--text", write_text(folder), "--out", folder / "run", *TRAINING) == 0
+    return folder / "run"
+
+
+def tune(base, out, *options):
+    data = base.parent / "text.txt"
+    assert run("finetune", "--checkpoint", base, "--data", data, "--out", out, *TUNING, *options) == 0
+    return out
+
+
+def error_of(capsys, *arguments):
+    assert run(*arguments) == 2
+    return capsys.readouterr().err.removeprefix("numpygpt: error: ").strip()
+
+
+WAYS = {
+    "whole": (),
+    "frozen": ("--freeze", "trf_blocks.*", "*emb.weight"),
+    "lora": LORA,
+    "qlora": (*LORA, "--quantize", "nf4,double"),
+    "quantized, with biases and norms trained": ("--quantize", "int8"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(base, tmp_path, way):
+    """Bit for bit, with dropout, also if the base has moved."""
+    at_once = tune(base, tmp_path / "at-once", *WAYS[way])
+    stopped = tune(base, tmp_path / "stopped", *WAYS[way], "--steps", 2, "--schedule-steps", 4)
+    moved = tmp_path / "moved"
+    moved.symlink_to(base)
+    assert run("finetune", "--resume", stopped, "--steps", 4) == 0
+    ours, expected = (read_checkpoint(folder) for folder in (stopped, at_once))
+    for section in ("model", "optimizer", "random"):
+        arrays, others = ours.arrays(section), expected.arrays(section)
+        assert arrays.keys() == others.keys()
+        assert all(np.array_equal(array, others[name]) for name, array in arrays.items())
+    assert np.array_equal(model_of(ours, base=moved)(IDS), model_of(expected)(IDS))
+    assert run("finetune", "--resume", stopped, "--steps", 5, "--checkpoint", moved) == 0
+
+
+def test_an_adapters_checkpoint_holds_the_adapter_alone(base, tmp_path):
+    saved = read_checkpoint(tune(base, tmp_path / "run", *LORA))
+    assert all(".lora_" in name for name in saved.layouts("model"))
+    names = {name.partition(".")[2] for name in saved.layouts("optimizer")}
+    assert names == set(saved.layouts("model"))
+    whole = model_of(read_model(base)).named_parameters()
+    model = model_of(saved)
+    assert all(np.array_equal(array, model.named_parameters()[name]) for name, array in whole.items())
+    assert any(array.any() for name, array in model.named_parameters().items() if ".lora_B." in name)
+
+
+def test_what_is_frozen_stays(base, tmp_path):
+    tuned = model_of(read_model(tune(base, tmp_path / "run", *WAYS["frozen"]))).named_parameters()
+    before = model_of(read_model(base)).named_parameters()
+    moved = {name for name, array in tuned.items() if not np.array_equal(array, before[name])}
+    assert moved == {"final_norm.scale", "final_norm.shift", "out_head.weight"}
+
+
+def test_merging_gives_a_model_that_computes_the_same(base, tmp_path, capsys):
+    tuned = tune(base, tmp_path / "run", *LORA)
+    assert run("merge", "--checkpoint", tuned, "--out", tmp_path / "merged") == 0
+    model, merged = (model_of(read_model(folder)) for folder in (tuned, tmp_path / "merged"))
+    assert merged.named_parameters().keys() == model_of(read_model(base)).named_parameters().keys()
+    assert np.array_equal(merged(IDS), merge_lora(model)(IDS))
+    capsys.readouterr()
+    said = []
+    for options in (
+        ("--checkpoint", tuned),
+        ("--checkpoint", tmp_path / "merged"),
+        ("--checkpoint", base, "--adapter", tuned / "adapter"),
+    ):
+        assert run("generate", *options, "--prompt", "The ", "--max-new-tokens", 8, "--temperature", 0) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] == said[2]
+    assert "already holds a model" in error_of(capsys, "merge", "--checkpoint", tuned, "--out", tmp_path / "merged")
+
+
+def test_an_adapter_is_added_once(base, tmp_path, capsys):
+    tuned = tune(base, tmp_path / "run", *LORA)
+    capsys.readouterr()
+    for command in (("merge", "--out", tmp_path / "m"), ("generate", "--prompt", "The ")):
+        line = error_of(capsys, *command, "--checkpoint", tuned, "--adapter", tuned / "adapter")
+        assert "has an adapter of its own; leave out --adapter" in line
+        line = error_of(capsys, *command, "--checkpoint", base, "--base", base)
+        assert "has no adapter, so it has no base; leave out --base" in line
+
+
+def test_a_merge_loses_nothing_that_it_reads(base, tmp_path, capsys):
+    tuned = tune(base, tmp_path / "run", *LORA)
+    before = files(tmp_path)
+    capsys.readouterr()
+    for where, out in (((), tuned), (("--base", base), base)):
+        line = error_of(capsys, "merge", "--checkpoint", tuned, *where, "--out", out, "--overwrite")
+        assert "which would be lost; choose another --out" in line
+    assert files(tmp_path) == before
+
+
+def test_peft_reads_the_adapter_of_a_run(base, tmp_path):
+    tuned = tune(base, tmp_path / "run", *LORA, "--dtype", "float64")
+    model = model_of(read_model(tuned))
+    twin = to_torch(model_of(read_model(base), np.float64), copy=True)
+    twin = peft.PeftModel.from_pretrained(twin, tuned / "adapter")
+    assert_agrees(model(IDS), twin.double().eval()(torch.from_numpy(IDS)).detach().numpy())
+
+
+def test_generating_with_quantized_matrices(base, capsys):
+    for scheme in ("nf4", "nf4,double", "int8", "int4,block=8"):
+        options = ("--prompt", "The ", "--max-new-tokens", 4, "--temperature", 0, "--quantize", scheme)
+        assert run("generate", "--checkpoint", base, *options) == 0
+        assert capsys.readouterr().out.startswith("The ")
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--lora", "r=0,alpha=1"), "rank is 0; expected an integer of 1 or more"),
+        (("--lora", "r=9,alpha=1"), "rank is 9, but the matrix of trf_blocks.0.att.W_query is (8, 8)"),
+        (("--lora", "r=x"), "lora has r=x; expected a number"),
+        (("--lora", "rank=2"), "lora has 'rank'; expected r=8,alpha=16 and any of"),
+        (("--lora", "r=2,,alpha=1"), "lora is 'r=2,,alpha=1'; expected words with commas between them"),
+        (("--lora", "r=2,targets=W_q"), "the target 'W_q' is no projection of the model"),
+        (("--quantize", "nf5"), "the scheme of quantization is 'nf5'; expected one of"),
+        (("--quantize", "int8,double"), "the scheme int8 has no option double"),
+        (("--quantize", "nf4,twice"), "quantize has 'twice'; expected a scheme such as nf4"),
+        (("--quantize", "nf4=2"), "expected the name of a scheme first"),
+        (("--freeze", "block.*"), "the pattern 'block.*' matches no parameter of the model"),
+        (("--freeze", "*"), "nothing is left to train"),
+        (("--length", "7"), "length is 7; expected at most the model's context_length 6"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused(base, tmp_path, capsys, options, message):
+    line = error_of(
+        capsys, "finetune", "--checkpoint", base, "--data", base.parent / "text.txt", "--out", tmp_path / "x", *options
+    )
+    assert message in line
+    assert "\n" not in line
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_is_missing_is_named(base, tmp_path, capsys):
+    data = ("--data", base.parent / "text.txt")
+    assert error_of(capsys, "finetune", *data) == "--checkpoint is missing; expected the folder of a trained model"
+    line = error_of(capsys, "finetune", "--checkpoint", base)
+    assert line == "--data is missing; expected files of text to learn from"
+    assert "there is no checkpoint" in error_of(capsys, "finetune", "--checkpoint", tmp_path / "none", *data)
+
+
+def test_a_run_is_continued_by_the_command_that_began_it(base, tmp_path, capsys):
+    tuned = tune(base, tmp_path / "run", *LORA)
+    before = but_the_log(files(tuned))
+    assert "go on with it by numpygpt finetune --resume" in error_of(capsys, "train", "--resume", tuned)
+    assert "go on with it by numpygpt train --resume" in error_of(capsys, "finetune", "--resume", base)
+    assert "--lora cannot change in a resumed run" in error_of(capsys, "finetune", "--resume", tuned, "--lora", "r=1")
+    line = error_of(
+        capsys, "finetune", "--checkpoint", tuned, "--data", base.parent / "text.txt", "--out", tmp_path / "x"
+    )
+    assert "holds an adapter, which has a base itself; make one model of both: numpygpt merge" in line
+    assert but_the_log(files(tuned)) == before
+
+
+def test_another_base_is_refused(base, tmp_path, capsys):
+    tuned = tune(base, tmp_path / "run", *LORA)
+    other = tmp_path / "other"
+    assert run("train", "--text", base.parent / "text.txt", "--out", other, *TRAINING, "--seed", 5) == 0
+    capsys.readouterr()
+    generate = ("generate", "--prompt", "The ", "--max-new-tokens", 1)
+    assert "was trained on other weights than those of" in error_of(
+        capsys, *generate, "--checkpoint", tuned, "--base", other
+    )
+    for quantized in ((), ("--quantize", "nf4")):
+        assert "was trained on other weights than this model's" in error_of(
+            capsys, *generate, "--checkpoint", other, "--adapter", tuned / "adapter", *quantized
+        )
+    assert "say with --base where it is" in error_of(
+        capsys, *generate, "--checkpoint", tuned, "--base", tmp_path / "nowhere"
+    )
+    config = tuned / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "use_dora": True}))
+    assert "has use_dora True" in error_of(capsys, *generate, "--checkpoint", base, "--adapter", tuned / "adapter")
+    assert "has no adapter; name one with --adapter" in error_of(
+        capsys, "merge", "--checkpoint", base, "--out", tmp_path / "m"
+    )
