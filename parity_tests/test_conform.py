@@ -244,7 +244,7 @@ def test_a_module_that_ends_the_program_is_no_adapter(tmp_path, monkeypatch, cap
     (tmp_path / "ends_at_once.py").write_text("import sys\nsys.exit()\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert run("conform", "--adapter", "ends_at_once:Adapter", *FEW) == 2
-    assert "importing ends_at_once ends the program: SystemExit(None)" in capsys.readouterr().err
+    assert "importing ends_at_once ends the program: SystemExit() (ends_at_once.py, line 2)" in capsys.readouterr().err
 
 
 def test_an_adapter_in_a_module_is_found():

@@ -41,7 +41,7 @@ def suite(tmp_path):
     (tmp_path / "my_port.py").write_text(PORT)
 
     def run(*options):
-        arguments = ["-p", "no:cacheprovider", *options]
+        arguments = ["-p", "no:cacheprovider", "-rN", *options]  # no summary, which under CI repeats whole messages
         return python("-m", "pytest", "-q", "--pyargs", "numpygpt.checks.suite", *arguments, cwd=tmp_path)
 
     return run

@@ -289,6 +289,16 @@ def test_offsets_masks_and_outliers_disturb_nobody(name, by):
     assert gradcheck(by(forward), wrong, inputs).verdict == "fail"
 
 
+def test_a_small_output_that_is_left_of_numbers_of_size_1_is_no_wrong_gradient():
+    """A loss of 1e-4 moves in steps of 1e-16, the last place of 1 + 1e-4, of which it is the logarithm."""
+    logits = np.array([
+        [-11.16633888, 1.8088615, 6.52517464, -12.56999456, 15.77836179],
+        [17.69785961, -10.09465269, 0.24084233, 9.16403548, -23.58485132],
+    ])  # fmt: skip
+    report = gradcheck(real_only(cross_entropy.forward), cross_entropy.backward, (logits, np.array([4, 0])), seed=8644)
+    assert report.verdict == "pass", str(report)
+
+
 def test_no_verdict_is_wrong_that_allows_more_than_it_can_see():
     """At 1e13 the values are so coarse that a difference is nothing but rounding."""
     x = 1e13 + X

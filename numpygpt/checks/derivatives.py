@@ -108,7 +108,8 @@ def by_differences(
         steps = STEPS[: _steps_that_show(outputs, x)]
         noise = _noise_beside(outputs, x, middle, cotangents)
         lines = [_along(outputs, x, v, cotangents, steps, middle) for v in directions]
-        return _extrapolated(Lines(*map(np.array, zip(*lines, strict=True))), noise)
+        hidden = ROUNDOFF * np.hypot.reduce(cotangents * np.maximum(np.abs(middle), 1), axis=1)
+        return _extrapolated(Lines(*map(np.array, zip(*lines, strict=True))), noise, hidden)
 
 
 class Lines(NamedTuple):
@@ -172,9 +173,17 @@ def moved_by_a_rounding(array: Array, rng: np.random.Generator) -> Array:
     return np.asarray(array * (1 + 2 * ROUNDOFF * rng.choice([-1.0, 1.0], array.shape)))
 
 
-def _extrapolated(lines: Lines, noise: Inexact[Array, "cotangents"]) -> Derivatives:
-    """The entries of Richardson's tables with the smallest estimates of their errors."""
+def _extrapolated(
+    lines: Lines, noise: Inexact[Array, "cotangents"], hidden: Inexact[Array, "cotangents"]
+) -> Derivatives:
+    """The entries of Richardson's tables with the smallest estimates of their errors.
+
+    hidden   the noise of a function that is flat at small steps and not at large ones: its small output may be what is
+             left of numbers of size 1, such as log(1 + 1e-4), which do not move by less than their last place
+    """
     column, steps = lines.differences, lines.steps[:, :, np.newaxis]
+    is_flat = (column == 0).any(axis=1) & (column != 0).any(axis=1)
+    noise = np.maximum(noise, np.where(is_flat, hidden, 0))
     jumps = steps[:, :-1] * np.abs(column[:, 1:] - column[:, :-1])
     seen = np.median(jumps[:, -SMALLEST:], axis=1).max(axis=-1, keepdims=True)
     rounded_steps = 2 * ROUNDOFF * steps[:, :1] / STEPS[0] * np.abs(column)

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, help=tokens)
     for name in OF_ADAMW:
         number = getattr(settings, name)
-        parser.add_argument(flag(name), type=float, default=number, help=f"AdamW's {name} (default: {number:g})")
+        parser.add_argument(flag(name), type=float, default=number, help=f"AdamW's {name}")
     add_model_options(parser, DEFAULT_CONFIG)
 
 
