@@ -580,7 +580,9 @@ _OF_ADAMW = (
     _of_step(
         "betas_exchanged", "beta1 and beta2 are exchanged", ("beta1, beta2 = self.betas", "beta2, beta1 = self.betas")
     ),
-    _slip("moments_reset", "the moments begin at zero in each step", (_ANY_STEP, _COUNT, f"{_COUNT}\n    {_RESET}")),
+    _slip(
+        "moments_reset", "the moments begin at zero in each step", (_ANY_STEP, _COUNT, f"{_COUNT}\n    {_RESET}")
+    ),
     _slip(
         "steps_not_counted",
         "the corrections are those of the first step in every step",

@@ -28,7 +28,6 @@ from numpygpt.ops import dropout, linear, lora, quantized_linear
 from numpygpt.shapes import Array, Inexact
 from numpygpt.tree import Trained, everything, wanted
 
-
 #: The kinds of nodes, for a message.
 EXPECTED = "Linear, a QuantizedLinear or a LoRA"
 
