@@ -557,7 +557,9 @@ _OF_ADAMW = (
         (_DECAY, "pass"),
         (_UPDATE, f"{_UPDATE}; {_DECAY}"),
     ),
-    _of_step("decay_increases", "the weight decay has its sign wrong", (_DECAY, "p *= 1 + rates.lr * rates.weight_decay")),
+    _of_step(
+        "decay_increases", "the weight decay has its sign wrong", (_DECAY, "p *= 1 + rates.lr * rates.weight_decay")
+    ),
     _of_step("step_uphill", "the step has its sign wrong", (_UPDATE, "p += denominator")),
     _of_step(
         "moment_adds_whole_gradient",
