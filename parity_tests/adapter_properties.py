@@ -70,8 +70,9 @@ def watch_adapters(base: GPTModel, watch: Watch) -> None:
     watch("merged_twice.logits", merge_lora(merged)(INPUTS))
     watch("merged_base.logits", base(INPUTS))
     unmerge_lora(merged).forward(INPUTS, watch=lambda name, array: watch(f"unmerged.{name}", array))
-    for names in ("ours", "hugging-face"):
-        watch(f"files.{names}.logits", saved_and_loaded(names))
+    if base.config == TIED:  # the model of the files is tied, too
+        for names in ("ours", "hugging-face"):
+            watch(f"files.{names}.logits", saved_and_loaded(names))
     for name, gradient in add_lora(base, rank=2, alpha=3.0).loss_and_grads(INPUTS, TARGETS)[1].items():
         watch(f"fresh.{GRADIENT}{name}", gradient)
 
