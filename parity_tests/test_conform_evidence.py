@@ -138,6 +138,14 @@ def test_without_a_folder_the_files_are_in_a_temporary_one(tmp_path, monkeypatch
     assert str(kept / SMALL.name / REFERENCE) in printed
 
 
+def test_what_was_found_is_told_though_its_files_cannot_be_kept(tmp_path, capsys, undiagnosed):
+    (tmp_path / SMALL.name).write_text("a file, where a folder is to be")
+    assert run("conform", "--adapter", "parity_tests.ports:WithNaN", *FEW, "--no-shrink", "--keep", tmp_path) == 1
+    printed = capsys.readouterr().out
+    assert f"were not kept, and nothing was diagnosed: cannot write {tmp_path / SMALL.name}: File exists" in printed
+    assert "does not conform: 1 of 1 case fails" in printed
+
+
 @pytest.mark.parametrize("name", ["file/kept", "file"])
 def test_a_folder_that_cannot_be_written_is_refused_before_any_case(name, tmp_path, capsys):
     (tmp_path / "file").write_text("")

@@ -11,7 +11,6 @@ import sys
 import tracemalloc
 from html import unescape
 
-import jaxtyping
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -43,11 +42,7 @@ GPT2 = GPTConfig(
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def without_checks_of_annotations():
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 The checks of annotations are off, because the tests take whole steps many times.
 """
 
-import jaxtyping
 import numpy as np
 import pytest
 from scipy.special import erf
@@ -31,11 +30,7 @@ IN_NO_PART = (
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True, scope="module")
-def without_checks_of_annotations():
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")
 
 
 @pytest.fixture(scope="module")

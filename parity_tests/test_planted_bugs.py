@@ -1,11 +1,9 @@
 """Every planted bug is caught by the properties that it names, and names the first wrong tensor; controls pass."""
 
 import copy
-from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cache
 
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -188,12 +186,8 @@ def comparing(sound: dict[str, Array], to_come: list[str]) -> Watch:
     return compare
 
 
-@pytest.fixture(autouse=True, scope="module")
-def without_checks_of_annotations() -> Iterator[None]:
-    """Turn off the checks of annotations: the properties must catch a bug by what it computes, as in a port."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+#: The properties must catch a bug by what it computes, as in a port.
+pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")
 
 
 @pytest.fixture(autouse=True, scope="module")

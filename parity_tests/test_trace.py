@@ -10,7 +10,6 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -36,11 +35,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 SETTINGS = Settings(tokens=6)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def without_checks_of_annotations():
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")
 
 
 @cache

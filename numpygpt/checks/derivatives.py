@@ -163,9 +163,7 @@ def _noise_beside(outputs: Outputs, x: Array, middle: Array, cotangents: Array) 
     rng = np.random.default_rng(0)
     beside = [outputs(moved_by_a_rounding(x, rng)) for _ in range(PROBES)]
     moved = np.abs((np.array(beside) - middle) @ cotangents.T).max(axis=0)
-    # outputs of 0 may be the difference of numbers of size 1, such as a loss of 0
-    sizes = middle if middle.any() else 1.0
-    return np.asarray(moved + ROUNDOFF * np.hypot.reduce(cotangents * sizes, axis=1))
+    return np.asarray(moved + ROUNDOFF * np.hypot.reduce(cotangents * middle, axis=1))
 
 
 def moved_by_a_rounding(array: Array, rng: np.random.Generator) -> Array:

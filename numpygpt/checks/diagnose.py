@@ -263,7 +263,6 @@ class _Doctor:
         offers.sort(key=lambda ranked: ranked[0])
         return [offer for _, offer, _ in offers], offers[0][2] if offers else set()
 
-
     def _alike(self, name: str, array: Array, other: Array) -> bool:
         """Whether two tensors are the same except for rounding, as are two of nothing but rounding, or not judged."""
         if name not in self.names or np.array_equal(array, other, equal_nan=True):

@@ -163,11 +163,28 @@ def _dtype(file: TensorFile, name: str) -> str:
 # Matching names
 
 
+class _Matches(NamedTuple):
+    """What of a candidate's file is matched so far with the tensors of the reference.
+
+    tensors   {name of a tensor of the reference: what reads the candidate's}
+    theirs    {the same name: the candidate's name}
+    """
+
+    file: TensorFile
+    reference: TraceFile
+    tensors: dict[str, Read]
+    theirs: dict[str, str]
+
+    def add(self, name: str, ours: str) -> None:
+        """Match the candidate's tensor of this name with that of ours."""
+        self.tensors[ours], self.theirs[ours] = StoredTensor(self.file, name), name
+
+
 def _matched(file: TensorFile, reference: TraceFile, names: Path | None) -> Candidate:
     given = {} if names is None else _map_of(names, file, reference)
     offered = [name for name in file.layouts if not name.startswith(BUDGET)]
-    tensors: dict[str, Read] = {}
-    theirs: dict[str, str] = {}
+    matches = _Matches(file, reference, {}, {})
+    tensors, theirs = matches.tensors, matches.theirs
     unknown: list[str] = []
     needless: list[str] = []
     dialect = Dialect(reference.header.config, file.layouts)
@@ -188,8 +205,8 @@ def _matched(file: TensorFile, reference: TraceFile, names: Path | None) -> Cand
     proposed: dict[str, float] = {}
     others: list[str] = []
     for limit in (SURELY, CLOSE_ENOUGH):
-        proposed |= _by_content(file, reference, unknown, tensors, theirs, limit)
-        others += _by_other_names(file, reference, unknown, tensors, theirs)
+        proposed |= _by_content(matches, unknown, limit)
+        others += _by_other_names(matches, unknown)
     if not any(has_budget(name) for name in tensors):
         raise InputError(
             f"the {KIND} {file.path} has none of the tensors of the trace; it has "
@@ -284,18 +301,12 @@ def _part_of_activation(read: Callable[[str], Array], theirs: str, part: int, pa
     return split_heads(np.split(tensor, parts, axis=-1)[part], n_heads)
 
 
-def _by_content(
-    file: TensorFile,
-    reference: TraceFile,
-    unknown: Iterable[str],
-    tensors: dict[str, Read],
-    theirs: dict[str, str],
-    limit: float,
-) -> dict[str, float]:
+def _by_content(matches: _Matches, unknown: Iterable[str], limit: float) -> dict[str, float]:
     """Match each unknown tensor with the closest of the reference's that has its shape and no match yet.
 
     limit   two that differ by more, as a share of the reference's size, do not match
     """
+    file, reference, tensors, theirs = matches
     proposed = {}
     matched = set(theirs.values())
     wanting = {n: file.layouts[n] for n in unknown if file.layouts[n].dtype in FORMATS and n not in matched}
@@ -312,22 +323,18 @@ def _by_content(
             default=(np.inf, ""),
         )
         if closest < limit:
-            tensors[ours], theirs[ours], proposed[ours] = StoredTensor(file, name), name, closest
+            matches.add(name, ours)
+            proposed[ours] = closest
     return proposed
 
 
-def _by_other_names(
-    file: TensorFile,
-    reference: TraceFile,
-    unknown: Iterable[str],
-    tensors: dict[str, Read],
-    theirs: dict[str, str],
-) -> list[str]:
+def _by_other_names(matches: _Matches, unknown: Iterable[str]) -> list[str]:
     """Match what is left as the names that were found by content differ from ours.
 
     If "my/L0.A_keys" is `trf_blocks.0.att.keys`, then "my/L0.A_attn_scores" is `trf_blocks.0.att.attn_scores`, if that
     has the same shape and no match yet. A wrong tensor is not close to ours, and is found by its name alone.
     """
+    file, reference, tensors, theirs = matches
     common = _common_beginning(unknown)
     begins = _learned({name.removeprefix(common): ours for ours, name in theirs.items() if name in set(unknown)})
     found = []
@@ -336,7 +343,7 @@ def _by_other_names(
             continue
         ours = next((n for n in _translated(name.removeprefix(common), begins) if n in reference.tensors.layouts), "")
         if ours in reference.order and ours not in tensors and _same_shape(file, name, reference, ours):
-            tensors[ours], theirs[ours] = StoredTensor(file, name), name
+            matches.add(name, ours)
             found.append(ours)
     return found
 

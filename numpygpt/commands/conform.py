@@ -71,10 +71,16 @@ def run(parsed: argparse.Namespace) -> int:
     found = climb(
         port, _with_progress(cases), by=parsed.budgets, expectations=expectations, shrink=not parsed.no_shrink
     )
+    not_kept = ""
     if found.failures:
-        folder = parsed.keep or Path(mkdtemp(prefix="numpygpt-conform-"))
-        found = found._replace(evidence=gather(port, found.failures, found.smallest, parsed.budgets, folder))
+        try:
+            folder = parsed.keep or Path(mkdtemp(prefix="numpygpt-conform-"))
+            found = found._replace(evidence=gather(port, found.failures, found.smallest, parsed.budgets, folder))
+        except (InputError, OSError) as error:  # what was found must not be lost with it
+            not_kept = f"the files of what failed were not kept, and nothing was diagnosed: {error}"
     _print(found)
+    if not_kept:
+        print(not_kept)
     print(summary(found))
     if parsed.junit:
         write_text(parsed.junit, junit(found))

@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--out", type=Path, metavar="FILE", help="write the trace here")
-    target.add_argument("--standard", type=Path, metavar="DIR", help="write the standard traces into this folder")
+    standard = "write the standard traces into this folder; of the others they take --seed, --dtype and --budgets alone"
+    target.add_argument("--standard", type=Path, metavar="DIR", help=standard)
     settings = DEFAULT_SETTINGS
     parser.add_argument("--seed", type=int, default=settings.seed, help="of weights, token ids and dropout masks")
     parser.add_argument("--steps", type=int, default=settings.steps, help="optimizer steps")
