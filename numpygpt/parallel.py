@@ -60,7 +60,7 @@ def in_parallel(function: Callable[[Any], Any], parts: Sequence[Any]) -> list[An
     Each thread has the caller's context, and so its np.errstate.
     """
     threads = 1 if getattr(_this_thread, "has_a_part", False) else min(number_of_threads(), len(parts))
-    if threads == 1:
+    if threads <= 1:
         return [function(part) for part in parts]
 
     def all_of(share: slice) -> list[Any]:

@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import peft
 import torch
 
-from numpygpt.adapt import add_lora, merge_lora, remove_lora, unmerge_lora
+from numpygpt.adapt import add_lora, load_adapter, merge_lora, remove_lora, save_adapter, unmerge_lora
+from numpygpt.formats.peft_folder import Adapter, LowRank, write_adapter
 from numpygpt.layers import parameters as p
 from numpygpt.layers.projections import with_projections
 from numpygpt.model.gpt import GPTModel
@@ -26,6 +30,7 @@ from parity_tests.properties import (
     training_step,
     watch_training_step,
 )
+from torchgpt.bridge import to_torch
 from torchgpt.checks import oracles
 
 #: What the first adapter is made with, and the second. α is no rank, and the first drops a part of its inputs.
@@ -63,8 +68,11 @@ def watch_adapters(base: GPTModel, watch: Watch) -> None:
     merged = merge_lora(model)
     merged.forward(INPUTS, watch=lambda name, array: watch(f"merged.{name}", array))
     watch("merged_twice.logits", merge_lora(merged)(INPUTS))
-    unmerge_lora(merged).forward(INPUTS, watch=lambda name, array: watch(f"unmerged.{name}", array))
     watch("merged_base.logits", base(INPUTS))
+    unmerge_lora(merged).forward(INPUTS, watch=lambda name, array: watch(f"unmerged.{name}", array))
+    if base.config == TIED:  # the model of the files is tied, too
+        for names in ("ours", "hugging-face"):
+            watch(f"files.{names}.logits", saved_and_loaded(names))
     for name, gradient in add_lora(base, rank=2, alpha=3.0).loss_and_grads(INPUTS, TARGETS)[1].items():
         watch(f"fresh.{GRADIENT}{name}", gradient)
 
@@ -200,10 +208,84 @@ def adapters_decoding() -> None:
             agree(logits, expected[:, position], f"position {position}")
 
 
+def mixed() -> GPTModel:
+    """A tied model with paths of several ranks and scales under one name, beside all projections in one of three."""
+    model = model_of(TIED)
+    rng = np.random.default_rng(35)
+    ranks = {"W_query": 2, "W_key": 1, "W_value": 3, "layers.0": 2}
+
+    def with_path(projection: str, node: Any) -> Any:
+        rank = next((rank for name, rank in ranks.items() if projection.endswith(name)), None)
+        if rank is None:
+            return node
+        outputs, inputs = node.weight.shape
+        A, B = p.Linear(rng.standard_normal((rank, inputs))), p.Linear(rng.standard_normal((outputs, rank)))
+        return p.LoRA(node, {"default": A}, {"default": B}, {"default": 1.25 / rank**2}, {"default": 0.0})
+
+    return model.with_parameters(with_projections(with_path, model.parameters))
+
+
+def saved_and_loaded(names: str) -> Array:
+    """The logits of `mixed` after its adapter was written to a folder with these names, and read."""
+    with TemporaryDirectory() as folder:
+        save_adapter(mixed(), f"{folder}/adapter", names=names)
+        return load_adapter(model_of(TIED), f"{folder}/adapter")(INPUTS)
+
+
+@cache
+def logits_of_mixed() -> Array:
+    return mixed()(INPUTS)
+
+
+def adapter_files() -> None:
+    for names in ("ours", "hugging-face"):
+        agree(saved_and_loaded(names), logits_of_mixed(), names)
+
+
+@cache
+def folders_of_peft() -> list[tuple[TemporaryDirectory[str], Array]]:
+    """Folders that peft wrote of Hugging Face's model and of torchgpt's, and what the models compute."""
+    torch.manual_seed(36)
+    made = []
+    for rank_stabilized in (False, True):
+        config = peft.LoraConfig(
+            r=2, lora_alpha=5, target_modules=["W_query", "W_value", "layers.0"], use_rslora=rank_stabilized,
+            alpha_pattern={"layers.0": 3}, init_lora_weights=False,
+        )  # fmt: skip
+        model = peft.get_peft_model(to_torch(model_of(), copy=True), config).eval()
+        folder = TemporaryDirectory()
+        model.save_pretrained(folder.name)
+        made.append((folder, model(torch.from_numpy(INPUTS)).detach().numpy()))
+    return made
+
+
+def in_one() -> None:
+    """A path beside Hugging Face's projection in one is the same path beside each of our three."""
+    with TemporaryDirectory() as folder:
+        rng = np.random.default_rng(37)
+        A, B = rng.standard_normal((2, 12)), rng.standard_normal((36, 2))
+        module = "transformer.h.1.attn.c_attn"
+        write_adapter(Path(folder) / "a", Adapter({module: LowRank(A, B, 0.5)}, 0.0))
+        model = load_adapter(model_of(), f"{folder}/a")
+        base = model_of().state_dict()
+        for position, name in enumerate(("W_query", "W_key", "W_value")):
+            weight = f"trf_blocks.1.att.{name}.weight"
+            expected = base[weight] + 0.5 * B[12 * position : 12 * (position + 1)] @ A
+            agree(merge_lora(model).state_dict()[weight], expected, name)
+
+
+def adapter_files_of_peft() -> None:
+    for folder, expected in folders_of_peft():
+        agree(load_adapter(model_of(), folder.name)(INPUTS), expected, "peft's folder")
+    in_one()
+
+
 PROPERTIES: dict[str, Callable[[], None]] = {
     "adapters": adapters,
     "adapters_complex_step": adapters_complex_step,
     "merging": merging,
     "adapters_decoding": adapters_decoding,
+    "adapter_files": adapter_files,
+    "adapter_files_of_peft": adapter_files_of_peft,
     "adapters_purity": adapters_purity,
 }

@@ -1,6 +1,5 @@
 """Candidates to be compared with a trace: our own steps in any number format, with bugs planted."""
 
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import torch
 
 from numpygpt.checks.compare import difference
 from numpygpt.checks.dialects import Candidate, partial_of
-from numpygpt.checks.planting import planted
+from numpygpt.checks.planting import Bug, planted
 from numpygpt.checks.trace import given, is_given, is_state, retrace
 from numpygpt.checks.trace_file import has_budget
 
@@ -33,15 +32,27 @@ def tensors_of(config, settings, bugs=(), format_="float64"):
             array[...] = torch.from_numpy(np.ascontiguousarray(array)).to(short).float().numpy()
         tensors[name] = np.array(array)
 
-    with ExitStack() as stack:
-        stack.enter_context(np.errstate(all="ignore"))
-        for bug in bugs:
-            stack.enter_context(planted(bug))
+    with planted(together(bugs)), np.errstate(all="ignore"):
         try:
             retrace(config, settings, given(config, settings), dtype, tell)
         except Exception:  # a bug may crash; what was computed before it is compared
             return tensors
     return tensors
+
+
+def together(bugs):
+    """All of the bugs as one, because two changes of one function can only be made at once."""
+    names, changes = [bug.name for bug in bugs], [change for bug in bugs for change in bug.changes]
+    return Bug(" and ".join(names), "", "", "", (), tuple(changes))
+
+
+def fit_together(bugs):
+    """Whether the bugs can be in the code at once: no two change the same words."""
+    try:
+        with planted(together(bugs)):
+            return True
+    except (LookupError, SyntaxError):
+        return False
 
 
 def candidate(tensors, reference, format_="float64"):

@@ -372,13 +372,13 @@ def packed_in_blocks() -> None:
 def packed_rows_alone() -> None:
     """Each output is the product with its row alone."""
     rng = np.random.default_rng(38)
-    weight = rng.standard_normal((7, 19))
+    weights_ = {"int8": rng.standard_normal((7, 19)), "nf4": rng.standard_normal((7, 64))}
     with small_blocks():
-        for count in (1, 40):
-            x = rng.standard_normal((count, 19))
-            y, _ = quantized_linear.forward(x, quantize(weight, "int8"))
+        for (scheme, weight), count in ((one, count) for one in weights_.items() for count in (1, 40)):
+            x = rng.standard_normal((count, weight.shape[1]))
+            y, _ = quantized_linear.forward(x, quantize(weight, scheme))
             for row in range(7):
-                alone, _ = quantized_linear.forward(x, quantize(weight[row : row + 1], "int8"))
+                alone, _ = quantized_linear.forward(x, quantize(weight[row : row + 1], scheme))
                 assert agree(y[:, row : row + 1], alone), row
 
 

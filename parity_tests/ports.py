@@ -1,5 +1,6 @@
 """Implementations for `numpygpt conform`: our own steps, with one thing wrong, or an answer that is none."""
 
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -8,6 +9,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from numpygpt.checks.conform.cases import reference
+from numpygpt.checks.planting import planted
+from numpygpt.checks.records import BUGS
 from numpygpt.checks.trace import is_given, is_parameter, retrace
 
 _FOLDER = TemporaryDirectory()
@@ -99,6 +102,42 @@ class ForwardOnly:
         return {name: array for name, array in shown.items() if ".att.attn_" not in name}
 
 
+class WrongForwardOnly(ForwardOnly):
+    wrong = "final_norm"
+
+    def run(self, config, settings, given):
+        tensors = super().run(config, settings, given)
+        return {**tensors, self.wrong: 2 * tensors[self.wrong]}
+
+
+class LongDoubles:
+    """Its logits are wrong, and every number is of a dtype or byte order that safetensors does not have."""
+
+    format, wrong = "float32", "logits"
+
+    def run(self, config, settings, given):
+        tensors = answer(config, settings, given)
+        tensors[self.wrong] = -tensors[self.wrong]
+        dtypes = {"f": np.longdouble, "i": ">i8"}
+        return {name: array.astype(dtypes[array.dtype.kind]) for name, array in tensors.items()}
+
+
+class WithBug:
+    """Our own steps with a planted bug in them."""
+
+    def __init__(self, name):
+        self.bug = BUGS[name]
+
+    def run(self, config, settings, given):
+        with planted(self.bug):
+            return answer(config, settings, given)
+
+
+def merged_without_transpose():
+    """A function that makes an adapter."""
+    return WithBug("heads_merged_without_transpose")
+
+
 class WithoutDropout(Sound):
     def unable(self, config, settings):
         return "no dropout" if config.drop_rate else None
@@ -129,6 +168,15 @@ class ChangedInput:
 class Crash:
     def run(self, config, settings, given):
         raise RuntimeError("no more\nof this")
+
+
+class Exits:
+    def run(self, config, settings, given):
+        sys.exit(0)
+
+
+def exits():
+    sys.exit(0)
 
 
 class NoDict:

@@ -1,5 +1,6 @@
 """Adapters of low rank equal peft's: what they compute, their gradients, their training, merging and files."""
 
+import copy
 import json
 
 import numpy as np
@@ -23,10 +24,13 @@ from numpygpt.adapt import (
     unfreeze,
     unmerge_lora,
 )
+from numpygpt.adapt.adapters import paths_of
 from numpygpt.adapt.files import fingerprint
 from numpygpt.adapt.quantized import quantized_projections
 from numpygpt.errors import InputError
 from numpygpt.formats.hugging_face import write_folder
+from numpygpt.layers import parameters as p
+from numpygpt.layers.projections import with_projections
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
 from numpygpt.training.adamw import AdamW
@@ -72,7 +76,7 @@ def test_logits_loss_and_gradients_are_pefts(config, data):
     ours, gradients = model.loss_and_grads(inputs, targets)
     assert_agrees(model(inputs), twin(torch.from_numpy(inputs)).detach().numpy())
     assert_agrees(np.array(ours), loss.detach().numpy())
-    theirs = {name: p.grad for name, p in twin.named_parameters() if p.grad is not None}
+    theirs = {name: q.grad for name, q in twin.named_parameters() if q.grad is not None}
     assert {f"base_model.model.{name}" for name in gradients} == theirs.keys()
     for name, gradient in gradients.items():
         if not name.endswith("W_key.bias"):
@@ -256,8 +260,46 @@ def test_peft_reads_our_folder_on_hugging_faces_model(tmp_path, targets):
     assert_agrees(theirs(torch.from_numpy(INPUTS)).logits.detach().numpy(), model(INPUTS))
     back = load_adapter(model_of(TIED, 3), tmp_path / "adapter")
     assert_agrees(back(INPUTS), model(INPUTS))
-    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert config["r"] == (2 * len({"W_query", "W_value"}) if targets == ("W_query", "W_value") else config["r"])
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    name = "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"
+    beside = 3 if targets == "all-linear" else len({"W_query", "W_key", "W_value"} & set(targets))
+    assert tensors[name].shape == (2 * beside, CONFIG.emb_dim)
+
+
+@PEFT_IS_OLDER
+@PEFT_IS_OLDER
+def test_paths_of_other_ranks_and_scales_are_written_in_one(tmp_path):
+    model = add_lora(model_of(TIED, 3), 1, 5.0, targets="W_key")
+    model = trained(add_lora(model, 3, 2.0, targets="trf_blocks.0.att.W_value", name="b", scaling="rslora"))
+    names = {path: node.scales.popitem()[0] for path, node in paths_of(copy.deepcopy(model))}
+    one = with_projections(
+        lambda path, node: p.LoRA(
+            node.base, *({"default": one[names[path]]} for one in (node.lora_A, node.lora_B)),
+            {"default": node.scales[names[path]]}, {"default": 0.0},
+        ) if path in names else node,
+        model.parameters,
+    )  # fmt: skip
+    model = model.with_parameters(one)
+    save_adapter(model, tmp_path / "adapter", names="hugging-face")
+    theirs = peft.PeftModel.from_pretrained(hugging_face(tmp_path / "base"), tmp_path / "adapter").eval()
+    assert_agrees(theirs(torch.from_numpy(INPUTS)).logits.detach().numpy(), model(INPUTS))
+
+
+def test_the_first_of_several_patterns_has_the_alpha(tmp_path):
+    folder = saved(tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["alpha_pattern"] = {"W_query": 3, "att.W_query": 5, "layers.0": 4}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    model = load_adapter(model_of(CONFIG, 3), folder)
+    twin = peft.PeftModel.from_pretrained(to_torch(model_of(CONFIG, 3), copy=True), folder).eval()
+    assert_agrees(model(INPUTS), twin(torch.from_numpy(INPUTS)).detach().numpy())
+
+
+def test_the_rate_of_dropout_is_written(tmp_path):
+    save_adapter(adapted(dropout=0.3), tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["lora_dropout"] == 0.3
+    again = load_adapter(model_of(CONFIG, 3), tmp_path / "adapter")
+    assert {rate for _, node in paths_of(again) for rate in node.drop_rates.values()} == {0.3}
 
 
 @PEFT_IS_OLDER
@@ -269,6 +311,41 @@ def test_an_adapter_that_was_read_from_one_projection_is_written_at_its_rank(tmp
     model = load_adapter(model_of(TIED, 3), tmp_path / "adapter")
     save_adapter(model, tmp_path / "again", names="hugging-face")
     assert json.loads((tmp_path / "again" / "adapter_config.json").read_text())["r"] == 2
+
+
+def test_a_folder_with_other_files_is_not_replaced(tmp_path):
+    model = adapted()
+    save_adapter(model, tmp_path / "a")
+    (tmp_path / "a" / "README.md").write_text("peft's page")
+    save_adapter(model, tmp_path / "a")
+    (tmp_path / "a" / "mine.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for name, message in (("a", "holds other files, such as mine.txt"), ("file", "is no fo"), ("link", "is no fo")):
+        with pytest.raises(InputError, match=message):
+            save_adapter(model, tmp_path / name)
+    assert (tmp_path / "a" / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("number", [float, np.float64])
+def test_float32_stays_float32(number):
+    model = add_lora(model_of(CONFIG, 3, np.float32), 2, number(7), targets="all-linear", dropout=number(0.1))
+    assert model(INPUTS).dtype == np.float32
+    _, gradients = model.loss_and_grads(INPUTS, TARGETS, rng=np.random.default_rng(0))
+    assert {gradient.dtype for gradient in gradients.values()} == {np.dtype(np.float32)}
+    assert merge_lora(model)(INPUTS).dtype == np.float32
+
+
+def test_a_second_adapter_freezes_the_first_and_whole_weights_stay_frozen():
+    first = add_lora(model_of(CONFIG, 3), 2, 4.0, targets="W_query")
+    second = add_lora(first, 2, 4.0, targets="W_key", name="second")
+    _, gradients = second.loss_and_grads(INPUTS, TARGETS)
+    assert gradients
+    assert all(".second." in name for name in gradients)
+    quantized = add_lora(quantize(model_of(TIED, 3)), 2, 4.0, targets=("W_query", "out_head"))
+    for model in (merge_lora(quantized), unmerge_lora(merge_lora(quantized)), remove_lora(merge_lora(quantized))):
+        trained_names = {name for name in model.named_parameters() if model.trained(name)}
+        assert all(".lora_" in name for name in trained_names)
 
 
 # Bad input
@@ -299,8 +376,9 @@ def test_a_second_adapter_needs_a_name_and_no_merged_one():
     model = add_lora(model_of(CONFIG, 3), 2, 4.0)
     with pytest.raises(InputError, match="already has an adapter 'default'; give the other one another name"):
         add_lora(model, 2, 4.0)
-    with pytest.raises(InputError, match="has a merged adapter; take it out with unmerge_lora"):
-        add_lora(merge_lora(model), 2, 4.0, name="other")
+    for targets in (("W_query", "W_value"), "W_key"):
+        with pytest.raises(InputError, match="has a merged adapter; take it out with unmerge_lora"):
+            add_lora(merge_lora(model), 2, 4.0, targets=targets, name="other")
     with pytest.raises(InputError, match="has a merged adapter; make the model plain with remove_lora"):
         quantize(merge_lora(model))
     with pytest.raises(InputError, match="W_query is quantized already"):
@@ -348,6 +426,14 @@ def test_an_adapter_for_another_base_is_refused(tmp_path):
         ({"lora_alpha": "8"}, "lora_alpha of the adapter .* is '8'; expected a number"),
         ({"lora_dropout": 2}, "lora_dropout of the adapter .* is 2.0; expected a rate"),
         ({"alpha_pattern": [1]}, "alpha_pattern of the adapter .* is .1.; expected an object"),
+        ({"alpha_pattern": {"(": 3}}, "alpha_pattern of the adapter .* has '.'; expected names of projections"),
+        ({"alpha_pattern": {"*": 3}}, "alpha_pattern of the adapter .* has '.'; expected names of projections"),
+        ({"alpha_pattern": {"([a-zA-Z_.0-9]+)+x": 3}}, "expected names of projections"),
+        ({"lora_alpha": 10**400}, "lora_alpha of the adapter .* expected a number"),
+        ({"lora_alpha": 1e308}, "lora_alpha of the adapter .* expected a number"),
+        ({"use_rslora": "false"}, "use_rslora of the adapter .* is 'false'; expected true or false"),
+        ({"init_lora_weights": "pissa"}, "has init_lora_weights 'pissa'; expected True"),
+        ({"alora_invocation_tokens": [2]}, "has alora_invocation_tokens"),
     ],
 )
 def test_another_kind_of_adapter_is_refused(tmp_path, changes, message):
@@ -368,6 +454,11 @@ QUERY = "base_model.model.trf_blocks.0.att.W_query.lora_A.weight"
         (lambda tensors: tensors.update(extra=np.ones(2)), "has the tensor extra; expected base_model.model.PROJ"),
         (lambda tensors: tensors.update({QUERY: np.ones((3, 12))}), r"has A \(3, 12\) and B \(12, 2\)"),
         (lambda tensors: tensors.update({QUERY: np.full((2, 12), np.nan)}), "that are not finite"),
+        (lambda tensors: tensors.update({QUERY: np.ones((2, 12), np.int32)}), "as int32; expected floats"),
+        (
+            lambda tensors: tensors.update({QUERY: np.ones((0, 12)), QUERY.replace("_A", "_B"): np.ones((12, 0))}),
+            "with the same R of 1 or more",
+        ),
     ],
 )
 def test_a_damaged_adapter_is_refused(tmp_path, change, message):
@@ -377,6 +468,13 @@ def test_a_damaged_adapter_is_refused(tmp_path, change, message):
     save_file(tensors, file)
     with pytest.raises(InputError, match=message):
         load_adapter(model_of(CONFIG, 3), file.parent)
+
+
+def test_values_that_float32_cannot_hold_are_refused(tmp_path):
+    file = saved(tmp_path / "adapter") / "adapter_model.safetensors"
+    save_file({**load_file(file), QUERY: np.full((2, 12), 1e300)}, file)
+    with pytest.raises(InputError, match=r"values of trf_blocks.0.att.W_query that are too large for float32"):
+        load_adapter(model_of(CONFIG, 3, np.float32), file.parent)
 
 
 def test_a_missing_or_truncated_adapter_is_refused(tmp_path):

@@ -94,6 +94,7 @@ def test_the_text_may_be_several_files_and_every_option_reaches_the_run(tmp_path
         "save_every": 7, "keep": 2, "seed": 5, "schedule": "wsd", "schedule_steps": 9, "dtype": "float64",
         "tokenizer": "bytes", "attention": "flash", "decay": "all", "decay_steps": 3, "optimizer": "sgd",
         "momentum": 0.5, "optimizer_state": "disk", "optimizer_state_dir": str(tmp_path / "state"),
+        "precision": "fp32", "autocast": "cpu",
     }  # fmt: skip
     sizes = {"context_length": 5, "emb_dim": 6, "n_heads": 3, "n_layers": 2, "drop_rate": 0.25}
     flags = [part for name, value in {**options, **sizes}.items() for part in (f"--{name.replace('_', '-')}", value)]

@@ -5,10 +5,8 @@ The checks of annotations are off, because the tests take whole steps many times
 
 from pathlib import Path
 
-import jaxtyping
 import pytest
 
-from numpygpt.checks.conform import judging
 from numpygpt.checks.conform.adapter import InProcess, find_adapter
 from numpygpt.checks.conform.cases import Case, described, drawn, standard
 from numpygpt.checks.conform.climbing import climb
@@ -17,24 +15,16 @@ from numpygpt.checks.conform.rungs import RUNGS, rung_of
 from numpygpt.checks.conform.shrinking import shrunk, sizes_of
 from numpygpt.checks.standard import STANDARD
 from numpygpt.checks.trace import given, is_given
+from numpygpt.commands.conform import summary
+from numpygpt.commands.conform_page import badge, page
 from parity_tests import ports
 from parity_tests.command import python, run
+
+pytestmark = pytest.mark.usefixtures("without_checks_of_annotations", "each_reference_is_made_once")
 
 SMALL = Case("2-three-heads", *STANDARD["2-three-heads"])
 HERE, ROOT = "parity_tests.ports", Path(__file__).parents[1]
 FEW = ("--draws", 0, "--cases", "1-*")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def without_checks_of_annotations():
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.fixture(autouse=True)
-def each_reference_is_made_once(monkeypatch):
-    monkeypatch.setattr(judging, "reference", ports.once)
 
 
 def port(adapter):
@@ -88,6 +78,13 @@ def test_a_wrong_port_fails_at_its_rung_and_tensor(adapter, first, rung, passed)
     assert {name for name, state in states(outcome).items() if state == PASSED} == set(passed)
 
 
+@pytest.mark.parametrize("bug", ["cache_shifted_by_one", "cache_stale"])
+def test_a_broken_cache_fails_at_the_generation_alone(bug):
+    outcome = judge(InProcess(ports.WithBug(bug), bug), SMALL, "numpy")
+    assert states(outcome) == {**dict.fromkeys(RUNGS, PASSED), "generation": FAILED}
+    assert outcome.first == "generated.logits"
+
+
 def test_what_is_not_implemented_is_not_shown_and_not_passed():
     outcome = outcome_of(ports.ForwardOnly)
     assert not outcome.failed
@@ -113,6 +110,7 @@ def test_a_rung_without_tensors_is_empty():
     ("adapter", "said"),
     [
         (ports.Crash, "raises RuntimeError: no more of this (ports.py, line"),
+        (ports.Exits, "run ends the program: SystemExit(0)"),
         (ports.NoDict, "run returns a list; expected a dict of arrays"),
         (ports.Words, "logits is of dtype <U1; expected real numbers"),
         (ports.WrongName, "such as 'logitz'"),
@@ -169,9 +167,9 @@ def test_a_failure_is_shrunk_to_the_smallest_sizes_that_fail():
     assert len(asked) < 20
 
 
-def test_the_command_names_the_smallest_model_that_fails():
+def test_the_command_names_the_smallest_model_that_fails(tmp_path):
     """The command runs in another process, which lacks the checks of annotations, because it takes many steps."""
-    options = ("--cases", "2-*", "--draws", 0)
+    options = ("--cases", "2-*", "--draws", 0, "--keep", tmp_path)
     done = python("-m", "numpygpt", "conform", "--adapter", f"{HERE}:FailsFromTwoHeadsOn", *options, cwd=ROOT)
     assert done.returncode == 1
     assert "2-three-heads: the smallest model that fails so is B1-T3-H2-K1-L1: trf_blocks.0.att.context" in done.stdout
@@ -184,15 +182,16 @@ def test_the_command_tells_who_conforms(capsys):
     assert run("conform", "--adapter", f"{HERE}:Sound", *FEW) == 0
     printed = capsys.readouterr().out
     assert "1-one-head   ok" in printed
-    assert "conforms in 1 cases: forward 2/2 tensors" in printed
+    assert "conforms in 1 case: forward 2/2 tensors" in printed
     assert run("conform", "--adapter", f"{HERE}:makes", *FEW) == 0
 
 
-def test_the_command_tells_who_does_not_and_where(capsys):
-    assert run("conform", "--adapter", f"{HERE}:CoupledDecay", *FEW, "--no-shrink") == 1
+@pytest.mark.usefixtures("undiagnosed")
+def test_the_command_tells_who_does_not_and_where(tmp_path, capsys):
+    assert run("conform", "--adapter", f"{HERE}:CoupledDecay", *FEW, "--no-shrink", "--keep", tmp_path) == 1
     printed = capsys.readouterr().out
     assert "1-one-head, optimizer: step1.exp_avg.tok_emb.weight: " in printed
-    assert "does not conform: 1 of 1 cases fail, the first wrong tensor is step1.exp_avg.tok_emb.weight" in printed
+    assert "does not conform: 1 of 1 case fails, the first wrong tensor is step1.exp_avg.tok_emb.weight" in printed
 
 
 def test_the_command_says_what_is_not_shown(capsys):
@@ -203,6 +202,15 @@ def test_the_command_says_what_is_not_shown(capsys):
     assert "does not conform: nothing was shown" in capsys.readouterr().out
 
 
+def test_cases_that_a_port_cannot_compute_are_counted_in_the_last_line_and_the_badge():
+    cases = [SMALL, Case("5-dropout", *STANDARD["5-dropout"])]
+    found = climb(port(ports.WithoutDropout), cases, by="numpy")
+    assert found.conforms
+    assert summary(found).startswith("conforms in 1 of 2 cases, 1 not computed: forward 2/2 tensors")
+    assert badge(found).says == "6 of 6 rungs in 1 of 2 cases"
+    assert "conforms in 1 of 2 cases, 1 not computed" in page(found, summary(found), {})
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -210,6 +218,7 @@ def test_the_command_says_what_is_not_shown(capsys):
         (["--adapter", "no_such_module:A"], "there is no module no_such_module"),
         (["--adapter", f"{HERE}:Absent"], "has no Absent"),
         (["--adapter", f"{HERE}:NoAdapter"], "has no method run"),
+        (["--adapter", f"{HERE}:exits"], "making the adapter parity_tests.ports:exits ends the program: SystemExit(0)"),
         (["--adapter", f"{HERE}:BadRung"], "names the rung 'fly'; expected some of: forward"),
         (["--adapter", f"{HERE}:Sound", "--cases", "z"], "no case is like 'z'"),
         (["--adapter", f"{HERE}:Sound", "--draws", -1], "--draws is -1"),
@@ -229,6 +238,13 @@ def test_bad_input_is_one_line(options, said, capsys):
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_a_module_that_ends_the_program_is_no_adapter(tmp_path, monkeypatch, capsys):
+    (tmp_path / "ends_at_once.py").write_text("import sys\nsys.exit()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run("conform", "--adapter", "ends_at_once:Adapter", *FEW) == 2
+    assert "importing ends_at_once ends the program: SystemExit() (ends_at_once.py, line 2)" in capsys.readouterr().err
 
 
 def test_an_adapter_in_a_module_is_found():

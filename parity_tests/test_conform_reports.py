@@ -2,10 +2,8 @@
 
 from xml.etree import ElementTree
 
-import jaxtyping
 import pytest
 
-from numpygpt.checks.conform import judging
 from numpygpt.checks.conform.adapter import InProcess
 from numpygpt.checks.conform.cases import Case
 from numpygpt.checks.conform.climbing import climb
@@ -19,20 +17,10 @@ from numpygpt.commands.conform_page import page
 from parity_tests import ports
 from parity_tests.command import run
 
+pytestmark = pytest.mark.usefixtures("without_checks_of_annotations", "each_reference_is_made_once")
+
 SMALL = Case("1-one-head", *STANDARD["1-one-head"])
 FEW = ("--draws", 0, "--cases", "1-*")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def without_checks_of_annotations():
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.fixture(autouse=True)
-def each_reference_is_made_once(monkeypatch):
-    monkeypatch.setattr(judging, "reference", ports.once)
 
 
 def climbed(adapter, *expectations):

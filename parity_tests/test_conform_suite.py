@@ -41,7 +41,7 @@ def suite(tmp_path):
     (tmp_path / "my_port.py").write_text(PORT)
 
     def run(*options):
-        arguments = ["-p", "no:cacheprovider", *options]
+        arguments = ["-p", "no:cacheprovider", "-rN", *options]  # no summary, which under CI repeats whole messages
         return python("-m", "pytest", "-q", "--pyargs", "numpygpt.checks.suite", *arguments, cwd=tmp_path)
 
     return run
@@ -59,14 +59,16 @@ def test_what_is_not_shown_is_skipped(suite):
     assert "1 passed, 5 skipped" in done.stdout
 
 
-def test_a_wrong_port_fails_unless_it_is_expected(suite, tmp_path):
+def test_a_wrong_port_fails_unless_it_is_expected_and_each_cause_is_diagnosed_once(suite, tmp_path):
     (tmp_path / "known.toml").write_text('[[fail]]\ncase = "2-*"\nrung = "forward"\nreason = "doubled"\n')
-    options = ("--draws", 0, "-k", "head-forward or heads-forward", "--expect", "known.toml")
+    options = ("--draws", 0, "-k", "head-forward or heads-forward or blocks-forward", "--expect", "known.toml")
     done = suite("--adapter", "my_port:Wrong", *options)
     assert done.returncode == 1
     assert "logits: " in done.stdout
-    assert "1 failed" in done.stdout
+    assert "2 failed" in done.stdout
     assert "1 xfailed" in done.stdout
+    assert done.stdout.count("your `logits` is 2 times what its inputs lead to") == 1
+    assert done.stdout.count("to look further: numpygpt diff ") == 1
 
 
 def test_without_a_port_one_line_says_what_to_give(suite):

@@ -4,25 +4,30 @@ The checks of annotations are off, because the tests take whole steps many times
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
+import tracemalloc
 from html import unescape
 
-import jaxtyping
 import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from numpygpt.checks.budgets import by_numpy
-from numpygpt.checks.compare import Norms, compare
+from numpygpt.checks.compare import Comparison, Norms, compare
 from numpygpt.checks.dialects import ACTIVATIONS, open_candidate
-from numpygpt.checks.diff import BLOCK, DOWNSTREAM, MISSING, WRONG, compared, diff
+from numpygpt.checks.diff import DOWNSTREAM, MISSING, WRONG, Finding, compared, diff
+from numpygpt.checks.measure import BLOCK, all_measured, measured
 from numpygpt.checks.records import BUGS
 from numpygpt.checks.trace import Settings, is_given, is_parameter, is_state, record
 from numpygpt.checks.trace_file import TraceFile, write_trace
+from numpygpt.commands import diff as command
+from numpygpt.errors import InputError
 from numpygpt.formats import hugging_face, llm_c, nanogpt
+from numpygpt.formats.tensor_file import StoredTensor, TensorFile
 from numpygpt.model.config import GPTConfig
 from parity_tests.candidates import FORMATS, candidate, tensors_of
 from parity_tests.command import run
@@ -37,11 +42,7 @@ GPT2 = GPTConfig(
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def without_checks_of_annotations():
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")
 
 
 @pytest.fixture(scope="module")
@@ -154,17 +155,48 @@ def test_what_is_not_finite_is_named(value, reference):
         assert wrong(reference, tensors | {name: spoiled})[0][0] == name
 
 
-def test_nan_in_the_reference_passes_nothing(reference, tmp_path):
+def damaged(reference, path, name, value):
+    """The reference with another first value in a tensor."""
     with safe_open(reference.path, framework="numpy") as file:
         metadata = file.metadata()
     tensors = load_file(reference.path)
-    tensors["final_norm"].flat[0] = np.nan
-    tensors["budget.float64.logits"][:] = np.nan
-    broken = TraceFile(saved(tmp_path / "broken.safetensors", tensors, metadata))
-    assert [name for name, _ in wrong(broken, tensors_in(broken))] == ["final_norm"]
-    other = tensors_in(broken)
-    other["logits"] = other["logits"] * (1 + 1e-15)
-    assert [name for name, _ in wrong(broken, other)] == ["final_norm", "logits"]
+    tensors[name].flat[0] = value
+    return TraceFile(saved(path, tensors, metadata))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("final_norm", np.nan, "final_norm of the trace .* has a NaN"),
+        ("tok_emb.weight", np.nan, "tok_emb.weight of the trace .* has a NaN"),
+        ("budget.float64.logits", np.nan, "the budget of logits in float64 has numbers that are negative or not"),
+        ("budget.float64.logits", np.inf, "the budget of logits in float64 has numbers"),
+        ("budget.float64.logits", -1.0, "the budget of logits in float64 has numbers"),
+    ],
+)
+def test_a_reference_that_would_pass_everything_or_nothing_is_refused(name, value, said, reference, tmp_path):
+    broken = damaged(reference, tmp_path / "broken.safetensors", name, value)
+    with pytest.raises(InputError, match=said):
+        wrong(broken, tensors_in(reference))
+
+
+def test_a_reference_that_is_not_there_is_told_so(tmp_path, capsys):
+    path = tmp_path / "nothere"
+    assert run("diff", path, path) == 2
+    one_line(capsys, f"there is no file {path}; write a trace by numpygpt trace --out {path}")
+
+
+def test_a_reference_whose_data_have_changed_is_refused_and_one_without_a_digest_is_read(reference, tmp_path, capsys):
+    ours = saved(tmp_path / "ours.safetensors", tensors_in(reference))
+    broken = damaged(reference, tmp_path / "broken.safetensors", "logits", 7.0).path
+    assert run("diff", broken, ours) == 2
+    error = capsys.readouterr().err
+    assert f"the trace {broken} is damaged: SHA-256 of its data is " in error
+    assert error.count("\n") == 1
+    with safe_open(reference.path, framework="numpy") as file:
+        metadata = {key: text for key, text in file.metadata().items() if key != "sha256"}
+    old = saved(tmp_path / "old.safetensors", load_file(reference.path), metadata)
+    assert run("diff", old, ours) == 0
 
 
 def test_missing_and_misshapen_tensors_are_named(reference):
@@ -310,7 +342,55 @@ def test_a_map_that_does_not_fit_is_refused(names, said, reference, tmp_path, ca
 def test_tensors_that_the_trace_does_not_have_are_told(reference, tmp_path, capsys):
     path = saved(tmp_path / "more.safetensors", tensors_in(reference) | {"extra": np.full(7, 3.0)})
     assert run("diff", reference.path, path) == 0
-    assert "not compared, because the trace has no such tensors: extra" in capsys.readouterr().out
+    assert "not matched with any tensor of the trace: extra" in capsys.readouterr().out
+
+
+def test_what_is_missing_is_told_with_the_option_for_it_and_mixed_dtypes_with_theirs(reference, tmp_path, capsys):
+    few = {name: reference.read(name) for name in ("tok_emb", "loss", "logits", "step1.tok_emb.weight")}
+    path = saved(tmp_path / "few.safetensors", few)
+    assert run("diff", reference.path, path, "--no-diagnosis") == 1
+    printed = capsys.readouterr().out
+    assert "missing: pos_emb, drop_emb, " in printed
+    assert "say --partial if the candidate need not have every tensor" in printed
+    assert "mixed dtypes" not in printed
+    saved(path, few | {"tok_emb": few["tok_emb"].astype(np.float16)})
+    assert run("diff", reference.path, path, "--partial") == 0
+    assert "warning: mixed dtypes, for it also has float64: the shortest" in capsys.readouterr().out
+    saved(path, few | {name: few[name].astype(np.float16) for name in ("tok_emb", "logits")})
+    assert run("diff", reference.path, path, "--partial") == 0
+    assert "mixed dtypes" not in capsys.readouterr().out
+
+
+def computed_with_a_wrong_score(reference):
+    tensors = {name: array for name, array in tensors_in(reference).items() if not is_given(name)}
+    return tensors | {"trf_blocks.1.att.attn_scores": tensors["trf_blocks.1.att.attn_scores"] * 3}
+
+
+def test_a_wrong_tensor_is_found_by_how_the_names_of_others_differ(reference, tmp_path, capsys):
+    theirs = {
+        f"my/{name.replace('trf_blocks.', 'L').replace('.att.', '.A_')}": array
+        for name, array in computed_with_a_wrong_score(reference).items()
+    }
+    path = saved(tmp_path / "theirs.safetensors", theirs)
+    assert run("diff", reference.path, path, "--no-diagnosis") == 1
+    printed = capsys.readouterr().out
+    assert "taken by their names, which differ from ours as those do: " in printed
+    assert "first divergence: trf_blocks.1.att.attn_scores, " in printed
+    assert ", 0 of them downstream or missing" in printed
+    assert "not matched" not in printed
+    assert printed.count("\n") < 15
+
+
+def test_what_may_be_a_tensor_that_is_not_matched_is_told(reference, tmp_path, capsys):
+    """Names of numbers alone teach nothing."""
+    tensors = computed_with_a_wrong_score(reference)
+    place = list(tensors).index("trf_blocks.1.att.attn_scores")
+    names = np.random.default_rng(0).permutation(len(tensors))
+    theirs = {f"T{number:03}": array for number, array in zip(names, tensors.values(), strict=True)}
+    assert run("diff", reference.path, saved(tmp_path / "theirs.safetensors", theirs)) == 1
+    printed = capsys.readouterr().out
+    assert "first divergence: trf_blocks.1.att.attn_scores, not matched; " in printed
+    assert f"it is not matched; `T{names[place]:03}` may be it, of the same shape: map it by --names; " in printed
 
 
 def test_a_state_of_llm_c_is_compared(reference_gpt2, tmp_path, capsys):
@@ -383,6 +463,23 @@ def test_damaged_truncated_and_future_files_are_refused(which, reference, tmp_pa
     refused(tmp_path, str(tmp_path))
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_header_that_has_a_name_twice_is_refused(which, reference, tmp_path, capsys):
+    contents = reference.path.read_bytes()
+    length = int.from_bytes(contents[:8], "little")
+    header = contents[8 : 8 + length].rstrip()
+    begin, end = json.loads(header)["loss"]["data_offsets"]
+    again = b', "loss": {"dtype": "F64", "shape": [], "data_offsets": [%d, %d]}}' % (begin - 8, end - 8)
+    header = header[:-1] + again
+    header += b" " * (-len(header) % 8)
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(len(header).to_bytes(8, "little") + header + contents[8 + length :])
+    paths = [reference.path, reference.path]
+    paths[which] = bad
+    assert run("diff", *paths) == 2
+    one_line(capsys, "damaged")
+
+
 def test_a_file_without_any_tensor_of_the_trace_is_refused(reference, tmp_path, capsys):
     path = saved(tmp_path / "other.safetensors", {"x": np.full(3, 7.0)})
     assert run("diff", reference.path, path) == 2
@@ -395,6 +492,20 @@ def test_a_file_of_weights_is_no_reference(reference, tmp_path, capsys):
     one_line(capsys, "its format is None; expected 'numpygpt.trace'")
 
 
+@pytest.mark.parametrize(
+    ("used", "allowed", "said"),
+    [
+        (1.04, 1.0, "1.04 times its budget"),
+        (1.0004, 1.0, "1.00 times its budget"),
+        (23.4, 1.0, "23 times its budget"),
+        (3.2e306, 1e-300, "more than 1e+16 times its budget"),
+        (np.inf, 0.0, "differs where it must be equal"),
+    ],
+)
+def test_how_far_off_a_tensor_is_is_told_in_words(used, allowed, said):
+    assert Finding(Comparison("logits", "", 1.0, 1.0, allowed, used), None, WRONG).off == said
+
+
 # The command and its page
 
 
@@ -405,7 +516,8 @@ def test_the_command_says_where_it_first_diverges_and_writes_a_page(reference, t
     printed = capsys.readouterr().out
     assert "first divergence: trf_blocks.0.ff.layers.1" in printed
     line = next(line for line in printed.splitlines() if "erf_gelu" in line)
-    assert re.match(r"your `trf_blocks.0.ff.layers.1` equals the reference with erf_gelu to \d\.\de[-+]\d\d: ", line)
+    assert line.startswith("your `trf_blocks.0.ff.layers.1` is what it would be if the erf form stands in ")
+    assert re.search(r"\((exactly|relative difference \d\.\de-\d\d); cause: erf_gelu", line)
     page = Page(html.read_text(encoding="utf-8"))
     assert not page.addresses
     assert "script" not in page.tags
@@ -427,6 +539,47 @@ def test_a_page_that_cannot_be_written_is_refused_first(reference, tmp_path, cap
 
 
 # Large traces
+
+
+def test_the_memory_of_a_comparison_does_not_grow_with_the_tensors(tmp_path):
+    rng = np.random.default_rng(0)
+    expected = rng.standard_normal((8192, 1024), np.float32)
+    files = [
+        TensorFile(saved(tmp_path / f"{name}.safetensors", {"x": array}))
+        for name, array in (("ours", expected * np.float32(1 + 1e-6)), ("expected", expected))
+    ]
+    tracemalloc.start()
+    found = all_measured({"x": (StoredTensor(files[0], "x"), StoredTensor(files[1], "x"))})["x"]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < expected.nbytes / 2
+    whole = measured(expected * np.float32(1 + 1e-6), expected)
+    assert found.size == whole.size
+    assert found.error.tensor == whole.error.tensor
+    assert np.array_equal(found.error.rows, whole.error.rows)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_two_equal_infinities_differ_by_nothing_and_others_by_everything(dtype):
+    scores = np.array([[1, -np.inf, -np.inf], [2, 3, -np.inf]], dtype)
+    found = measured(scores + dtype(0.5), scores)
+    assert np.array_equal(found.error.rows, np.sqrt([0.25, 0.5]))
+    assert measured(-scores, scores) is None
+    assert measured(np.where(np.isinf(scores), dtype(-1e9), scores), scores) is None
+
+
+def test_a_file_that_becomes_shorter_while_it_is_compared_is_refused(reference, tmp_path, capsys, monkeypatch):
+    path = saved(tmp_path / "ours.safetensors", tensors_in(reference))
+    monkeypatch.setattr(command, "open_candidate", lambda *of, **options: cut(path, open_candidate(*of, **options)))
+    assert run("diff", reference.path, path) == 2
+    one_line(capsys, "the file has become shorter")
+
+
+def cut(path, opened):
+    """The candidate that was opened, whose file has lost its second half since."""
+    os.truncate(path, path.stat().st_size // 2)
+    return opened
+
 
 #: Compares a file with itself, and prints the most memory that the process has had. Unlike getrusage, Linux's VmHWM
 #: does not count what the parent had when the process began.

@@ -101,6 +101,26 @@ def test_merging_gives_a_model_that_computes_the_same(base, tmp_path, capsys):
     assert "already holds a model" in error_of(capsys, "merge", "--checkpoint", tuned, "--out", tmp_path / "merged")
 
 
+def test_an_adapter_is_added_once(base, tmp_path, capsys):
+    tuned = tune(base, tmp_path / "run", *LORA)
+    capsys.readouterr()
+    for command in (("merge", "--out", tmp_path / "m"), ("generate", "--prompt", "The ")):
+        line = error_of(capsys, *command, "--checkpoint", tuned, "--adapter", tuned / "adapter")
+        assert "has an adapter of its own; leave out --adapter" in line
+        line = error_of(capsys, *command, "--checkpoint", base, "--base", base)
+        assert "has no adapter, so it has no base; leave out --base" in line
+
+
+def test_a_merge_loses_nothing_that_it_reads(base, tmp_path, capsys):
+    tuned = tune(base, tmp_path / "run", *LORA)
+    before = files(tmp_path)
+    capsys.readouterr()
+    for where, out in (((), tuned), (("--base", base), base)):
+        line = error_of(capsys, "merge", "--checkpoint", tuned, *where, "--out", out, "--overwrite")
+        assert "which would be lost; choose another --out" in line
+    assert files(tmp_path) == before
+
+
 def test_peft_reads_the_adapter_of_a_run(base, tmp_path):
     tuned = tune(base, tmp_path / "run", *LORA, "--dtype", "float64")
     model = model_of(read_model(tuned))
@@ -176,8 +196,12 @@ def test_another_base_is_refused(base, tmp_path, capsys):
     assert "was trained on other weights than those of" in error_of(
         capsys, *generate, "--checkpoint", tuned, "--base", other
     )
-    assert "was trained on other weights than this model's" in error_of(
-        capsys, *generate, "--checkpoint", other, "--adapter", tuned / "adapter"
+    for quantized in ((), ("--quantize", "nf4")):
+        assert "was trained on other weights than this model's" in error_of(
+            capsys, *generate, "--checkpoint", other, "--adapter", tuned / "adapter", *quantized
+        )
+    assert "say with --base where it is" in error_of(
+        capsys, *generate, "--checkpoint", tuned, "--base", tmp_path / "nowhere"
     )
     config = tuned / "adapter" / "adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "use_dora": True}))

@@ -96,7 +96,7 @@ def test_a_settled_schedule_has_its_length():
 
 CHANGEABLE = {
     "text", "vocab", "steps", "lr", "min_lr", "clip", "sample_every", "sample_prompt", "save_every", "keep",
-    "checkpoint_activations", "tokens", "optimizer_state", "optimizer_state_dir",
+    "checkpoint_activations", "tokens", "optimizer_state", "optimizer_state_dir", "precision", "autocast",
 }  # fmt: skip
 
 

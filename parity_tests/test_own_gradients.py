@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from numpygpt.checks import own_gradients
-from numpygpt.checks.derivatives import STEP, THRESHOLD, complex_step
-from numpygpt.checks.own_gradients import ROUNDING, Case, Verdict, check, judge
+from numpygpt.checks.derivatives import ROUNDING, STEP, THRESHOLD, complex_step
+from numpygpt.checks.own_gradients import Case, Verdict, check, judge
 from numpygpt.checks.records import OPERATIONS
 from numpygpt.layers import parameters as p
 from numpygpt.layers import projection

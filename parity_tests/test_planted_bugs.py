@@ -1,11 +1,9 @@
 """Every planted bug is caught by the properties that it names, and names the first wrong tensor; controls pass."""
 
 import copy
-from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cache
 
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -20,7 +18,13 @@ from numpygpt.training.adamw import AdamW
 from numpygpt.training.clipping import clip_grad_norm
 from numpygpt.training.step import loss_and_grads_of
 from numpygpt.watch import Watch
-from parity_tests import adapter_properties, numeric_properties, optimizer_properties, properties
+from parity_tests import (
+    adapter_properties,
+    numeric_properties,
+    optimizer_properties,
+    precision_properties,
+    properties,
+)
 from parity_tests.adapter_properties import watch_adapters
 from parity_tests.properties import (
     CONFIG,
@@ -40,6 +44,7 @@ PROPERTIES = {
     **adapter_properties.PROPERTIES,
     **optimizer_properties.PROPERTIES,
     **numeric_properties.PROPERTIES,
+    **precision_properties.PROPERTIES,
 }
 
 
@@ -67,6 +72,7 @@ def run(config: properties.GPTConfig, watch: Watch) -> None:
     watch("data.target_ids", np.array(dataset.target_ids))
     optimizer_properties.tell(watch)
     numeric_properties.tell(watch)
+    precision_properties.tell(watch)
 
 
 def tell_all(prefix: str, tensors: dict[str, Array], watch: Watch) -> None:
@@ -180,22 +186,21 @@ def comparing(sound: dict[str, Array], to_come: list[str]) -> Watch:
     return compare
 
 
-@pytest.fixture(autouse=True, scope="module")
-def without_checks_of_annotations() -> Iterator[None]:
-    """Turn off the checks of annotations: the properties must catch a bug by what it computes, as in a port."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+#: The properties must catch a bug by what it computes, as in a port.
+pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def references(without_checks_of_annotations: None) -> None:
     """PyTorch's tensors and those of the sound run, before any bug is planted."""
+    adapter_properties.logits_of_mixed()
+    adapter_properties.folders_of_peft()
     for config in (CONFIG, TIED):
         properties.reference(config)
         adapter_properties.reference(config.tie_weights)
         sound_run(config)
     properties.reference_model()
+    precision_properties.references()
     _an_eos()
 
 

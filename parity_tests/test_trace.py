@@ -3,13 +3,13 @@
 The checks of annotations are off, because the tests take whole steps many times.
 """
 
+import hashlib
 import json
 import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -22,7 +22,8 @@ from numpygpt.checks.formulas import BACKWARD, BLOCK, FORWARD, OF_PARAMETERS, fo
 from numpygpt.checks.standard import STANDARD
 from numpygpt.checks.trace import Settings, checked, given, is_given, masks_of, record, shortened
 from numpygpt.checks.trace_file import BUDGET, TraceFile, has_budget, write_trace
-from numpygpt.commands.trace import DEFAULT_CONFIG
+from numpygpt.commands import trace as command
+from numpygpt.commands.trace import DEFAULT_CONFIG, DEFAULT_SETTINGS
 from numpygpt.formats import llm_c
 from numpygpt.model.gpt import GPTModel
 from parity_tests.command import run
@@ -34,11 +35,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 SETTINGS = Settings(tokens=6)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def without_checks_of_annotations():
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")
 
 
 @cache
@@ -274,6 +271,7 @@ def changed_metadata(path, **changes):
         ({"settings": "{}"}, "seed is missing"),
         ({"order": None}, "order is missing"),
         ({"order": "tok_emb"}, "its header names 1 tensors in order"),
+        ({"order": "loss\nloss", "computed": "a\nb"}, "its order names 'loss' more than once"),
         ({"computed": ""}, "says of 1 how they are computed"),
     ],
     ids=str,
@@ -281,6 +279,12 @@ def changed_metadata(path, **changes):
 def test_a_header_that_says_something_else_is_refused(path, changes, said):
     changed_metadata(path, **changes)
     refused(path, said)
+
+
+def test_the_digest_is_that_of_the_bytes_after_the_header(path):
+    contents = path.read_bytes()
+    data = contents[8 + int.from_bytes(contents[:8], "little") :]
+    assert TraceFile(path).header.digest == hashlib.sha256(data).hexdigest()
 
 
 def refused(path, said):
@@ -322,6 +326,32 @@ def test_the_command_writes_a_trace(tmp_path, capsys):
     assert f"wrote {path}: {len(file.order)} tensors in float32" in capsys.readouterr().out
 
 
+def test_no_two_sizes_of_the_default_trace_are_equal():
+    sizes = {name: getattr(DEFAULT_CONFIG, name) for name in ("vocab_size", "context_length", "emb_dim", "head_dim")}
+    sizes |= {"heads": DEFAULT_CONFIG.n_heads, "layers": DEFAULT_CONFIG.n_layers, "hidden": 4 * DEFAULT_CONFIG.emb_dim}
+    sizes |= {name: getattr(DEFAULT_SETTINGS, name) for name in ("batch_size", "tokens", "steps", "new_tokens")}
+    assert len(set(sizes.values())) == len(sizes), sizes
+    assert DEFAULT_SETTINGS.tokens < DEFAULT_CONFIG.context_length, "else no row of the positions is without a gradient"
+
+
+def test_the_command_takes_the_default_sizes_and_the_numbers_of_adamw(tmp_path):
+    path = tmp_path / "a.safetensors"
+    numbers = {"lr": 0.5, "beta1": 0.8, "beta2": 0.95, "eps": 1e-6, "weight_decay": 0.0}
+    options = [word for name, number in numbers.items() for word in (f"--{name.replace('_', '-')}", number)]
+    assert run("trace", "--out", path, "--budgets", "numpy", *options) == 0
+    header = TraceFile(path).header
+    assert (header.config, header.settings) == (DEFAULT_CONFIG, DEFAULT_SETTINGS._replace(**numbers))
+
+
+def test_a_large_model_has_budgets_by_numpy_unless_torch_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "MOST_FOR_TORCH", 0)
+    sizes = ["--emb-dim", 8, "--n-heads", 2, "--n-layers", 1, "--vocab-size", 7, "--steps", 1]
+    assert run("trace", "--out", tmp_path / "a", *sizes) == 0
+    assert "NumPy's own float32 run" in capsys.readouterr().out
+    assert run("trace", "--out", tmp_path / "a", *sizes, "--budgets", "torch") == 0
+    assert "NumPy's own float32 run" not in capsys.readouterr().out
+
+
 def test_the_standard_traces_are_written_by_one_command(tmp_path, monkeypatch):
     for name in list(STANDARD)[2:]:  # two are enough to see
         monkeypatch.delitem(STANDARD, name)
@@ -341,6 +371,8 @@ def test_each_standard_trace_can_be_made_and_differs_from_the_others(name):
     [
         (["--tokens", 99], "at most context_length 11"),
         (["--steps", 0], "steps is 0"),
+        (["--lr", "nan"], "--lr is nan; expected 0 or more"),
+        (["--beta2", 1], "--beta2 is 1; expected 0 or more, and less than 1"),
         (["--new-tokens", 99], "new_tokens is 99"),
         (["--seed", -1], "--seed is -1"),
         (["--format", "llm.c"], "llm.c cannot compute this model, which has tie_weights False, not True"),
@@ -361,7 +393,7 @@ def test_bad_input_of_the_command_is_one_line(options, said, tmp_path, capsys):
 
 def test_llm_c_gets_its_state_and_its_model(tmp_path):
     path = tmp_path / "state.bin"
-    sizes = ["--emb-dim", 8, "--n-heads", 2, "--vocab-size", 7, "--context-length", 5]
+    sizes = ["--emb-dim", 8, "--n-heads", 2, "--vocab-size", 7, "--context-length", 5, "--batch-size", 2]
     assert run("trace", "--out", path, "--format", "llm.c", "--tie-weights", *sizes) == 0
     state, model = path.read_bytes(), (tmp_path / "state.model.bin").read_bytes()
     header = np.frombuffer(state, "<i4", 256)

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from numpygpt.checks.record import Call, differentiated
 from numpygpt.checks.records import OPERATIONS
 from numpygpt.checks.source import at_random
 from numpygpt.errors import InputError
@@ -159,7 +160,7 @@ def test_every_gradient_is_given_unless_an_option_says_otherwise(record):
     options = {name: option for name, option in call.options.items() if name not in ("wants_x", "trained", "wanted")}
     output, saved = record.module.forward(**call.arguments, **options)
     gradients = dict(named(record.module.backward(np.ones_like(output), saved)._asdict()))
-    shapes = {name: a.shape for name, a in named(dict(call.arguments)) if np.issubdtype(a.dtype, np.inexact)}
+    shapes = {name: a.shape for name, a in differentiated(record.module, Call(call.arguments, options)).items()}
     shapes.pop("inputs", None)  # the body's, which are token ids in most calls
     assert {name: getattr(gradients[name], "shape", None) for name in shapes} == shapes
 

@@ -164,6 +164,14 @@ class raises:  # noqa: N801
     backward = forward
 
 
+class ends:  # noqa: N801
+    @staticmethod
+    def forward(x):
+        raise SystemExit(0)
+
+    backward = forward
+
+
 class raises_backward:  # noqa: N801
     forward = staticmethod(gelu.forward)
 

@@ -10,9 +10,9 @@
 Peers of a step: eager (PyTorch as the book writes it, AdamW with PyTorch's defaults), fused (the same with fused
 AdamW), sdpa (with PyTorch's fused attention), compiled (torch.compile and fused AdamW; needs a C++ compiler); and of
 our own, numpygpt-math and numpygpt-flash (by default attention is "math" up to 512 tokens and "flash" for more), and
-numpygpt-recompute (activations recomputed), numpygpt-lora (an adapter of rank 8 on every projection of the blocks, which
-alone is trained) and numpygpt-qlora (the same over NF4). Peers of decoding: huggingface (generate, with its cache), book
-(its loop without one), numpygpt-int8 and numpygpt-nf4 (quantized matrices).
+numpygpt-recompute (activations recomputed), numpygpt-lora (an adapter of rank 8 on every projection of the blocks,
+which alone is trained) and numpygpt-qlora (the same over NF4). Peers of decoding: huggingface (generate, with its
+cache), book (its loop without one), numpygpt-int8 and numpygpt-nf4 (quantized matrices).
 
 Every contender is a process of its own with the same number of threads, and waits without computing while the others
 run. They take turns, a round at a time, and the ratio is taken within each round, so that a machine whose speed drifts

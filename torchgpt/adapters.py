@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from numpygpt.adapt.adapters import adapter_names, paths_of, remove_lora
 from numpygpt.adapt.files import adapter_of
@@ -25,10 +26,17 @@ def to_peft(numpy_model: NumpyGPTModel) -> "PeftModel":
 
     Raises InputError if peft is not installed, if the model has no adapter, and if it has a merged one.
     """
-    peft = peft_library()
     if any(node.merged for _, node in paths_of(numpy_model)):
         raise InputError("the model's adapter is merged into its weights; take it out with unmerge_lora")
-    base = to_torch(dequantize(remove_lora(numpy_model)), copy=True)
+    return with_adapters(to_torch(dequantize(remove_lora(numpy_model)), copy=True), numpy_model)
+
+
+def with_adapters(base: nn.Module, numpy_model: NumpyGPTModel) -> "PeftModel":
+    """The PyTorch twin of a NumPy model's base, with the adapters of the NumPy model put into it, as a PeftModel.
+
+    The base's own projections become peft's. It may have layers of bitsandbytes. Raises InputError as `to_peft`.
+    """
+    peft = peft_library()
     names = adapter_names(numpy_model)
     for number, name in enumerate(names):
         adapter = adapter_of(numpy_model, name)

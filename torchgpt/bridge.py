@@ -33,16 +33,24 @@ def to_torch(numpy_model: NumpyGPTModel, *, copy: bool = False, attention: str =
 
     Raises InputError for parameters that are neither float32 nor float64.
     """
-    arrays = numpy_model.state_dict()
-    _check_dtypes({name: str(array.dtype) for name, array in arrays.items()})
-    tensors = {
-        name: torch.from_numpy(array.copy() if copy or not array.flags.writeable else array)
-        for name, array in arrays.items()
-    }
+    tensors = tensors_of(numpy_model, copy=copy)
     with torch.random.fork_rng(devices=[]):  # the weights that it draws are replaced at once
         torch_model = GPTModel(numpy_model.config, attention)
     torch_model.load_state_dict(tensors, assign=True)
     return torch_model.eval()
+
+
+def tensors_of(numpy_model: NumpyGPTModel, *, copy: bool = False) -> dict[str, Tensor]:
+    """The model's state dict in PyTorch's tensors, which use the memory of the arrays as in `to_torch`.
+
+    Raises InputError for parameters that are neither float32 nor float64.
+    """
+    arrays = numpy_model.state_dict()
+    _check_dtypes({name: str(array.dtype) for name, array in arrays.items()})
+    return {
+        name: torch.from_numpy(array.copy() if copy or not array.flags.writeable else array)
+        for name, array in arrays.items()
+    }
 
 
 def to_numpy(torch_model: nn.Module, *, copy: bool = False) -> NumpyGPTModel:

@@ -17,6 +17,9 @@ import numpy as np
 
 Tensors = dict[str, Any]
 
+#: A model of the ladder takes two steps at most, so it is compiled quickly rather than well.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
 
 class Adapter:
     """What `numpygpt conform --adapter` asks."""
@@ -101,7 +104,7 @@ class Forward:
 
 def weights_of(given: Mapping[str, np.ndarray]) -> Tensors:
     endings = (".weight", ".bias", ".scale", ".shift")
-    return {name: jnp.asarray(array) for name, array in given.items() if name.endswith(endings)}
+    return {name: array for name, array in given.items() if name.endswith(endings)}
 
 
 def trained(config: Any, settings: Any, given: Mapping[str, np.ndarray]) -> Tensors:
@@ -118,9 +121,9 @@ def trained(config: Any, settings: Any, given: Mapping[str, np.ndarray]) -> Tens
     weights = weights_of(given)
     shapes = jax.eval_shape(lambda weights: loss_of(weights, {})[1], weights)
     learned = config.position == "learned"
-    shifts = {name: jnp.zeros(of.shape) for name, of in shapes.items() if name != "pos_emb" or learned}
-    step_of = jax.jit(jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True))
-    first, second = ({name: jnp.zeros_like(w) for name, w in weights.items()} for _ in range(2))
+    shifts = {name: np.zeros(of.shape) for name, of in shapes.items() if name != "pos_emb" or learned}
+    step_of = jax.jit(jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True), compiler_options=QUICK)
+    first, second = ({name: np.zeros(w.shape) for name, w in weights.items()} for _ in range(2))
     tensors: Tensors = {}
     for step in range(1, settings.steps + 1):
         (loss, activations), (gradients, d_activations) = step_of(weights, shifts)
@@ -135,7 +138,7 @@ def trained(config: Any, settings: Any, given: Mapping[str, np.ndarray]) -> Tens
     return tensors
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def adamw(s: Any, step: Any, weights: Tensors, gradients: Tensors, first: Tensors, second: Tensors) -> Any:
     """The parameters and the moments after a step."""
 
@@ -153,7 +156,7 @@ def generated(config: Any, settings: Any, given: Mapping[str, np.ndarray]) -> Te
     if not settings.new_tokens:
         return {}
     weights, prompt = weights_of(given), given["generated.prompt"]
-    logits_of = jax.jit(lambda weights, ids: Forward(config, weights, {}, {}).logits(ids))
+    logits_of = jax.jit(lambda weights, ids: Forward(config, weights, {}, {}).logits(ids), compiler_options=QUICK)
     ids = np.concatenate([prompt, np.zeros(settings.new_tokens, np.int64)])  # of one length, so that it compiles once
     rows = []
     for place in range(len(prompt), len(ids)):

@@ -12,11 +12,14 @@ from typing import Any, NamedTuple
 
 from numpygpt.adapt.adapters import ALL_LINEAR, QUERIES_AND_VALUES, add_lora
 from numpygpt.adapt.freeze import freeze
-from numpygpt.adapt.quantized import quantize
+from numpygpt.adapt.quantized import quantize, quantized_projections
 from numpygpt.errors import InputError
 from numpygpt.model.gpt import GPTModel
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import value_of
+
+#: No block is so long that its size has so many digits.
+MOST_DIGITS = 13
 
 
 class Adaptation(NamedTuple):
@@ -27,7 +30,12 @@ class Adaptation(NamedTuple):
     freeze: tuple[str, ...] = ()
 
     def of(self, model: GPTModel, seed: int | TorchGenerator) -> GPTModel:
-        """The model adapted. A new adapter's matrices are drawn by this generator."""
+        """The model adapted. A new adapter's matrices are drawn by this generator.
+
+        A quantized model has to be adapted in some way: what is trained of it is saved beside it, and not instead.
+        """
+        if self == Adaptation() and quantized_projections(model):
+            raise InputError("the model's matrices are quantized, and frozen; add an adapter: --lora r=8,alpha=16")
         if self.freeze:
             model = freeze(model, self.freeze)
         if self.quantize is not None:
@@ -79,7 +87,7 @@ def quantization_of(words: str) -> tuple[str, dict[str, Any]]:
     for name, value in rest:
         if (name, value) == ("double", None):
             options["double"] = True
-        elif name == "block" and value is not None and value.isdecimal():
+        elif name == "block" and value is not None and value.isdecimal() and len(value) < MOST_DIGITS:
             options["block_size"] = int(value)
         else:
             raise InputError(f"quantize has {name!r}; expected a scheme such as nf4, and any of double and block=64")

@@ -67,6 +67,8 @@ def add_lora(
     a model with an adapter that is merged.
     """
     _refuse_values(rank, alpha, dropout, scaling, name)
+    refuse_merged(model)
+    rank, alpha, dropout = int(rank), float(alpha), float(dropout)
     generator = seed if isinstance(seed, TorchGenerator) else TorchGenerator(seed)
     names = chosen(model, targets)
 
@@ -95,11 +97,9 @@ class Side(NamedTuple):
 
 
 def with_path(projection: str, node: Any, side: Side) -> p.LoRA:
-    """The node of the projection of this name with one more path. InputError for a merged one and a taken name."""
+    """The node of the projection of this name with one more path. InputError for a taken name."""
     if not isinstance(node, p.LoRA):
         node = p.LoRA(node, {}, {}, {}, {})
-    if node.merged:
-        raise InputError(f"{projection} has a merged adapter; take it out with unmerge_lora before another is added")
     if side.name in node.scales:
         raise InputError(f"{projection} already has an adapter {side.name!r}; give the other one another name")
     return node._replace(
@@ -133,7 +133,10 @@ def merge_lora(model: GPTModel) -> GPTModel:
 
 
 def unmerge_lora(model: GPTModel) -> GPTModel:
-    """The inverse of `merge_lora`, except for rounding. A model that is not merged does not change.
+    """The inverse of `merge_lora`, except for rounding: the weights are what they were, and the adapters beside them.
+
+    A weight that was quantized stays whole, and a head that was tied stays apart. A model that is not merged does not
+    change.
 
     Raises InputError if there is no adapter.
     """
@@ -190,10 +193,12 @@ def _deltas(node: p.LoRA) -> list[Array]:
 
 
 def _model_with(model: GPTModel, parameters: p.GPT) -> GPTModel:
-    """The model with these parameters, tied only if they are."""
+    """The model with these parameters, tied only if they are. Weights that were no parameters before are frozen."""
     head = parameters.out_head.base if isinstance(parameters.out_head, p.LoRA) else parameters.out_head
     tied = model.config.tie_weights and head.weight is parameters.tok_emb.weight
-    return model.with_parameters(parameters, tie_weights=tied)
+    changed = model.with_parameters(parameters, tie_weights=tied)
+    new = changed.named_parameters().keys() - model.named_parameters().keys()
+    return changed.with_parameters(parameters, frozen=model.frozen | {name for name in new if ".lora_" not in name})
 
 
 def chosen(model: GPTModel, targets: str | Sequence[str]) -> set[str]:
@@ -216,6 +221,13 @@ def chosen(model: GPTModel, targets: str | Sequence[str]) -> set[str]:
     return found
 
 
+def refuse_merged(model: GPTModel) -> None:
+    """InputError if any adapter of the model is merged."""
+    merged = [name for name, node in paths_of(model) if node.merged]
+    if merged:
+        raise InputError(f"{merged[0]} has a merged adapter; take it out with unmerge_lora before another is added")
+
+
 def _refuse_without(model: GPTModel) -> None:
     if not paths_of(model):
         raise InputError("the model has no adapter; add one with add_lora, or load one")
@@ -229,12 +241,16 @@ def _refuse_rank(rank: int, projection: str, outputs: int, inputs: int) -> None:
         )
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
 def _refuse_values(rank: Any, alpha: Any, dropout: Any, scaling: str, name: str) -> None:
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+    if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or rank < 1:
         raise InputError(f"rank is {rank!r}; expected an integer of 1 or more")
-    if not (isinstance(alpha, int | float) and math.isfinite(alpha) and alpha > 0):
+    if not (_is_number(alpha) and 0 < alpha < float("inf")):
         raise InputError(f"alpha is {alpha!r}; expected a positive number")
-    if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
+    if not (_is_number(dropout) and 0 <= dropout < 1):
         raise InputError(f"dropout is {dropout!r}; expected a rate from 0 to below 1")
     if scaling not in SCALES:
         raise InputError(f"scaling is {scaling!r}; expected one of {', '.join(map(repr, SCALES))}")

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from numpygpt.adapt.adapters import DEFAULT, Side, adapter_names, paths_of, shape_of, with_path
+from numpygpt.adapt.adapters import DEFAULT, Side, adapter_names, paths_of, refuse_merged, shape_of, with_path
+from numpygpt.adapt.packed import packed_arrays
 from numpygpt.adapt.quantized import quantized_projections
 from numpygpt.errors import InputError
 from numpygpt.formats.peft_folder import OURS, Adapter, LowRank, read_adapter, write_adapter
@@ -27,13 +28,18 @@ def load_adapter(model: GPTModel, folder: str | Path, *, name: str = DEFAULT) ->
     """
     folder = Path(folder)
     adapter = read_adapter(folder)
+    refuse_merged(model)
     _refuse_another_base(model, adapter, folder)
 
     def adapted(projection: str, node: Any) -> Any:
         if projection not in adapter.paths:
             return node
         A, B, scale = adapter.paths[projection]
-        A, B = A.astype(model.dtype), B.astype(model.dtype)
+        with np.errstate(over="ignore"):
+            A, B = A.astype(model.dtype), B.astype(model.dtype)
+            finite = np.isfinite(A).all() and np.isfinite(B).all() and np.isfinite(model.dtype.type(scale))
+        if not finite:
+            raise InputError(f"the adapter {folder} has values of {projection} that are too large for {model.dtype}")
         return with_path(projection, node, Side(name, A, B, scale, adapter.drop_rate))
 
     parameters = with_projections(adapted, model.parameters)
@@ -48,13 +54,14 @@ def save_adapter(
     names: str = OURS,
     base_sha256: str | None = None,
 ) -> None:
-    """Save one of the model's adapters to a folder, which is replaced if it is there.
+    """Save one of the model's adapters to a folder. An adapter that is there is replaced.
 
     name          the adapter's in the model
     names         whose names the folder has of the projections: "ours", or "hugging-face"
     base_sha256   `fingerprint` of the model without adapters; None: the folder does not say
 
-    Raises InputError if the model has no adapter of that name, and if the folder cannot be written.
+    Raises InputError if the model has no adapter of that name, for a folder with other files in it, and if it cannot be
+    written.
     """
     write_adapter(Path(folder), adapter_of(model, name)._replace(base_sha256=base_sha256), names=names)
 
@@ -72,12 +79,15 @@ def adapter_of(model: GPTModel, name: str = DEFAULT) -> Adapter:
 
 
 def fingerprint(model: GPTModel) -> str:
-    """The SHA-256 of the model's names and values in float32, without its adapters."""
+    """The SHA-256 of the model's names and values in float32, without its adapters, and of its codes and constants."""
     digest = sha256()
     for name, array in model.named_parameters().items():
         if ".lora_" not in name:
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(array, np.float32).data)
+    for name, array in packed_arrays(model).items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

@@ -18,10 +18,11 @@ import numpy as np
 
 from numpygpt.adapt.adaptation import Adaptation
 from numpygpt.adapt.files import fingerprint
+from numpygpt.adapt.packed import packed_model_of
 from numpygpt.errors import InputError
 from numpygpt.formats.kinds import read_model
 from numpygpt.model.gpt import GPTModel
-from numpygpt.model.saving import BASE, SECTION, copy_into
+from numpygpt.model.saving import BASE, QUANTIZED, SECTION, copy_into
 from numpygpt.model.saving import model_of as plain_model_of
 from numpygpt.sections import SavedSections, Section, named_in_errors, value_of
 
@@ -37,17 +38,17 @@ class Base(NamedTuple):
 
 def adapted_section(model: GPTModel, tokenizer: str | None, base: Base, adaptation: Adaptation) -> Section:
     """The trained parameters of an adapted model, which are its own arrays, and what they belong to."""
-    values = {
-        "config": model.config.to_dict(),
-        "tokenizer": tokenizer,
-        BASE: {"path": str(base.path), "sha256": base.sha256},
-        ADAPTED: adaptation.to_dict(),
-    }
+    values = {"config": model.config.to_dict(), "tokenizer": tokenizer, **adapted_values(base, adaptation)}
     return Section(values, {name: array for name, array in model.named_parameters().items() if model.trained(name)})
 
 
+def adapted_values(base: Base, adaptation: Adaptation) -> dict[str, Any]:
+    """The values that the section of an adapted model has beside those of a plain one."""
+    return {BASE: {"path": str(base.path), "sha256": base.sha256}, ADAPTED: adaptation.to_dict()}
+
+
 def model_of(saved: SavedSections, dtype: Any = None, *, base: Path | None = None, **options: Any) -> GPTModel:
-    """The saved model, adapted or not; arguments as those of `numpygpt.model.saving.model_of`.
+    """The saved model, adapted, quantized or neither; arguments as those of `numpygpt.model.saving.model_of`.
 
     base   where the files of the base are now; None: where they were
 
@@ -55,7 +56,7 @@ def model_of(saved: SavedSections, dtype: Any = None, *, base: Path | None = Non
     """
     values = saved.values(SECTION)
     if BASE not in values:
-        return plain_model_of(saved, dtype, **options)
+        return _without_adapter(saved, dtype, **options)
     with named_in_errors(saved):
         found, adaptation = base_of(values), Adaptation.of_dict(value_of(values, ADAPTED, dict))
         dtypes = {layout.dtype for layout in saved.layouts(SECTION).values()}
@@ -78,7 +79,15 @@ def base_of(values: dict[str, Any]) -> Base:
 
 def base_model(path: Path, dtype: Any, **options: Any) -> GPTModel:
     """The model in the files of a base. InputError if it cannot be read, and for one that has a base itself."""
-    saved = read_model(path)
+    try:
+        saved = read_model(path)
+    except InputError as error:
+        raise InputError(f"the model that was adapted cannot be read: {error}; say with --base where it is") from error
     if BASE in saved.values(SECTION):
         raise InputError(f"{path} holds an adapter, which has a base itself; make one model of both: numpygpt merge")
-    return plain_model_of(saved, dtype, **options)
+    return _without_adapter(saved, dtype, **options)
+
+
+def _without_adapter(saved: SavedSections, dtype: Any, **options: Any) -> GPTModel:
+    """The model of a section that has no base."""
+    return (packed_model_of if QUANTIZED in saved.values(SECTION) else plain_model_of)(saved, dtype, **options)

@@ -3,28 +3,54 @@
 The derivative along a random direction is taken by complex step and by central differences. If the forward raises an
 exception for complex numbers, loses the imaginary part, or gives another derivative, it does not carry them. Many NumPy
 functions do one of the three: np.abs, np.var, np.std, np.linalg.norm, np.vdot, conj, a cast to a real type. The forward
-is then run once more on arrays that notice what is done with them, to name the function and its line.
+is then run once more on arrays that notice what is done with them, to name the function and its line. A function that
+takes a real part may do no harm: subtracting x.real.max() in softmax changes no derivative.
+
+If both derivatives differ and no such function was seen, one of the methods is wrong, and nobody knows which: the
+forward may drop the imaginary part in the code of another library. Then the differences are taken if they are accurate
+and the backward agrees with them, and complex step is taken if they are not accurate and the backward agrees with it.
+Else there is no verdict. A backward that agrees with complex step against accurate differences does not pass: to treat
+a variance as a constant is a common bug, and complex step makes the same mistake where the variance is real.
 """
 
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from numpygpt.checks.derivatives import STEP, by_complex_step, by_differences, has_kink
-from numpygpt.checks.pairs import Pair, is_own
+from numpygpt.checks.derivatives import (
+    SAFETY,
+    STEP,
+    Derivatives,
+    by_complex_step,
+    by_differences,
+    has_kink,
+    size_along,
+)
+from numpygpt.checks.pairs import Pair, are_numbers, is_own
 from numpygpt.errors import InputError
 from numpygpt.shapes import Array, Inexact
 
 #: How far apart the derivatives of an analytic function may be, relative to the larger of them, beside the error of the
 #: differences.
 SAME = 1e-6
-#: The factor by which an estimated error may be too small.
-SAFETY = 10
+#: The largest estimated error of differences that can decide anything, relative to the derivative.
+LOOSEST = 1e-3
+
+
+class Method(NamedTuple):
+    """How the gradient of a leaf is taken from the forward.
+
+    why        why by differences, in words; empty if by complex step
+    disputed   whether complex step and differences give two derivatives, so that neither can be trusted
+    """
+
+    why: str = ""
+    disputed: bool = False
 
 
 def outputs_of(pair: Pair, name: str) -> Callable[[Array], Array]:
@@ -46,26 +72,61 @@ def complex_numbers_stay() -> Iterator[None]:
         yield
 
 
-def why_not_analytic(
-    pair: Pair, name: str, cotangents: Inexact[Array, "cotangents n"], rng: np.random.Generator
-) -> str:
-    """Why complex step cannot differentiate the forward by the leaf of that name; empty if it can."""
+def method_for(
+    pair: Pair,
+    name: str,
+    cotangents: Inexact[Array, "cotangents n"],
+    gradients: Sequence[Any],
+    rng: np.random.Generator,
+) -> Method:
+    """How the gradient of the leaf of that name is taken from the forward.
+
+    gradients   what backward gives for the leaf, one for each cotangent; they decide in a dispute alone
+    """
     x = pair.leaves[name]
-    direction = rng.standard_normal(x.shape)
+    direction = np.asarray(rng.standard_normal(x.shape))
     outputs = outputs_of(pair, name)
     try:
         if not np.iscomplexobj(outputs(x + 1j * STEP * direction)):
-            return f"forward gives real numbers for a complex {name}{_droppers(pair, name)}"
-        by_step, _ = by_complex_step(outputs, x, [direction], cotangents)
+            return Method(f"forward gives real numbers for a complex {name}{_droppers(pair, name)}")
+        by_step = by_complex_step(outputs, x, [direction], cotangents).values
     except InputError as error:
-        return f"for a complex {name}, {error}"
-    by_difference, errors = by_differences(outputs, x, [direction], cotangents)
-    allowed = SAFETY * errors + SAME * np.maximum(np.abs(by_step), np.abs(by_difference))
-    if (np.abs(by_step - by_difference) <= allowed).all():
-        return ""
+        return Method(f"for a complex {name}, {error}")
+    taken = by_differences(outputs, x, [direction], cotangents)
+    scale = np.hypot.reduce(cotangents * pair.run().outputs, axis=1).max() / size_along(x, direction)
+    agree, accurate = _agree(by_step, taken), _is_accurate(taken, scale)
+    droppers = "" if agree and accurate else _droppers(pair, name)
+    if agree and not droppers:
+        return Method()
+    if droppers:
+        return Method(f"forward drops the imaginary part of a complex {name} on its way{droppers}")
     if has_kink(outputs, x, direction, cotangents):
-        return "the function has a kink there, of which complex step sees one side alone"
-    return f"forward drops the imaginary part of a complex {name} on its way{_droppers(pair, name)}"
+        return Method("the function has a kink there, of which complex step sees one side alone")
+    ours = _along(direction, gradients)
+    if not accurate and _agree(ours, Derivatives(by_step, np.zeros_like(by_step), taken.kinks)):
+        return Method()
+    right = accurate and _agree(ours, taken)
+    return Method(f"complex step gives another derivative by {name} than differences do", disputed=not right)
+
+
+def _along(direction: Array, gradients: Sequence[Any]) -> Array:
+    """The derivatives along the direction by these gradients, one for each cotangent; NaN for those that have none."""
+    usable = [are_numbers(gradient) and gradient.shape == direction.shape for gradient in gradients]
+    return np.array([
+        [(g * direction).sum() if fits else np.nan for g, fits in zip(gradients, usable, strict=True)]
+    ])  # fmt: skip
+
+
+def _agree(values: Array, taken: Derivatives) -> bool:
+    """Whether the derivatives are those by differences, within the error of these."""
+    allowed = SAFETY * taken.errors + SAME * np.maximum(np.abs(values), np.abs(taken.values))
+    return bool((np.abs(values - taken.values) <= allowed).all())
+
+
+def _is_accurate(taken: Derivatives, scale: float) -> bool:
+    """Whether the derivatives can show a loss, one of the size `scale` if they are zero themselves."""
+    size = max(float(np.linalg.norm(taken.values)), scale)
+    return bool(np.linalg.norm(SAFETY * taken.errors) <= LOOSEST * size)
 
 
 # Who drops it
@@ -74,7 +135,7 @@ def why_not_analytic(
 def _droppers(pair: Pair, name: str) -> str:
     """The functions that turned complex numbers into real ones, or conjugated them, and their lines."""
     seen: list[str] = []
-    leaf = (pair.leaves[name] + 1j * STEP).view(Watched)
+    leaf = np.asarray(pair.leaves[name] + 1j * STEP).view(Watched)
     leaf.seen = seen
     try:
         with complex_numbers_stay():

@@ -12,14 +12,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numpygpt.checks.planting import Bug, Change, planted
+from numpygpt.checks.planting import Bug, planted
 from numpygpt.checks.records import BUGS
 from numpygpt.checks.replay import Replay
-from numpygpt.checks.trace import INPUTS, TARGETS, Settings, Tensors, is_state
+from numpygpt.checks.slips import SLIPS
+from numpygpt.checks.trace import INPUTS, TARGETS, Settings, Tensors, is_parameter, is_state
+from numpygpt.errors import InputError
 from numpygpt.model.config import ACTIVATIONS, GPTConfig
+from numpygpt.ops.cross_entropy import IGNORE_INDEX
 from numpygpt.shapes import Array
 
 Given = Callable[[Tensors, GPTConfig], Tensors]
+#: The weights of so many blocks are tried in each other's place.
+MOST_BLOCKS = 4
 
 
 class Cause(NamedTuple):
@@ -47,14 +52,14 @@ class Cause(NamedTuple):
         base   what is given, before the cause changes it
         """
         header = replay.reference.header
-        config = replace(header.config, **self.config)
         settings = header.settings._replace(**self.settings)
-        given = base if self.given is None else self.given(dict(base), config)
         try:
+            config = replace(header.config, **self.config)
+            given = base if self.given is None else self.given(dict(base), config)
             with planted(self.bug) if self.bug else nullcontext():
                 return replay.run(up_to=up_to, config=config, settings=settings, given=given, may_crash=True)
-        except (LookupError, SyntaxError):
-            return {}  # two changes of the same line do not go together
+        except (LookupError, SyntaxError, InputError):
+            return {}  # two changes of the same line do not go together, or there is no model of these numbers
 
     def can_change(self, name: str) -> bool:
         """Whether it may change the tensor of this name, if those that it is computed from are given.
@@ -102,148 +107,64 @@ def _both_given(first: Given | None, second: Given | None) -> Given | None:
 
 def causes(config: GPTConfig, settings: Settings) -> Iterator[Cause]:
     """Every cause that makes sense for this model."""
+    unseen = {name for names in UNSEEN.values() for name in names}
     for bug in BUGS.values():
-        if any(change.function.startswith(_TRACED) for change in bug.changes):
+        if bug.name not in unseen and any(change.function.startswith(TRACED) for change in bug.changes):
             yield Cause(bug.name, bug.what, bug.seen_at, bug)
-    yield from (Cause(bug.name, bug.what, bug.seen_at, bug) for bug in SLIPS)
-    yield from _of_options(config, settings)
+    for slip in SLIPS:
+        of_activation = all(change.function.startswith("ops.gelu:") for change in slip.changes)
+        changed = {"activation": "gelu_tanh"} if of_activation else {}  # the one that the slips change
+        yield Cause(slip.name, slip.what, slip.seen_at, slip, config=changed)
+    yield from _of_options(config)
+    yield from _of_settings(settings)
     yield from _of_layouts()
+    yield from _of_missing_weights()
+    yield from _of_other_weights(config)
     yield from _of_given()
 
 
+#: {why a trace does not show them: the planted bugs in the modules that a trace runs through}.
+UNSEEN: Mapping[str, tuple[str, ...]] = {
+    "a trace has no flash attention": (
+        "flash_context_does_not_shrink", "flash_total_does_not_shrink", "flash_row_sum_of_a_tile",
+        "flash_values_without_dropout", "flash_mask_from_the_upper_left", "flash_ignores_the_mask",
+        "flash_skips_a_tile_that_is_seen",
+    ),
+    "every attention of a trace is causal, and its batch has no padding": (
+        "all_seen_as_causal", "padding_is_seen", "softmax_of_nothing_is_nan", "positions_of_each_sequence_summed",
+    ),
+    "a trace trains every parameter": (
+        "frozen_leaf_gets_a_gradient", "gradient_ends_at_a_frozen_block", "one_of_three_products_forgotten",
+    ),
+    "a trace recomputes no block, and reads no input of a block again": (
+        "recomputed_without_dropout", "residual_in_place",
+    ),
+    "a trace has no evaluation, and takes each step once": ("dropout_alive_in_evaluation", "evaluation_ends_dropout"),
+    "a trace generates one continuation of one prompt": (
+        "cache_overwritten_by_another_continuation", "cache_rows_not_reordered",
+    ),
+    "a trace has no groups of parameters, and copies no optimizer": (
+        "norms_decay_after_all", "copied_apart_from_its_model",
+    ),
+    "a trace has no adapters, and no quantized matrices": (
+        "lora_gradient_of_A_unscaled", "lora_gradient_of_B_unscaled", "lora_paths_give_x_no_gradient",
+        "lora_applied_after_it_was_merged", "lora_drops_nothing", "steps_forgotten_in_backward",
+        "rows_of_the_block_before", "last_block_of_rows_left_out", "constants_of_the_first_rows",
+        "bias_gradient_of_packed_averaged",
+    ),
+    "it shows at extreme values alone, and those of a trace are ordinary": (
+        "all_ignored_is_nan", "mask_is_added", "one_pass_variance",
+    ),
+    "it shows in float32 alone, and the replays are in float64": ("float64_inside",),
+}  # fmt: skip
+
 #: The modules that a trace runs through.
-_TRACED = ("ops.", "layers.", "model.", "objectives.", "training.adamw", "training.optimizer:")
-
-# Slips in the code
-
-_ATTENTION, _BLOCK = "ops.attention", "layers.transformer_block"
-_FORWARD_SCALE = "queries * (1 / math.sqrt(K))"
-_BACKWARD_SCALE = "1 / math.sqrt(saved.queries.shape[-1])"
-_GELU_SHARE, _GELU_SLOPE = "u = C * (x + A * x * x * x)", "(2 * C * (1 + 3 * A * x * x))"
-
-
-def _slip(name: str, what: str, *changes: tuple[str, str, str]) -> Bug:
-    return Bug(name, what, "", "none", (), tuple(Change(*change) for change in changes))
-
-
-def _scores_scaled(name: str, what: str, forward: str, backward: str) -> Bug:
-    return _slip(
-        name,
-        what,
-        (f"{_ATTENTION}:forward", _FORWARD_SCALE, f"queries * {forward}"),
-        (f"{_ATTENTION}:backward", _BACKWARD_SCALE, backward),
-    )
-
-
-def _other_gelu(name: str, what: str, share: str, slope: str) -> Bug:
-    """GELU with another share of x that passes, (1 + tanh(u)) / 2; the slope is 2 du/dx."""
-    return _slip(
-        name, what, ("ops.gelu:forward", _GELU_SHARE, f"u = {share}"), ("ops.gelu:backward", _GELU_SLOPE, slope)
-    )
-
-
-SLIPS: tuple[Bug, ...] = (
-    _scores_scaled("scores_not_scaled", "the scores are not divided by sqrt(K)", "1", "1"),
-    _scores_scaled(
-        "scores_divided_by_head_dim", "the scores are divided by K, not by its root", "(1 / K)",
-        "1 / saved.queries.shape[-1]",
-    ),
-    _slip(
-        "scale_forgotten_in_the_backward", "the backward of attention does not divide by sqrt(K)",
-        (f"{_ATTENTION}:backward", _BACKWARD_SCALE, "1"),
-    ),
-    _other_gelu("quick_gelu", "x sigmoid(1.702 x) stands in the place of GELU", "0.851 * x", "1.702"),
-    _other_gelu("silu", "x sigmoid(x) stands in the place of GELU", "0.5 * x", "1"),
-    _other_gelu("gelu_without_its_cube", "GELU lacks the term with x cubed", "C * x", "(2 * C)"),
-    _slip(
-        "relu", "ReLU stands in the place of GELU",
-        ("ops.gelu:forward", "np.multiply(x, s, out=y)", "np.multiply(x, x > 0, out=y)"),
-        ("ops.gelu:backward", "s + x * ds_dx", "x > 0"),
-    ),
-    _slip(
-        "norm_does_not_center", "the norm does not subtract the mean, as RMSNorm",
-        ("ops.layer_norm:forward", "centered = x - x.mean(axis=-1, keepdims=True)", "centered = x - 0 * x"),
-        ("ops.layer_norm:backward", "d_x -= d_x.mean(axis=-1, keepdims=True)", "pass"),
-    ),
-    _slip(
-        "residual_around_attention_missing", "the block's input is not added to what attention gives",
-        (f"{_BLOCK}:forward", "r = x + dropped", "r = dropped + 0 * x"),
-        (f"{_BLOCK}:backward", "d_x += d_r", "pass"),
-    ),
-    _slip(
-        "residual_around_feed_forward_missing", "the feed-forward layers' input is not added to what they give",
-        (f"{_BLOCK}:forward", "y = r + dropped", "y = dropped + 0 * r"),
-        (f"{_BLOCK}:backward", "d_r += d_y", "pass"),
-    ),
-    _slip(
-        "residual_gradient_around_attention_missing", "the gradient does not go past attention",
-        (f"{_BLOCK}:backward", "d_x += d_r", "pass"),
-    ),
-    _slip(
-        "residual_gradient_around_feed_forward_missing", "the gradient does not go past the feed-forward layers",
-        (f"{_BLOCK}:backward", "d_r += d_y", "pass"),
-    ),
-    _slip(
-        "loss_summed", "the loss is the sum over the targets, not their mean",
-        ("ops.cross_entropy:forward", "losses.sum() / logits.dtype.type(max(1, len(counted)))", "losses.sum()"),
-        ("ops.cross_entropy:backward", "d_loss / max(1, len(counted))", "d_loss"),
-    ),
-    _slip(
-        "loss_gradient_not_divided", "the gradient of the logits is not divided by the number of targets",
-        ("ops.cross_entropy:backward", "d_loss / max(1, len(counted))", "d_loss"),
-    ),
-    _slip(
-        "one_hot_not_subtracted", "the gradient of the logits lacks the target's one",
-        (
-            "ops.cross_entropy:backward", "d_logits[counted, targets[counted]] -= row_weight[counted, 0]",
-            "d_logits[counted, targets[counted]] -= 0 * row_weight[counted, 0]",
-        ),
-    ),
-    _slip(
-        "dropout_not_scaled", "dropout does not divide what it keeps by 1 - drop_rate",
-        ("ops.dropout:_kept_and_scaled", "1 / (1 - drop_rate)", "1"),
-    ),
-    _slip(
-        "dropout_mask_inverted", "dropout keeps what it should drop",
-        ("ops.dropout:_kept_and_scaled", "np.multiply(x, keep, out=y)", "np.multiply(x, ~keep, out=y)"),
-    ),
-    _slip(
-        "embeddings_scaled", "the token embeddings are multiplied by sqrt(D)",
-        ("model.body:forward", 'watch("tok_emb", tokens)', 'tokens = tokens * tokens.shape[-1] ** 0.5\n'
-         '    watch("tok_emb", tokens)'),
-    ),
-    _slip(
-        "positions_begin_at_one", "the first token has position 1",
-        ("model.body:forward", "np.arange(T) + (past[0].length if past else 0)",
-         "np.arange(T) + (past[0].length if past else 0) + 1"),
-    ),
-    _slip(
-        "no_bias_correction", "AdamW does not correct its moments for their start at zero",
-        ("training.adamw:AdamW.update", "1 - beta1**self.steps", "1.0"),
-        ("training.adamw:AdamW.update", "math.sqrt(1 - beta2**self.steps)", "1.0"),
-    ),
-    _slip(
-        "only_matrices_decay", "biases and norms have no weight decay",
-        (
-            "training.optimizer:Optimizer.rates_of", "return Rates(self.lr, self.weight_decay)",
-            'return Rates(self.lr, self.weight_decay * name.endswith(".weight"))',
-        ),
-    ),
-    _slip(
-        "gradients_clipped", "the gradients are clipped to the norm 1 before the step",
-        (
-            "training.optimizer:Optimizer.step", "self.steps += 1",
-            "self.steps += 1\n"
-            "    total = sum(float((g * g).sum()) for g in grads.values()) ** 0.5\n"
-            "    grads = {name: g * min(1.0, 1 / (total + 1e-6)) for name, g in grads.items()}",
-        ),
-    ),
-)  # fmt: skip
+TRACED = ("ops.", "layers.", "model.", "objectives.", "training.adamw", "training.optimizer:")
 
 # Slips in options and settings
 
 
-def _of_options(config: GPTConfig, settings: Settings) -> Iterator[Cause]:
+def _of_options(config: GPTConfig) -> Iterator[Cause]:
     for eps in (1e-3, 1e-5, 1e-6, 1e-8, 1e-12):
         if eps != config.norm_eps:
             what = f"the norms add {eps:g}, not {config.norm_eps:g}"
@@ -251,8 +172,14 @@ def _of_options(config: GPTConfig, settings: Settings) -> Iterator[Cause]:
     for activation in ACTIVATIONS:
         if activation != config.activation:
             yield Cause(activation, f"the activation is {activation}", config={"activation": activation})
+    for n_heads in (number for number in range(1, config.emb_dim + 1) if config.emb_dim % number == 0):
+        what = f"there are {n_heads} heads, not {config.n_heads}"
+        yield Cause(f"n_heads_{n_heads}", what, config={"n_heads": n_heads})
     if config.drop_rate:
         yield Cause("no_dropout", "nothing is dropped", config={"drop_rate": 0.0})
+
+
+def _of_settings(settings: Settings) -> Iterator[Cause]:
     others = {"beta2": (0.95, 0.98, 0.99), "eps": (1e-6, 1e-7, 1e-9, 1e-10), "weight_decay": (0.0, 0.01)}
     for name, values in others.items():
         for value in values:
@@ -273,7 +200,7 @@ def _of_layouts() -> Iterator[Cause]:
             f"order_{'_'.join(name.removeprefix('W_') for name in order)}",
             f"the weights of queries, keys and values are taken for those of {words}",
             "swift-models#564",
-            given=_taken_for(order),
+            given=_with_names({f".{other}.": f".{own}." for own, other in zip(_ATT, order, strict=True)}),
         )
     yield Cause(
         "heads_interleaved_in_the_weights",
@@ -285,36 +212,67 @@ def _of_layouts() -> Iterator[Cause]:
             f"{name}_transposed", f"in and out of {name}'s weight are exchanged", "nanoGPT#190",
             given=_changed(f"att.{name}.weight", lambda array: array.T.copy()),
         )  # fmt: skip
+
+
+def _of_missing_weights() -> Iterator[Cause]:
     ends = {
         "qkv_bias": ("W_query.bias", "W_key.bias", "W_value.bias"),
+        "query_bias": ("W_query.bias",),
+        "key_bias": ("W_key.bias",),
+        "value_bias": ("W_value.bias",),
         "out_proj_bias": ("out_proj.bias",),
         "feed_forward_bias": ("ff.layers.0.bias", "ff.layers.2.bias"),
+        "first_feed_forward_bias": ("ff.layers.0.bias",),
+        "last_feed_forward_bias": ("ff.layers.2.bias",),
         "norm_shift": (".shift",),
+        "final_norm_shift": ("final_norm.shift",),
         "positions": ("pos_emb.weight",),
     }
     for name, endings in ends.items():
-        yield Cause(f"{name}_missing", f"{' and '.join(endings)} are not added", given=_changed(endings, np.zeros_like))
+        words = f"{' and '.join(endings)} {'are' if len(endings) > 1 else 'is'} not added"
+        yield Cause(f"{name}_missing", words, given=_changed(endings, np.zeros_like))
     yield Cause("norm_scale_missing", "norms do not multiply by their scale", given=_changed(".scale", np.ones_like))
     yield Cause("norm_scale_plus_one", "norms multiply by 1 + scale", given=_changed(".scale", lambda array: 1 + array))
+
+
+def _of_other_weights(config: GPTConfig) -> Iterator[Cause]:
+    """One part of the model has the weights of another."""
+    pairs = {
+        "norms_exchanged": ("norm1 and norm2 have each other's weights", {".norm1.": ".norm2.", ".norm2.": ".norm1."}),
+        "norm1_twice": ("norm2 has the weights of norm1", {".norm2.": ".norm1."}),
+        "norm2_twice": ("norm1 has the weights of norm2", {".norm1.": ".norm2."}),
+        "scale_and_shift_exchanged": ("norms' scale and shift are exchanged", {".scale": ".shift", ".shift": ".scale"}),
+        "head_of_the_embedding": ("the head has the weights of the token embedding", {"out_head.": "tok_emb."}),
+        "embedding_of_the_head": ("the token embedding has the weights of the head", {"tok_emb.": "out_head."}),
+    }
+    blocks = [f"trf_blocks.{i}." for i in range(config.n_layers)]
+    for i, j in permutations(range(min(config.n_layers, MOST_BLOCKS)), 2):
+        pairs[f"block_{i}_of_{j}"] = (f"block {i} has the weights of block {j}", {blocks[i]: blocks[j]})
+    if config.n_layers > 1:
+        reverse = dict(zip(blocks, reversed(blocks), strict=True))
+        pairs["blocks_reversed"] = ("the blocks have each other's weights, in the reverse order", reverse)
+    for name, (what, taken_from) in pairs.items():
+        yield Cause(name, what, given=_with_names(taken_from))
+
+
+def _with_names(taken_from: Mapping[str, str]) -> Given:
+    """The weights whose names have a part of the keys are those of the names with the value in its place."""
+
+    def given(tensors: Tensors, config: GPTConfig) -> Tensors:
+        changed = dict(tensors)
+        for name in filter(is_parameter, tensors):
+            for part, other in taken_from.items():
+                source = name.replace(part, other)
+                if part in name and source in tensors:
+                    changed[name] = tensors[source]
+        return changed
+
+    return given
 
 
 def _changed(ending: str | tuple[str, ...], function: Callable[[Array], Array]) -> Given:
     def given(tensors: Tensors, config: GPTConfig) -> Tensors:
         return {name: function(array) if name.endswith(ending) else array for name, array in tensors.items()}
-
-    return given
-
-
-def _taken_for(order: tuple[str, ...]) -> Given:
-    """The weights of `_ATT`, in this order, under the names of the order."""
-
-    def given(tensors: Tensors, config: GPTConfig) -> Tensors:
-        renamed = dict(tensors)
-        for name in tensors:
-            for own, other in zip(_ATT, order, strict=True):
-                if f".{own}." in name:
-                    renamed[name.replace(f".{own}.", f".{other}.")] = tensors[name]
-        return renamed
 
     return given
 
@@ -347,3 +305,15 @@ def _of_given() -> Iterator[Cause]:
         "targets_shifted_twice", "the targets are two tokens later", "transformers#37830",
         given=replaced(**{TARGETS: lambda tensors: np.roll(tensors[TARGETS], -1, axis=-1)}),
     )  # fmt: skip
+    for place, at in (("first", 0), ("last", -1)):
+        yield Cause(
+            f"{place}_target_ignored", f"the {place} target of each sequence does not count",
+            given=replaced(**{TARGETS: lambda tensors, at=at: _ignored(tensors[TARGETS], at)}),
+        )  # fmt: skip
+
+
+def _ignored(targets: Array, at: int) -> Array:
+    """The targets, of which that at this place of each sequence does not count."""
+    changed = targets.copy()
+    changed[:, at] = IGNORE_INDEX
+    return changed

@@ -117,7 +117,7 @@ def compare(
         fault = _fault(ours.get(name), expected, np.dtype(dtype), (previous or {}).get(name))
         size, room = finite_norms(expected), allowed[name]
         error = Norms(np.inf, np.full_like(size.rows, np.inf)) if fault else difference(ours[name], expected)
-        comparisons.append(Comparison(name, fault, error.tensor, size.tensor, room.tensor, _used(error, room)))
+        comparisons.append(Comparison(name, fault, error.tensor, size.tensor, room.tensor, used(error, room)))
     unexpected = [name for name in ours if name not in reference]
     return comparisons + [Comparison(name, "unexpected", np.inf, 0.0, 0.0, np.inf) for name in unexpected]
 
@@ -139,8 +139,8 @@ def _fault(ours: Array | None, expected: Array, dtype: np.dtype, previous: Array
     return ""
 
 
-def _used(error: Norms, allowed: Norms) -> float:
-    """The largest error / allowed. If both are 0, nothing is used."""
+def used(error: Norms, allowed: Norms) -> float:
+    """The largest error / allowed, of the whole or of a row. If both are 0, nothing is used."""
     errors, room = np.append(error.rows, error.tensor), np.append(allowed.rows, allowed.tensor)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return float(np.where(errors == 0, 0, errors / room).max())

@@ -7,19 +7,25 @@ the tensor, nor a plain relation (zero, a multiple, transposed, another tensor),
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 
+from numpygpt.checks.budgets import FORMATS
 from numpygpt.checks.causes import Cause, causes
-from numpygpt.checks.compare import finite_norms
+from numpygpt.checks.compare import FLOAT64_NORMWISE, difference, finite_norms
 from numpygpt.checks.dialects import Candidate
 from numpygpt.checks.diff import MISSING, WRONG, Diff
-from numpygpt.checks.replay import Replay, largest_replayed
+from numpygpt.checks.fitted import fitted
+from numpygpt.checks.formulas import formula
+from numpygpt.checks.part import Reference, parts_with
+from numpygpt.checks.relations import Relation, relations
+from numpygpt.checks.replay import Replay, only_in_parts
 from numpygpt.checks.trace import Tensors, is_parameter
 from numpygpt.checks.trace_file import TraceFile, has_budget
+from numpygpt.checks.words import in_words
 from numpygpt.shapes import Array
 
 #: How many of the causes that change the tensor are tried in pairs, and how many that explain it are looked at closely.
@@ -28,10 +34,12 @@ MOST_IN_PAIRS, MOST_REPLAYED = 10, 24
 MOST_FAULTS = 0.5
 #: How many times closer than our own code a cause must come to a tensor that is within its budget.
 MUCH_CLOSER = 2.0
+#: What is farther from the tensor, as a share of its size, explains nothing, whatever the budget allows.
+FARTHEST = 0.1
 #: How many tensors with a fault of their own are diagnosed.
 MOST_DIAGNOSED = 3
-#: How many causes are offered for each.
-MOST_OFFERED = 5
+#: How many causes are offered for each, and how many of them before the first plain relation.
+MOST_OFFERED, SHOWN_BEFORE = 5, 2
 
 #: Goes through the causes and shows a person how far it has come.
 Progress = Callable[[Sequence[Cause]], Iterable[Cause]]
@@ -67,9 +75,10 @@ class Diagnosis(NamedTuple):
         return [f"your `{self.name}` {self._said(offer)}" for offer in self.offers]
 
     def _said(self, offer: Offer) -> str:
+        close = f"relative difference {offer.distance:.1e}" if offer.distance else "exactly"
         if not offer.names:
-            return f"{offer.what}, to {offer.distance:.1e}"
-        return f"equals the reference with {' or '.join(offer.names)} to {offer.distance:.1e}: {offer.what}"
+            return f"{offer.what} ({close})"
+        return f"is what it would be if {offer.what} ({close}; cause: {' or '.join(offer.names)})"
 
 
 def diagnose(
@@ -79,13 +88,51 @@ def diagnose(
 
     progress   goes through the causes
     """
-    suspects = [finding.name for finding in found.wrong if finding.verdict == WRONG]
-    if not suspects:
-        return [Diagnosis(f.name, [], "it is missing") for f in found.wrong[:1] if f.verdict == MISSING]
-    parameters = largest_replayed(reference.header.config)
-    if parameters is not None:
-        return [Diagnosis(suspects[0], [], f"a model of {parameters:,} parameters is too large: trace a smaller one")]
-    doctor = _Doctor(reference, candidate, progress)
+    wrong = [finding for finding in found.wrong if finding.verdict == WRONG]
+    suspects = [finding.name for finding in wrong if not finding.is_rounding]
+    if wrong and not suspects:
+        return [Diagnosis(wrong[0].name, [], "the reference's is zero except for rounding, and yours is larger")]
+    if not suspects or (found.first and found.first.verdict == MISSING):
+        return [
+            Diagnosis(first.name, [], _of_missing(first.name, reference, candidate))
+            for first in found.wrong[:1]
+            if first.verdict == MISSING
+        ]
+    if only_in_parts(reference.header.config):
+        return _in_a_part(reference, candidate, suspects, progress)
+    return _diagnosed(_Doctor(reference, candidate, progress), suspects)
+
+
+def _of_missing(name: str, reference: TraceFile, candidate: Candidate) -> str:
+    alike = candidate.may_be(name, reference.tensors.layouts[name].shape)
+    if alike:
+        several = " or ".join(f"`{theirs}`" for theirs in alike)
+        return f"it is not matched; {several} may be it, of the same shape: map it by --names; it is {formula(name)}"
+    without_gradient = ": your backward gives it no gradient, or None" if "d_" in name else ""
+    return f"it is missing{without_gradient}; it is {formula(name)}"
+
+
+def _in_a_part(
+    reference: TraceFile, candidate: Candidate, suspects: list[str], progress: Progress
+) -> list[Diagnosis]:
+    """The same for a large model: the diagnoses in the part of it where the first of the suspects is computed."""
+    part = next(parts_with(reference, suspects[:1]), None)
+    if part is None:
+        why_not = "the cause is sought only within the blocks of so large a model: trace one of fewer parameters"
+        return [Diagnosis(suspects[0], [], why_not)]
+    here = [name for name, of_whole in part.names.items() if of_whole in suspects]
+    found = _diagnosed(_Doctor(part, part.of_candidate(candidate), progress), here)
+    return [
+        Diagnosis(
+            part.names[name],
+            [offer._replace(what=part.in_whole(offer.what)) for offer in offers],
+            part.in_whole(why_not),
+        )
+        for name, offers, why_not in found
+    ]
+
+
+def _diagnosed(doctor: "_Doctor", suspects: list[str]) -> list[Diagnosis]:
     forward = {name for name in doctor.names if not name.startswith(("d_", "step", "generated."))}
     if len(doctor.faults & forward) > MOST_FAULTS * len(forward):
         why_not = "most activations differ from what their own inputs lead to: is it another format (--dtype)?"
@@ -106,7 +153,7 @@ class _Doctor:
     faults   the names of all tensors that differ from it
     """
 
-    def __init__(self, reference: TraceFile, candidate: Candidate, progress: Progress) -> None:
+    def __init__(self, reference: Reference, candidate: Candidate, progress: Progress) -> None:
         self.replay = Replay(reference, candidate)
         header = reference.header
         self.causes = list(causes(header.config, header.settings))
@@ -131,14 +178,38 @@ class _Doctor:
         if self.replay.used(name, self.sound[name]) <= 1:
             return self._upstream_of(name), set()
         explaining, changing = self._try(name, self._causes_of(name))
-        plain = list(relations(name, ours, self.sound, self.replay)) if ours.shape == self.sound[name].shape else []
-        if not explaining and not plain:
-            pairs = [one.together_with(other) for one, other in combinations(changing[:MOST_IN_PAIRS], 2)]
-            explaining, _ = self._try(name, pairs)
         offers, explained = self._ranked(name, explaining)
-        offers += plain
-        why_not = "" if offers else "no known cause gives it; look at how it is computed"
-        return Diagnosis(name, offers[:MOST_OFFERED], why_not), explained
+        if not offers or offers[0].left:  # a number that was not foreseen may leave less
+            explaining += self._try(name, fitted(name, self.replay, self.base))[0]
+            offers, explained = self._ranked(name, explaining)
+        plain = [Offer((), *relation, 0) for relation in self._relations(name, ours)]
+        if not offers and not plain:
+            pairs = [one.together_with(other) for one, other in combinations(changing[:MOST_IN_PAIRS], 2)]
+            offers, explained = self._ranked(name, self._try(name, pairs)[0])
+        offers = self._merged(offers, plain)
+        return Diagnosis(name, offers[:MOST_OFFERED], "" if offers else self._unexplained(name)), explained
+
+    def _relations(self, name: str, ours: Array) -> Iterable[Relation]:
+        """The plain relations that come much closer to the tensor than what its inputs lead to."""
+        nearest = min(FARTHEST, self.replay.distance(name, self.sound[name]) / MUCH_CLOSER)
+        return (found for found in relations(name, ours, self.sound, self.replay) if found.distance <= nearest)
+
+    def _merged(self, offers: list[Offer], plain: list[Offer]) -> list[Offer]:
+        """Causes and relations together: a relation comes before causes that make more faults than there are."""
+        likely = sum(offer.left <= len(self.faults) for offer in offers)
+        place = min(likely, SHOWN_BEFORE)
+        return offers[:place] + plain[:1] + offers[place:] + plain[1:]
+
+    def _unexplained(self, name: str) -> str:
+        """What is said of a tensor that no cause gives."""
+        if is_parameter(name):
+            return "it is given, and yours has other values: begin with the weights of the trace"
+        ours, expected = self.replay.arrays[name], self.sound[name]
+        if ours.shape != expected.shape:
+            return f"its shape is {ours.shape}; expected {expected.shape}"
+        finite = np.isfinite(expected) & np.isfinite(ours)
+        where = in_words(np.where(finite, ours, 0), np.where(finite, expected, 0))
+        return f"no known cause gives it; it {where}; look at how it is computed: {formula(name)}"
 
     def _causes_of(self, name: str) -> Iterable[Cause]:
         return self.progress([cause for cause in self.causes if cause.can_change(name)])
@@ -175,7 +246,7 @@ class _Doctor:
                 continue
             distance = self.replay.distance(name, computed)
             changing.append((distance, cause))
-            if self.replay.used(name, computed) <= 1:
+            if self.replay.used(name, computed) <= 1 and distance <= FARTHEST:
                 explaining.append((distance, cause))
         return _closest_first(explaining), _closest_first(changing)
 
@@ -183,7 +254,7 @@ class _Doctor:
         """The offers, and the faults that the first of them explains."""
         replayed = [(cause, cause.replayed(self.replay, self.base)) for cause in explaining[:MOST_REPLAYED]]
         offers: list[tuple[tuple[float, ...], Offer, set[str]]] = []
-        for alike in _grouped(replayed):
+        for alike in _grouped(replayed, self._alike):
             first, found = alike[0]
             left = self.replay.faults(self.names, found) | (self.faults - found.keys())
             distance = self.replay.distance(name, found[name])
@@ -191,6 +262,17 @@ class _Doctor:
             offers.append(((len(left), _magnitude(distance)), offer, self.faults - left))
         offers.sort(key=lambda ranked: ranked[0])
         return [offer for _, offer, _ in offers], offers[0][2] if offers else set()
+
+    def _alike(self, name: str, array: Array, other: Array) -> bool:
+        """Whether two tensors are the same except for rounding, as are two of nothing but rounding, or not judged."""
+        if name not in self.names or np.array_equal(array, other, equal_nan=True):
+            return True
+        if array.shape != other.shape or not has_budget(name):
+            return False
+        size = max(finite_norms(array).tensor, finite_norms(other).tensor)
+        rounding = max(FORMATS[self.replay.format], FLOAT64_NORMWISE) * size
+        is_rounding = size <= self.replay.reference.budget(self.replay.format, name).tensor
+        return is_rounding or difference(array, other).tensor <= rounding
 
 
 def _closest_first(found: list[tuple[float, Cause]]) -> list[Cause]:
@@ -213,12 +295,16 @@ def _in_words(cause: Cause) -> str:
     return f"{cause.what} (met in {cause.seen_at})" if "#" in cause.seen_at else cause.what
 
 
-def _grouped(replayed: Sequence[tuple[Cause, Tensors]]) -> list[list[tuple[Cause, Tensors]]]:
+#: Says of a name and two tensors of it whether they are the same.
+Alike = Callable[[str, Array, Array], bool]
+
+
+def _grouped(replayed: Sequence[tuple[Cause, Tensors]], alike: Alike) -> list[list[tuple[Cause, Tensors]]]:
     """The causes whose every tensor is the same, together."""
     groups: list[list[tuple[Cause, Tensors]]] = []
     for cause, found in replayed:
         for group in groups:
-            if _same(group[0][1], found):
+            if _same(group[0][1], found, alike):
                 group.append((cause, found))
                 break
         else:
@@ -226,41 +312,5 @@ def _grouped(replayed: Sequence[tuple[Cause, Tensors]]) -> list[list[tuple[Cause
     return groups
 
 
-def _same(some: Tensors, others: Tensors) -> bool:
-    return some.keys() == others.keys() and all(
-        np.array_equal(array, others[name], equal_nan=True) for name, array in some.items()
-    )
-
-
-# Plain relations
-
-
-def relations(name: str, ours: Array, sound: Tensors, replay: Replay) -> Iterator[Offer]:
-    """What the candidate's tensor is, in terms of what its inputs lead to, or of its other tensors."""
-    finite_ones = np.isfinite(sound[name])
-    expected = np.where(finite_ones, sound[name], 0)
-    finite = np.where(np.isfinite(ours), ours, 0)
-    size, of_expected = finite_norms(ours).tensor, finite_norms(sound[name]).tensor
-    if not size:
-        yield Offer((), "is zero", 0.0, 0)
-        return
-    if of_expected:
-        with np.errstate(over="ignore"):  # a factor that overflows explains nothing
-            factor = float((finite / of_expected * (expected / of_expected)).sum())
-            multiple = np.where(finite_ones, factor * expected, sound[name])
-        yield from _if_close(name, multiple, f"is {factor:.6g} times what its inputs lead to", replay)
-    if ours.ndim > 1 and ours.shape[-1] == ours.shape[-2]:
-        yield from _if_close(name, sound[name].swapaxes(-1, -2), "has its last two axes exchanged", replay)
-    for shift in (1, -1):
-        if ours.ndim > 1:
-            shifted = np.roll(sound[name], shift, axis=-2)
-            yield from _if_close(name, shifted, f"has its rows {'later' if shift > 0 else 'earlier'} by one", replay)
-    for other, array in replay.arrays.items():
-        if other != name and array.shape == ours.shape and np.array_equal(array, ours):
-            yield Offer((), f"equals your `{other}`", 0.0, 0)
-            return
-
-
-def _if_close(name: str, computed: Array, what: str, replay: Replay) -> Iterator[Offer]:
-    if replay.used(name, computed) <= 1:
-        yield Offer((), what, replay.distance(name, computed), 0)
+def _same(some: Tensors, others: Tensors, alike: Alike) -> bool:
+    return some.keys() == others.keys() and all(alike(name, array, others[name]) for name, array in some.items())

@@ -1,8 +1,9 @@
 """Candidates: the tensors of another implementation, found under the names of a trace.
 
 Names are found in this order: by a map that the user gives; as the trace's own; as those of Hugging Face's GPT-2 or of
-nanoGPT, whose modules have the same names and keep their weights the other way round; and last by content. The state
-that llm.c writes is read as it is (`numpygpt.formats.llm_c`).
+nanoGPT, whose modules have the same names and keep their weights the other way round; by content; and last in the way
+in which the names that were found by content differ from ours. The state that llm.c writes is read as it is
+(`numpygpt.formats.llm_c`).
 
     theirs                         ours
     transformer.h.0.ln_1           trf_blocks.0.norm1, an activation: the output of that module
@@ -10,8 +11,13 @@ that llm.c writes is read as it is (`numpygpt.formats.llm_c`).
     h.0.ln_1.weight.grad           d_trf_blocks.0.norm1.scale: d_ in front or .grad behind makes it a gradient
 """
 
+import math
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +25,12 @@ import numpy as np
 
 from numpygpt.checks.budgets import FORMATS
 from numpygpt.checks.compare import finite_norms, norms
+from numpygpt.checks.trace import is_state
 from numpygpt.checks.trace_file import BUDGET, FORMAT, TraceFile, has_budget, refuse_another_version
 from numpygpt.errors import InputError
 from numpygpt.formats import hugging_face, llm_c, nanogpt
 from numpygpt.formats.names import Table
-from numpygpt.formats.tensor_file import TensorFile
+from numpygpt.formats.tensor_file import StoredTensor, TensorFile
 from numpygpt.layers.multi_head_attention import split_heads
 from numpygpt.model.config import GPTConfig
 from numpygpt.reading import read_json, refuse_irregular
@@ -36,6 +43,12 @@ PREFIX = "transformer."
 MOST_BYTES = 2**22
 #: A tensor is only taken for one of the reference's by its content if it differs by less than this share of its size.
 CLOSE_ENOUGH = 0.3
+#: Tensors that differ by less are matched first, and teach how the names differ.
+SURELY = 1e-3
+#: What stands before the name of an activation or a parameter: "step2.d_", "step1.exp_avg.".
+_BEFORE = re.compile(r"(step\d+\.)?(exp_avg\.|exp_avg_sq\.|d_)?")
+#: How many of their names are shown to a person who looks for the one of a tensor.
+MOST_ALIKE = 3
 
 #: {module of Hugging Face's GPT-2 or nanoGPT: the activations of ours that it outputs}.
 ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
@@ -72,6 +85,9 @@ class Candidate(NamedTuple):
     proposed   {our name: how close it is} of the names that were found by content
     unknown    their names that are none of ours
     partial    whether it need not have every tensor
+    by_others  our names of the tensors whose names differ as those found by content do
+    shapes     {their name: shape} of those that are unknown
+    dtypes     of the tensors that are judged, other than the format's; empty where the user says the format
     """
 
     path: Path
@@ -81,6 +97,14 @@ class Candidate(NamedTuple):
     proposed: dict[str, float]
     unknown: list[str]
     partial: bool = False
+    by_others: tuple[str, ...] = ()
+    shapes: Mapping[str, tuple[int, ...]] = {}
+    dtypes: tuple[str, ...] = ()
+
+    def may_be(self, ours: str, shape: tuple[int, ...]) -> list[str]:
+        """Their unknown names of tensors of this shape; those that look most like our name come first."""
+        alike = [name for name, theirs in self.shapes.items() if theirs == shape]
+        return get_close_matches(ours, alike, MOST_ALIKE, cutoff=0.0)
 
 
 def open_candidate(
@@ -112,7 +136,10 @@ def open_candidate(
         except InputError as error:
             raise InputError(f"the {KIND} {path} cannot be used: {error}") from error
     matched = _matched(file, reference, names)
-    return matched._replace(format=dtype or _format_of(file, matched), partial=partial)
+    if dtype is not None:
+        return matched._replace(format=dtype, partial=partial)
+    shortest, *others = _formats_of(file, matched)
+    return matched._replace(format=shortest, dtypes=tuple(others), partial=partial)
 
 
 def partial_of(array: Array) -> Read:
@@ -120,11 +147,13 @@ def partial_of(array: Array) -> Read:
     return lambda: array
 
 
-def _format_of(file: TensorFile, candidate: Candidate) -> str:
-    """The format of the shortest dtype of what is compared, loss aside."""
-    dtypes = {_dtype(file, candidate.theirs.get(name, name)) for name in candidate.tensors if has_budget(name)}
+def _formats_of(file: TensorFile, candidate: Candidate) -> list[str]:
+    """The dtypes of what is compared, the shortest first. Losses and AdamW's state may be longer, and tell nothing."""
+    judged = [name for name in candidate.tensors if has_budget(name)]
+    telling = [name for name in judged if not is_state(name) and not name.endswith("loss")]
+    dtypes = {_dtype(file, candidate.theirs.get(name, name)) for name in telling or judged}
     known = [dtype for dtype in dtypes if dtype in FORMATS]
-    return max(known, key=lambda dtype: FORMATS[dtype]) if known else "float32"
+    return sorted(known, key=lambda dtype: -FORMATS[dtype]) or ["float32"]
 
 
 def _dtype(file: TensorFile, name: str) -> str:
@@ -134,20 +163,37 @@ def _dtype(file: TensorFile, name: str) -> str:
 # Matching names
 
 
+class _Matches(NamedTuple):
+    """What of a candidate's file is matched so far with the tensors of the reference.
+
+    tensors   {name of a tensor of the reference: what reads the candidate's}
+    theirs    {the same name: the candidate's name}
+    """
+
+    file: TensorFile
+    reference: TraceFile
+    tensors: dict[str, Read]
+    theirs: dict[str, str]
+
+    def add(self, name: str, ours: str) -> None:
+        """Match the candidate's tensor of this name with that of ours."""
+        self.tensors[ours], self.theirs[ours] = StoredTensor(self.file, name), name
+
+
 def _matched(file: TensorFile, reference: TraceFile, names: Path | None) -> Candidate:
     given = {} if names is None else _map_of(names, file, reference)
     offered = [name for name in file.layouts if not name.startswith(BUDGET)]
-    tensors: dict[str, Read] = {}
-    theirs: dict[str, str] = {}
+    matches = _Matches(file, reference, {}, {})
+    tensors, theirs = matches.tensors, matches.theirs
     unknown: list[str] = []
     needless: list[str] = []
     dialect = Dialect(reference.header.config, file.layouts)
     expected = set(reference.order)
     for name in offered:
         if name in given:
-            found: dict[str, Read] = {given[name]: partial(file.read, name)}
+            found: dict[str, Read] = {given[name]: StoredTensor(file, name)}
         elif name in expected and name not in given.values():
-            found = {name: partial(file.read, name)}
+            found = {name: StoredTensor(file, name)}
         else:
             of_dialect = dialect.tensors(name, file.read)
             found = {ours: read for ours, read in of_dialect.items() if ours in expected}
@@ -156,7 +202,11 @@ def _matched(file: TensorFile, reference: TraceFile, names: Path | None) -> Cand
         for ours, read in found.items():
             if ours not in tensors or name in given:
                 tensors[ours], theirs[ours] = read, name
-    proposed = _by_content(file, reference, unknown, tensors, theirs)
+    proposed: dict[str, float] = {}
+    others: list[str] = []
+    for limit in (SURELY, CLOSE_ENOUGH):
+        proposed |= _by_content(matches, unknown, limit)
+        others += _by_other_names(matches, unknown)
     if not any(has_budget(name) for name in tensors):
         raise InputError(
             f"the {KIND} {file.path} has none of the tensors of the trace; it has "
@@ -164,7 +214,8 @@ def _matched(file: TensorFile, reference: TraceFile, names: Path | None) -> Cand
         )
     renamed = {ours: name for ours, name in theirs.items() if ours != name}
     left = needless + [name for name in unknown if name not in theirs.values()]
-    return Candidate(file.path, "float64", tensors, renamed, proposed, left)
+    shapes = {name: file.layouts[name].shape for name in left}
+    return Candidate(file.path, "float64", tensors, renamed, proposed, left, by_others=tuple(others), shapes=shapes)
 
 
 def _map_of(path: Path, file: TensorFile, reference: TraceFile) -> dict[str, str]:
@@ -250,16 +301,15 @@ def _part_of_activation(read: Callable[[str], Array], theirs: str, part: int, pa
     return split_heads(np.split(tensor, parts, axis=-1)[part], n_heads)
 
 
-def _by_content(
-    file: TensorFile,
-    reference: TraceFile,
-    unknown: Iterable[str],
-    tensors: dict[str, Read],
-    theirs: dict[str, str],
-) -> dict[str, float]:
-    """Match each unknown tensor with the closest of the reference's that has its shape and no match yet."""
+def _by_content(matches: _Matches, unknown: Iterable[str], limit: float) -> dict[str, float]:
+    """Match each unknown tensor with the closest of the reference's that has its shape and no match yet.
+
+    limit   two that differ by more, as a share of the reference's size, do not match
+    """
+    file, reference, tensors, theirs = matches
     proposed = {}
-    wanting = {name: file.layouts[name] for name in unknown if file.layouts[name].dtype in FORMATS}
+    matched = set(theirs.values())
+    wanting = {n: file.layouts[n] for n in unknown if file.layouts[n].dtype in FORMATS and n not in matched}
     for name, layout in wanting.items():
         closest, ours = min(
             (
@@ -272,9 +322,63 @@ def _by_content(
             ),
             default=(np.inf, ""),
         )
-        if closest < CLOSE_ENOUGH:
-            tensors[ours], theirs[ours], proposed[ours] = partial(file.read, name), name, closest
+        if closest < limit:
+            matches.add(name, ours)
+            proposed[ours] = closest
     return proposed
+
+
+def _by_other_names(matches: _Matches, unknown: Iterable[str]) -> list[str]:
+    """Match what is left as the names that were found by content differ from ours.
+
+    If "my/L0.A_keys" is `trf_blocks.0.att.keys`, then "my/L0.A_attn_scores" is `trf_blocks.0.att.attn_scores`, if that
+    has the same shape and no match yet. A wrong tensor is not close to ours, and is found by its name alone.
+    """
+    file, reference, tensors, theirs = matches
+    common = _common_beginning(unknown)
+    begins = _learned({name.removeprefix(common): ours for ours, name in theirs.items() if name in set(unknown)})
+    found = []
+    for name in unknown:
+        if name in theirs.values():
+            continue
+        ours = next((n for n in _translated(name.removeprefix(common), begins) if n in reference.tensors.layouts), "")
+        if ours in reference.order and ours not in tensors and _same_shape(file, name, reference, ours):
+            matches.add(name, ours)
+            found.append(ours)
+    return found
+
+
+def _learned(ours_of: Mapping[str, str]) -> dict[str, str]:
+    """{how their names begin: how ours begin where the rest is the same}, the longest first."""
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for theirs, ours in ours_of.items():
+        before = _before(ours)
+        if _before(theirs) == before:
+            theirs, ours = theirs.removeprefix(before), ours.removeprefix(before)
+        same = len(_common_beginning([theirs[::-1], ours[::-1]]))
+        counts[theirs[: len(theirs) - same]][ours[: len(ours) - same]] += 1
+    return {begin: counts[begin].most_common(1)[0][0] for begin in sorted(counts, key=len, reverse=True)}
+
+
+def _common_beginning(texts: Iterable[str]) -> str:
+    at_each_place = takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
+    return "".join(letters[0] for letters in at_each_place)
+
+
+def _before(name: str) -> str:
+    return _BEFORE.match(name)[0]  # type: ignore[index]  # it matches every name
+
+
+def _translated(theirs: str, begins: Mapping[str, str]) -> Iterable[str]:
+    """What the name may be among ours, the likeliest first."""
+    before = _before(theirs)
+    rest = theirs.removeprefix(before)
+    return (before + ours + rest.removeprefix(begin) for begin, ours in begins.items() if rest.startswith(begin))
+
+
+def _same_shape(file: TensorFile, theirs: str, reference: TraceFile, ours: str) -> bool:
+    one, other = file.layouts[theirs].shape, reference.tensors.layouts[ours].shape
+    return one == other or (other == () and math.prod(one) == 1)
 
 
 def _distance(ours: Array, expected: Array) -> float:

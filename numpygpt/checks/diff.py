@@ -6,28 +6,32 @@ what the candidate's own earlier tensors lead to: `numpygpt.checks.replay` compu
 a fault of its own.
 """
 
+import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
 from numpygpt.checks.budgets import FORMATS
-from numpygpt.checks.compare import Comparison, Norms, compare
+from numpygpt.checks.compare import Comparison, Norms, compare, used
 from numpygpt.checks.dialects import Candidate
-from numpygpt.checks.replay import Replay, largest_replayed
+from numpygpt.checks.measure import Measured, all_measured, can_be_measured, measured
+from numpygpt.checks.part import parts_with
+from numpygpt.checks.replay import Replay, only_in_parts
 from numpygpt.checks.trace import LOGITS, TOKENS, is_given, is_state
 from numpygpt.checks.trace_file import TraceFile
 from numpygpt.errors import InputError
+from numpygpt.formats.tensor_file import StoredTensor
 from numpygpt.shapes import Array
-
-#: How many elements are compared at a time, so that a large tensor needs no second one of its size.
-BLOCK = 2**18
-#: {dtype: squares outside these limits may have lost digits, or all}.
-SQUARES = {"float64": (1e-250, 1e250), "float32": (1e-30, 1e30)}
 
 #: What is generated, and what it comes from.
 GENERATED_FROM = {LOGITS: "logits", TOKENS: LOGITS}
 
 WRONG, DOWNSTREAM, MISSING = "wrong", "downstream", "missing"
+#: More times a budget is not told in figures, and fewer in one figure more.
+MOST_TIMES, JUST_OVER = 1e16, 1.1
+#: What is said of a tensor that the candidate lacks, while it has tensors of this shape under names that are not known.
+NOT_MATCHED = "not matched"
 
 
 class Finding(NamedTuple):
@@ -46,6 +50,23 @@ class Finding(NamedTuple):
     def name(self) -> str:
         """The name of the tensor."""
         return self.comparison.name
+
+    @property
+    def off(self) -> str:
+        """How far off a wrong tensor is, in words."""
+        comparison = self.comparison
+        if comparison.fault or not math.isfinite(comparison.used):
+            return comparison.fault or "differs where it must be equal"
+        if comparison.used > MOST_TIMES:
+            return f"more than {MOST_TIMES:.0e} times its budget"
+        times = f"{comparison.used:#.3g}" if comparison.used < JUST_OVER else f"{comparison.used:.2g}"
+        return f"{times} times its budget"
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether the reference's tensor is as small as rounding errors, as the gradient of the keys' biases is."""
+        comparison = self.comparison
+        return not comparison.fault and comparison.zero and comparison.allowed > 0
 
 
 class Diff(NamedTuple):
@@ -70,12 +91,18 @@ class Diff(NamedTuple):
 
 
 def diff(reference: TraceFile, candidate: Candidate) -> Diff:
-    """Judge every tensor. InputError for a format that there is no budget for, and for tensors that cannot be read."""
+    """Judge every tensor.
+
+    InputError for a format that there is no budget for, for tensors that cannot be read, and for a reference that has a
+    NaN, or a budget that none can be.
+    """
     if candidate.format not in FORMATS:
         raise InputError(f"the format is {candidate.format!r}; expected one of: {', '.join(FORMATS)}")
     names = [name for name in reference.order if name in candidate.tensors or not is_given(name)]
     left_out = [name for name in names if name not in candidate.tensors] if candidate.partial else []
-    comparisons = [_compared(name, reference, candidate) for name in names if name not in left_out]
+    names = [name for name in names if name not in left_out]
+    found = all_measured(_stored(names, reference, candidate))
+    comparisons = [_compared(name, reference, candidate, found.get(name)) for name in names]
     wrong = [comparison for comparison in comparisons if not comparison.passed]
     local = _local(reference, candidate, wrong)
     bad: set[str] = set()
@@ -91,7 +118,7 @@ def diff(reference: TraceFile, candidate: Candidate) -> Diff:
 
 def _verdict(comparison: Comparison, local: float | None, wrong_before: set[str]) -> str:
     """wrong_before holds the names that are wrong among the earlier tensors."""
-    if comparison.fault == "missing":
+    if comparison.fault in (MISSING, NOT_MATCHED):
         return MISSING
     follows = local is not None and local <= 1 and bool(wrong_before)
     return DOWNSTREAM if follows or _comes_from(comparison.name) & wrong_before else WRONG
@@ -113,24 +140,51 @@ def _comes_from(name: str) -> set[str]:
 
 def _local(reference: TraceFile, candidate: Candidate, wrong: list[Comparison]) -> dict[str, float]:
     """The share of its budget that each wrong tensor uses against what its own inputs lead to."""
-    if not wrong or largest_replayed(reference.header.config) is not None:
+    names = {comparison.name for comparison in wrong}
+    if not names:
         return {}
-    replay = Replay(reference, candidate)
+    if not only_in_parts(reference.header.config):
+        return _used_against_replay(Replay(reference, candidate), names)
+    local: dict[str, float] = {}
+    for part in parts_with(reference, names):
+        here = {name for name, of_whole in part.names.items() if of_whole in names}
+        shares = _used_against_replay(Replay(part, part.of_candidate(candidate)), here)
+        local |= {part.names[name]: share for name, share in shares.items()}
+    return local
+
+
+def _used_against_replay(replay: Replay, names: set[str]) -> dict[str, float]:
     again = replay.run()
-    return {
-        comparison.name: replay.used(comparison.name, again[comparison.name])
-        for comparison in wrong
-        if comparison.name in again and comparison.name in replay.arrays
-    }
+    return {name: replay.used(name, again[name]) for name in names if name in again and name in replay.arrays}
 
 
 # One tensor
 
 
-def _compared(name: str, reference: TraceFile, candidate: Candidate) -> Comparison:
+def _stored(
+    names: Iterable[str], reference: TraceFile, candidate: Candidate
+) -> dict[str, tuple[StoredTensor, StoredTensor]]:
+    """The tensors that both files hold as they are compared, so that they need not be read whole."""
+    pairs = {}
+    for name in names:
+        ours, expected = candidate.tensors.get(name), reference.stored(name)
+        if isinstance(ours, StoredTensor) and name not in GENERATED_FROM and can_be_measured(ours, expected):
+            pairs[name] = (ours, expected)
+    return pairs
+
+
+def _compared(name: str, reference: TraceFile, candidate: Candidate, found: Measured | None) -> Comparison:
+    """found   the distance of the two, if it is known."""
     if name not in candidate.tensors:
-        return Comparison(name, "missing", np.inf, 0.0, 0.0, np.inf)
+        alike = candidate.may_be(name, reference.tensors.layouts[name].shape)
+        return Comparison(name, NOT_MATCHED if alike else MISSING, np.inf, 0.0, 0.0, np.inf)
+    if found is not None and is_given(name) and found.error.tensor == 0:
+        return Comparison(name, "", 0.0, 0.0, 0.0, 0.0)
+    if found is not None and not is_given(name):
+        return _judged(name, found, reference.budget(candidate.format, name))
     ours, expected = candidate.tensors[name](), reference.read(name)
+    if np.isnan(expected).any():
+        raise InputError(f"{name} of the trace {reference.path} has a NaN, which nothing equals; write the trace anew")
     if is_given(name) or name == TOKENS:
         return _equal(name, ours, expected, reference, candidate)
     if expected.shape == () and ours.size == 1:
@@ -143,42 +197,15 @@ def _compared(name: str, reference: TraceFile, candidate: Candidate) -> Comparis
 
 def compared(name: str, ours: Array, expected: Array, allowed: Norms) -> Comparison:
     """The comparison of a tensor of any floating-point dtype, in little memory where it has nothing special."""
-    fast = _in_blocks(ours, expected)
-    if fast is None:
-        dtype = ours.dtype if np.issubdtype(ours.dtype, np.floating) else expected.dtype
-        return compare({name: ours}, {name: expected}, {name: allowed}, dtype=dtype)[0]
-    error, size = fast
-    errors, room = np.append(error.rows, error.tensor), np.append(allowed.rows, allowed.tensor)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        used = float(np.where(errors == 0, 0, errors / room).max())
-    return Comparison(name, "", error.tensor, size, allowed.tensor, used)
+    found = measured(ours, expected)
+    if found is not None:
+        return _judged(name, found, allowed)
+    dtype = ours.dtype if np.issubdtype(ours.dtype, np.floating) else expected.dtype
+    return compare({name: ours}, {name: expected}, {name: allowed}, dtype=dtype)[0]
 
 
-def _in_blocks(ours: Array, expected: Array) -> tuple[Norms, float] | None:
-    """‖ours - expected‖ and ‖expected‖, block by block; None if squares cannot give them, or dtype or shape differ.
-
-    Two tensors in float32 are subtracted in float32, which is exact where they are close (Sterbenz 1974).
-    """
-    if ours.shape != expected.shape or not expected.size or not np.issubdtype(ours.dtype, np.floating):
-        return None
-    width = expected.shape[-1] if expected.ndim else 1
-    ours, expected = ours.reshape(-1, width), expected.reshape(-1, width)
-    dtype = "float32" if ours.dtype == expected.dtype == np.float32 else "float64"
-    squares, size = np.empty(len(expected)), 0.0
-    step = max(1, BLOCK // width)
-    with np.errstate(invalid="ignore", over="ignore"):
-        for start in range(0, len(expected), step):
-            part = expected[start : start + step].astype(dtype, copy=False)
-            size += float(np.einsum("ij,ij->i", part, part).sum(dtype=np.float64))
-            part = np.subtract(ours[start : start + step], part, dtype=dtype)
-            squares[start : start + step] = np.einsum("ij,ij->i", part, part)
-            if part[squares[start : start + step] == 0].any():
-                return None
-        total = float(squares.sum())
-    lowest, highest = SQUARES[dtype]
-    if not (max(total, size) < highest and (squares[squares > 0] > lowest).all()):  # a NaN is neither
-        return None
-    return Norms(float(np.sqrt(total)), np.sqrt(squares)), float(np.sqrt(size))
+def _judged(name: str, found: Measured, allowed: Norms) -> Comparison:
+    return Comparison(name, "", found.error.tensor, found.size, allowed.tensor, used(found.error, allowed))
 
 
 def _equal(name: str, ours: Array, expected: Array, reference: TraceFile, candidate: Candidate) -> Comparison:

@@ -16,7 +16,8 @@ import numpy as np
 
 from numpygpt.checks.analytic import outputs_of
 from numpygpt.checks.derivatives import by_complex_step, by_differences
-from numpygpt.checks.gradients import WRONG, gradcheck
+from numpygpt.checks.gradient_report import WRONG
+from numpygpt.checks.gradients import gradcheck
 from numpygpt.checks.lookup import Operation, example_of_record, find
 from numpygpt.checks.own_gradients import SMALL_MODEL
 from numpygpt.checks.pairs import Pair, leaves
@@ -100,12 +101,12 @@ def smallest_seen(operation: Operation, method: Method, seed: int) -> float:
 def with_error(operation: Operation, inputs: Any, size: float, seed: int) -> Callable[..., Any]:
     """The backward with a random error of this relative size, in the Euclidean norm, in one of its gradients."""
     pair = Pair(operation.forward, operation.backward, inputs)
-    spoiled = str(np.random.default_rng(seed).choice(list(pair.leaves)))
+    spoiled = str(np.random.default_rng([seed, 2]).choice(list(pair.leaves)))
 
     def backward(d_output: Any, *given: Any) -> dict[str, Any]:
         gradients, _ = pair.gradients(operation.backward(d_output, *given))
         right = gradients[spoiled]
-        direction = np.asarray(np.random.default_rng(seed).standard_normal(right.shape))
+        direction = np.asarray(np.random.default_rng([seed, 3]).standard_normal(right.shape))
         gradients[spoiled] = right + size * np.linalg.norm(right) / np.linalg.norm(direction) * direction
         return gradients
 
@@ -129,7 +130,7 @@ def sweep(operation: Operation, seed: int) -> dict[str, Array]:
     """
     pair = Pair(operation.forward, operation.backward, operation.inputs(np.random.default_rng(seed)))
     name, x = next(iter(pair.leaves.items()))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 1])  # not that of the inputs
     directions = [np.asarray(rng.standard_normal(x.shape)) for _ in range(DIRECTIONS)]
     cotangents = rng.standard_normal((1, pair.run().outputs.size))
     outputs = outputs_of(pair, name)

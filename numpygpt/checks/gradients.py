@@ -21,117 +21,41 @@ worst cotangent. It may be as large as the largest of three:
     SAFETY times the rounding error of the backward, which is measured: by how much the gradient moves if it is
     computed for another multiple of the cotangent, and for inputs that are moved by one unit roundoff
 
-If this allows more than LOOSEST, an argument that keeps to it gets no verdict. It gets none either
-if its gradient is zero except for rounding, because any multiple of the right gradient would then pass, and if the
-function has a kink at the inputs.
+If this allows more than LOOSEST, the argument gets no verdict. It gets none either if its gradient is zero except for
+rounding, because any multiple of the right gradient would then pass, if the function has a kink at the inputs, and if
+complex step and differences disagree (`numpygpt.checks.analytic`).
+
+`own_gradients.judge` is another judge, of numpygpt's own gradients. It has complex step for every element, so that it
+needs no estimates of errors: its threshold is fixed, and tests that compare with PyTorch use it as well.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from numpygpt.checks.analytic import SAFETY, outputs_of, why_not_analytic
+from numpygpt.checks.analytic import LOOSEST, Method, method_for, outputs_of
+from numpygpt.checks.backwards import Backwards
 from numpygpt.checks.derivatives import (
+    ROUNDING,
     ROUNDOFF,
+    SAFETY,
     THRESHOLD,
     Derivatives,
     by_complex_step,
     by_differences,
-    has_kink,
     size_of,
 )
-from numpygpt.checks.pairs import Pair, Ran
-from numpygpt.checks.words import in_words, in_words_of_samples
+from numpygpt.checks.directions import Directions
+from numpygpt.checks.gradient_report import NONE, RIGHT, WRONG, Report, Row, concluded
+from numpygpt.checks.pairs import Pair, Ran, are_numbers
+from numpygpt.checks.words import ALIKE, in_words, in_words_of_samples
 from numpygpt.errors import InputError
 from numpygpt.shapes import Array
 
-#: How many random cotangents there are, and how many random directions of a large tensor.
+#: How many random cotangents there are.
 COTANGENTS = 3
-DIRECTIONS = 8
-#: How often the rounding error of the backward is measured.
-PROBES = 3
-#: The size up to which every element of a tensor is compared, and how many elements are sampled from a larger one.
-EVERY_ELEMENT = 200
-SAMPLED = 40
-#: The loosest allowed error that still counts as a check.
-LOOSEST = 1e-3
-#: How large a gradient that should be zero may be because of rounding, relative to the scale of the whole computation.
-ROUNDING = 1e-13
-
-RIGHT, WRONG, NONE = "right", "WRONG", "no verdict"
-
-
-class Row(NamedTuple):
-    """What was found for the gradient of one argument.
-
-    argument   its name, or the name of a leaf of it
-    elements   how many elements it has
-    compared   what was compared: "each element", or how many elements and directions
-    method     "complex step" or "differences"
-    error      ‖backward's - reference‖ / ‖reference‖ for the worst cotangent; infinite if it cannot be measured
-    allowed    the largest error of a right gradient: an error above this is seen
-    verdict    "right", "WRONG" or "no verdict"
-    said       the same in words, where there is something to say
-    """
-
-    argument: str
-    elements: int
-    compared: str
-    method: str
-    error: float
-    allowed: float
-    verdict: str
-    said: str = ""
-
-
-@dataclass(frozen=True)
-class Report:
-    """The result of a gradient check.
-
-    verdict   "fail" if anything is wrong, else "no verdict" if anything could not be checked, else "pass"
-    reason    why, in a line
-    rows      a row for each gradient
-    faults    what is wrong with the functions themselves: an input that they change, a gradient of nothing
-    notes     why complex step was not used
-    """
-
-    verdict: str
-    reason: str
-    rows: tuple[Row, ...] = ()
-    faults: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    def cells(self) -> list[tuple[str, ...]]:
-        """The table, row by row, under HEAD."""
-        return [
-            (
-                f"d_{row.argument}",
-                str(row.elements),
-                row.compared,
-                row.method,
-                f"{row.error:.1e}",
-                f"{row.allowed:.1e}",
-                row.verdict,
-            )
-            for row in self.rows
-        ]
-
-    def remarks(self) -> list[str]:
-        """What the table cannot say: a line each."""
-        said = [f"d_{row.argument} {row.said}" for row in self.rows if row.said]
-        return [*self.faults, *said, *self.notes]
-
-    def __str__(self) -> str:
-        table = [self.HEAD, *self.cells()] if self.rows else []
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = ["   ".join(map(str.ljust, cells, widths)).rstrip() for cells in table]
-        return "\n".join([*lines, *self.remarks(), f"{self.verdict}: {self.reason}"])
-
-    HEAD = ("gradient", "elements", "compared", "method", "error", "allowed", "verdict")
-    #: For `print_table`: which columns are numbers.
-    COLUMNS = "lrllrrl"
 
 
 def gradcheck(
@@ -146,7 +70,7 @@ def gradcheck(
     that is not finite.
     """
     pair = Pair(forward, backward, inputs)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 1])  # not that of the seed alone, of which the caller may draw the inputs
     ran = pair.run()
     _refuse_unusable(ran)
     unstable = _differs_from(ran, pair)
@@ -154,12 +78,14 @@ def gradcheck(
         return Report("no verdict", unstable)
     cotangents = rng.standard_normal((COTANGENTS, ran.outputs.size))
     backwards = Backwards(pair, ran, cotangents)
-    methods = {name: why_not_analytic(pair, name, cotangents, rng) for name in pair.leaves}
-    references = {name: _reference(pair, name, cotangents, rng, why) for name, why in methods.items()}
+    methods = {name: method_for(pair, name, cotangents, backwards.of[name], rng) for name in pair.leaves}
+    references = {name: _reference(pair, name, cotangents, rng, method) for name, method in methods.items()}
     zeros = _zeros(pair, ran, cotangents, references)
-    rows = tuple(_judged(name, reference, backwards, zeros[name]) for name, reference in references.items())
-    notes = tuple(f"d_{name}: central differences, because {why}" for name, why in methods.items() if why)
-    return _concluded(rows, tuple(backwards.faults), notes)
+    rows = tuple(_judged(name, references, backwards, zeros[name]) for name in references)
+    notes = [f"d_{name}: central differences, because {method.why}" for name, method in methods.items() if method.why]
+    report = concluded(rows, tuple(backwards.faults), tuple(notes))
+    hint = pair.second_output(ran)
+    return replace(report, notes=(*notes, hint)) if hint and report.verdict == "fail" else report
 
 
 def _refuse_unusable(ran: Ran) -> None:
@@ -186,158 +112,22 @@ def _differs_from(ran: Ran, pair: Pair) -> str:
     )
 
 
-# What backward gives
-
-
-class Backwards:
-    """The gradients of every leaf for each cotangent, and what is wrong with how they are computed.
-
-    of       {leaf: a gradient for each cotangent, or None}, as backward returned them
-    noise    {leaf: how large the rounding errors of its gradients are}, in Euclidean norms
-    faults   what is wrong with the functions, in words
-    """
-
-    def __init__(self, pair: Pair, ran: Ran, cotangents: Array) -> None:
-        self.faults: list[str] = []
-        self._pair = pair
-        every = [self._gradients(cotangent, ran) for cotangent in cotangents]
-        again = self._gradients(cotangents[0], ran)
-        self._note_if(
-            any(not _same(again[name], every[0][name]) for name in pair.leaves),
-            "backward gives another gradient when it is called again: it keeps a state, or changes what was saved",
-        )
-        self.of = {name: [gradients[name] for gradients in every] for name in pair.leaves}
-        twice = self._gradients(2 * cotangents[0], ran)
-        linear = {name: _is_twice(twice[name], every[0][name]) for name in pair.leaves}
-        self._note_if(
-            not all(linear.values()), "backward gives for twice the d_output not twice the gradients: it is not linear"
-        )
-        self.noise = {name: norm if linear[name] else 0.0 for name, norm in self._noise(cotangents).items()}
-
-    def _gradients(self, cotangent: Array, ran: Ran) -> dict[str, Any]:
-        returned, kept = self._pair.call_backward(cotangent, ran)
-        gradients, faults = self._pair.gradients(returned)
-        for fault in faults:
-            self._note_if(True, fault)
-        self._note_if(not kept, "backward changes its argument d_output")
-        changed = self._pair.changed(ran)
-        self._note_if(bool(changed), f"forward or backward changes its argument {', '.join(changed)}")
-        return gradients
-
-    def _note_if(self, wrong: bool, fault: str) -> None:
-        if wrong and fault not in self.faults:
-            self.faults.append(fault)
-
-    def _noise(self, cotangents: Array) -> dict[str, float]:
-        """For each leaf, how large the rounding errors of its gradients are.
-
-        The backward is linear in d_output. So for s times a cotangent it gives s times the gradient, and what is left
-        after a division by s is rounding. The inputs are moved by one unit roundoff besides.
-        """
-        rng = np.random.default_rng(0)
-        noise = dict.fromkeys(self._pair.leaves, 0.0)
-        for _ in range(PROBES):
-            ran = self._pair.run({name: _rounded(leaf, rng) for name, leaf in self._pair.leaves.items()})
-            for i, cotangent in enumerate(cotangents):
-                factor = rng.uniform(1, 2)
-                returned, _ = self._pair.call_backward(factor * cotangent, ran)
-                gradients, _ = self._pair.gradients(returned)
-                for name in noise:
-                    noise[name] = max(noise[name], _distance(gradients[name], self.of[name][i], factor))
-        return noise
-
-
-def _rounded(array: Array, rng: np.random.Generator) -> Array:
-    """The array with each value moved to the next number, up or down by chance."""
-    return np.asarray(array * (1 + 2 * ROUNDOFF * rng.choice([-1.0, 1.0], array.shape)))
-
-
-def _same(a: Any, b: Any) -> bool:
-    return (a is None and b is None) or np.array_equal(a, b)
-
-
-def _is_twice(a: Any, b: Any) -> bool:
-    """Whether a is 2 b, except for rounding; what is missing or not finite is judged elsewhere."""
-    return a is None or b is None or not np.isfinite(b).all() or _distance(a, 2 * b, 1.0) <= LOOSEST * _norm(a)
-
-
-def _norm(array: Array) -> float:
-    return float(np.linalg.norm(array))
-
-
-def _distance(a: Any, b: Any, factor: float) -> float:
-    """‖a / factor - b‖, in the Euclidean norm, of two gradients; 0 if they cannot be subtracted."""
-    if a is None or b is None or a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return 0.0
-    return float(np.linalg.norm(a / factor - b))
-
-
 # What forward gives
 
 
-class Directions:
-    """The directions along which a gradient of this shape is compared.
-
-    These are the units of some elements, or of all of them, and then random ones.
-    """
-
-    def __init__(self, shape: tuple[int, ...], rng: np.random.Generator) -> None:
-        self.shape = shape
-        self.size = size = int(np.prod(shape))
-        self.all_elements = size <= EVERY_ELEMENT
-        sampled = np.sort(rng.choice(size, min(size, SAMPLED), replace=False))
-        self.elements = np.arange(size) if self.all_elements else sampled
-        self._seeds = [] if self.all_elements else [int(seed) for seed in rng.integers(2**32, size=DIRECTIONS)]
-
-    def __iter__(self) -> Iterator[Array]:
-        for element in self.elements:
-            unit = np.zeros(self.shape)
-            unit.flat[element] = 1.0
-            yield unit
-        yield from self._random()
-
-    def _random(self) -> Iterator[Array]:
-        return (np.asarray(np.random.default_rng(seed).standard_normal(self.shape)) for seed in self._seeds)
-
-    def of(self, gradient: Array) -> Array:
-        """The products of a gradient with each direction."""
-        return np.array([*gradient.ravel()[self.elements], *((gradient * v).sum() for v in self._random())])
-
-    def parts(self, kinks: Array) -> list[Array]:
-        """Which products are judged together, without those at a kink: the elements', then the random directions'."""
-        are_elements = np.arange(len(kinks)) < len(self.elements)
-        return [are_elements & ~kinks] if self.all_elements else [are_elements & ~kinks, ~are_elements & ~kinks]
-
-    def compared(self) -> str:
-        """What is compared, in words."""
-        if self.all_elements:
-            return "each element"
-        return f"{len(self.elements)} elements, {len(self._seeds)} directions"
-
-
 class Reference(NamedTuple):
-    """The gradient of a leaf as forward gives it.
-
-    derivatives   along each direction, for each cotangent
-    method        how they were taken
-    kinks         which of the directions have a kink at the inputs
-    """
+    """The gradient of a leaf as forward gives it: its derivatives along each direction, for each cotangent."""
 
     directions: Directions
     derivatives: Derivatives
-    method: str
-    kinks: Array
+    method: Method
 
 
-def _reference(pair: Pair, name: str, cotangents: Array, rng: np.random.Generator, why: str) -> Reference:
-    x, outputs = pair.leaves[name], outputs_of(pair, name)
+def _reference(pair: Pair, name: str, cotangents: Array, rng: np.random.Generator, method: Method) -> Reference:
+    x = pair.leaves[name]
     directions = Directions(x.shape, rng)
-    by = by_differences if why else by_complex_step
-    derivatives = by(outputs, x, directions, cotangents)
-    kinks = np.zeros(len(derivatives.values), bool)
-    if has_kink(outputs, x, np.asarray(rng.standard_normal(x.shape)), cotangents):
-        kinks = np.array([has_kink(outputs, x, v, cotangents) for v in directions])
-    return Reference(directions, derivatives, "differences" if why else "complex step", kinks)
+    by = by_differences if method.why else by_complex_step
+    return Reference(directions, by(outputs_of(pair, name), x, directions, cotangents), method)
 
 
 # The verdict
@@ -371,6 +161,20 @@ class Measured(NamedTuple):
             return False
         return bool((np.maximum(self.size, self.difference) <= zero).all())
 
+    @property
+    def told(self) -> int:
+        """The cotangent of which a wrong gradient is told in words: the one with the largest gradient, if it shows."""
+        largest = int(np.argmax(self.size))
+        return largest if self.difference[largest] > self.limit[largest] else self.worst
+
+    def is_loose(self, zero: float) -> bool:
+        """Whether only a difference that is large for its gradient would be seen.
+
+        A gradient that is zero except for rounding is compared with the scale of the whole computation.
+        """
+        scale = np.where(self.size > zero, self.size, zero / ROUNDING)
+        return not bool((self.limit <= LOOSEST * scale).all())
+
 
 def _ratio(a: Array, b: Array) -> Array:
     """a / b, where 0 / 0 is 0."""
@@ -378,38 +182,45 @@ def _ratio(a: Array, b: Array) -> Array:
         return np.where((a == 0) & (b == 0), 0.0, a / b)
 
 
-def _judged(name: str, reference: Reference, backwards: Backwards, zero: float) -> Row:
+def _judged(name: str, references: Mapping[str, Reference], backwards: Backwards, zero: float) -> Row:
     """The row of a leaf.
 
     zero   how large the norm of a gradient that should be zero may be because of rounding
     """
-    directions = reference.directions
-    gradients, noise = backwards.of[name], backwards.noise[name]
+    reference, gradients = references[name], backwards.of[name]
+    directions, kinks = reference.directions, reference.derivatives.kinks
 
     def row(error: Any, allowed: Any, verdict: str, said: str = "") -> Row:
-        compared = directions.compared()
-        return Row(name, directions.size, compared, reference.method, float(error), float(allowed), verdict, said)
+        method = "differences" if reference.method.why else "complex step"
+        return Row(name, directions.size, directions.compared(), method, float(error), float(allowed), verdict, said)
 
     fault = _fault_of_form(gradients, directions.shape)
     if fault:
-        return row(np.inf, THRESHOLD, WRONG, fault)
+        return row(np.inf, THRESHOLD, WRONG, f"{fault}{_swapped(name, references, gradients)}")
     with np.errstate(all="ignore"):
         ours = np.array([directions.of(gradient) for gradient in gradients]).T
-        parts = [_measured(ours[part], reference, part, noise) for part in directions.parts(reference.kinks)]
-    wrong = [part for part in parts if part.wrong and not part.is_zero(zero)]
-    part = wrong[0] if wrong else parts[-1]
+        parts = [_measured(ours[part], reference, part, backwards.noise[name]) for part in directions.parts(kinks)]
+    loose = [part for part in parts if part.is_loose(zero)]
+    wrong = [part for part in parts if part.wrong and not part.is_zero(zero) and not part.is_loose(zero)]
+    part = next(iter([*wrong, *loose, parts[-1]]))
     error, allowed = (_ratio(norm, part.size)[part.worst] for norm in (part.difference, part.limit))
-    if wrong:
-        return row(error, allowed, WRONG, _wrong_in_words(ours[:, part.worst], reference, part.worst))
-    if reference.kinks.any():
+    if not np.isfinite(ours).all():
+        return row(np.inf, allowed, WRONG, _wrong_in_words(ours[:, part.worst], reference, part.worst))
+    if wrong and not reference.method.disputed:
+        words = _wrong_in_words(ours[:, part.told], reference, part.told)
+        return row(error, allowed, WRONG, f"{words}{_swapped(name, references, gradients)}")
+    if reference.method.disputed:
+        return row(error, allowed, NONE, DISPUTED)
+    if kinks.any():
         return row(error, allowed, NONE, _kinks_in_words(reference))
     if part.is_zero(zero):
         return row(part.difference.max(), zero, NONE, ZERO)
-    if allowed > LOOSEST:
+    if loose:
         return row(error, allowed, NONE, f"cannot be judged: only an error above {allowed:.1e} could be seen here")
     return row(error, allowed, RIGHT)
 
 
+DISPUTED = "cannot be judged: the two methods disagree, and nobody knows which of them is right"
 ZERO = (
     "is zero for every random cotangent, as it should be, so that any multiple of the right gradient would pass: give "
     "other inputs, or look at more than a sum (softmax and LayerNorm have constant sums)"
@@ -421,16 +232,16 @@ def _fault_of_form(gradients: list[Any], shape: tuple[int, ...]) -> str:
     for gradient in gradients:
         if gradient is None:
             return "is missing: backward returns none"
+        if not are_numbers(gradient) or np.iscomplexobj(gradient):
+            return f"has the dtype {gradient.dtype}; expected real numbers"
         if gradient.shape != shape:
             return f"has the shape {gradient.shape}; expected {shape}"
-        if gradient.dtype.kind not in "fiu":
-            return f"has the dtype {gradient.dtype}; expected real numbers"
     return ""
 
 
 def _measured(ours: Array, reference: Reference, part: Array, noise: float) -> Measured:
     """The norms of the products with some of the directions, given as booleans."""
-    values, errors = (array[part] for array in reference.derivatives)
+    values, errors = reference.derivatives.values[part], reference.derivatives.errors[part]
     size = _norms(values)
     limit = np.maximum(THRESHOLD * size, SAFETY * np.maximum(_norms(errors), noise))
     return Measured(_norms(ours - values), size, limit)
@@ -438,6 +249,21 @@ def _measured(ours: Array, reference: Reference, part: Array, noise: float) -> M
 
 def _norms(products: Array) -> Array:
     return np.sqrt((products * products).sum(axis=0))
+
+
+def _swapped(name: str, references: Mapping[str, Reference], gradients: list[Any]) -> str:
+    """Words that say of which other leaves a wrong gradient is the right one."""
+    others = [other for other, reference in references.items() if other != name and _is_right(gradients, reference)]
+    return f"; it is the right {' and '.join(f'd_{other}' for other in others)}" if others else ""
+
+
+def _is_right(gradients: list[Any], reference: Reference) -> bool:
+    """Whether the gradients, one for each cotangent, are those of this leaf."""
+    directions, right = reference.directions, reference.derivatives.values
+    if any(not are_numbers(gradient) or gradient.shape != directions.shape for gradient in gradients):
+        return False
+    ours = np.array([directions.of(gradient) for gradient in gradients]).T
+    return bool(right.any() and np.linalg.norm(ours - right) <= ALIKE * np.linalg.norm(right))
 
 
 def _wrong_in_words(ours: Array, reference: Reference, cotangent: int) -> str:
@@ -449,7 +275,7 @@ def _wrong_in_words(ours: Array, reference: Reference, cotangent: int) -> str:
 
 def _kinks_in_words(reference: Reference) -> str:
     directions = reference.directions
-    kinked = directions.elements[reference.kinks[: len(directions.elements)]]
+    kinked = directions.elements[reference.derivatives.kinks[: len(directions.elements)]]
     places = [f"[{', '.join(map(str, np.unravel_index(int(index), directions.shape)))}]" for index in kinked[:3]]
     where = f" at {', '.join(places)}{', ...' * (len(kinked) > 3)}" if places and directions.shape else ""
     return f"has no right value{where}: the function has a kink there, its slopes on both sides differ; move the input"
@@ -468,15 +294,3 @@ def _zeros(pair: Pair, ran: Ran, cotangents: Array, references: dict[str, Refere
         name: ROUNDING * max(largest, outputs / (size_of(leaf) * np.sqrt(leaf.size) or 1.0))
         for name, leaf in pair.leaves.items()
     }
-
-
-def _concluded(rows: tuple[Row, ...], faults: tuple[str, ...], notes: tuple[str, ...]) -> Report:
-    wrong = [f"d_{row.argument}" for row in rows if row.verdict == WRONG]
-    unjudged = [f"d_{row.argument}" for row in rows if row.verdict == NONE]
-    if wrong or faults:
-        reason = f"wrong: {', '.join(wrong)}" if wrong else faults[0]
-        return Report("fail", reason, rows, faults, notes)
-    if unjudged:
-        return Report("no verdict", f"could not be judged: {', '.join(unjudged)}", rows, faults, notes)
-    coarsest = max(row.allowed for row in rows)
-    return Report("pass", f"any relative error above {coarsest:.1e} would have been seen", rows, faults, notes)

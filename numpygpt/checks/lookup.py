@@ -77,6 +77,8 @@ def imported(name: str) -> ModuleType:
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
     try:
         return import_module(name)
+    except SystemExit as error:
+        raise InputError(f"importing {name} ends the program: {error!r}{place_of(error)}") from error
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             raise InputError(f"there is no module {error.name}, neither installed nor in this folder") from error

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numpygpt.checks.derivatives import THRESHOLD, complex_step
+from numpygpt.checks.derivatives import ROUNDING, THRESHOLD, complex_step
 from numpygpt.checks.record import Call, differentiated
 from numpygpt.checks.records import OPERATIONS
 from numpygpt.checks.source import AtRandom, Source
@@ -24,9 +24,6 @@ from numpygpt.model.gpt import GPTModel
 from numpygpt.ops import cross_entropy, gelu_erf
 from numpygpt.shapes import Array
 from numpygpt.tree import mapped_by_name, named
-
-#: How large a gradient that should be zero may be because of rounding, relative to the largest gradient of its case.
-ROUNDING = 1e-13
 
 
 class Verdict(NamedTuple):
@@ -49,7 +46,11 @@ class Verdict(NamedTuple):
 def judge(case: str, ours: Mapping[str, Array], references: Mapping[str, Array]) -> list[Verdict]:
     """Compare gradients with their references, name by name: a verdict for each.
 
-    A gradient fails also if it is missing or misshaped, holds a NaN, or has no reference.
+    A gradient fails also if it is missing or misshaped, holds a NaN, or has no reference. A reference that is at most
+    ROUNDING times the largest of its case is zero except for rounding.
+
+    `gradcheck` has a judge of its own. Its references come with estimated errors, and its backwards may round as they
+    like, so that each gradient has its own limit. Here all references are complex step's, and one limit holds for all.
     """
     zero = ROUNDING * max((np.linalg.norm(reference) for reference in references.values()), default=0.0)
     verdicts = []

@@ -122,9 +122,26 @@ class Pair:
         """
         d_output = _split(cotangent, ran.tree)
         given = [ran.saved] if ran.saved is not NOTHING else self._arguments(ran.given)
-        returned = called("backward", self._backward, d_output, *given)
+        try:
+            returned = called("backward", self._backward, d_output, *given)
+        except InputError as error:
+            hint = self.second_output(ran)
+            raise InputError(f"{error}; {hint}" if hint else str(error)) from error
         before, after = named(_as_tree(_split(cotangent, ran.tree))), named(_as_tree(d_output))
         return returned, all(np.array_equal(a[1], b[1]) for a, b in zip(before, after, strict=True))
+
+    @staticmethod
+    def second_output(ran: Ran) -> str:
+        """What to do if what the forward saved is a second output; empty if it looks like none.
+
+        A saved array may well be meant, so this is said only if something is wrong.
+        """
+        if isinstance(ran.saved, np.ndarray | np.floating | float):
+            return (
+                "the second array that forward returns was taken for what it saves: two outputs are returned as "
+                "((first, second), None)"
+            )
+        return ""
 
     def changed(self, ran: Ran) -> list[str]:
         """The names of the inputs that are no longer as they were given to this run."""
@@ -182,16 +199,21 @@ def _split(cotangent: Array, tree: Any) -> Any:
 
 
 def called(what: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """What the function returns. InputError with the message and the place of an exception that it raises."""
+    """What the function returns.
+
+    Raises InputError, with the message and the place, if the function raises an exception or ends the program.
+    """
     try:
         return function(*arguments, **options)
     except InputError:
         raise
+    except SystemExit as error:
+        raise InputError(f"{what} ends the program: {error!r}{place_of(error)}") from error
     except Exception as error:
         raise InputError(f"{what} raises {type(error).__name__}: {error}{place_of(error)}") from error
 
 
-def place_of(error: Exception) -> str:
+def place_of(error: BaseException) -> str:
     """Where the exception was raised: the last line that is not in an installed package; empty if there is none."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__)[1:] if is_own(frame.filename)]
     return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
@@ -282,6 +304,11 @@ def _as_tree(output: Any) -> Any:
 
 def _has_gradient(array: Array) -> bool:
     return bool(np.issubdtype(array.dtype, np.inexact))
+
+
+def are_numbers(gradient: Any) -> bool:
+    """Whether a gradient is an array of numbers; what is missing or has another dtype is none."""
+    return gradient is not None and gradient.dtype.kind in "fiuc"
 
 
 def _in_float64(name: str, leaf: Array) -> Array:

@@ -13,6 +13,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ def planted(bug: Bug) -> Iterator[None]:
 
 
 def _changed_code(function: FunctionType, changes: list[Change]) -> CodeType:
-    source = textwrap.dedent(inspect.getsource(function))
+    source = _source(function.__code__)
     for change in changes:
         if source.count(change.original) != 1:
             raise LookupError(
@@ -80,6 +81,12 @@ def _changed_code(function: FunctionType, changes: list[Change]) -> CodeType:
     exec(source, function.__globals__, definitions)
     changed: FunctionType = definitions[function.__name__]
     return changed.__code__
+
+
+@cache
+def _source(code: CodeType) -> str:
+    """The source of a sound function, which takes longer to find than to compile."""
+    return textwrap.dedent(inspect.getsource(code))
 
 
 def _function(path: str) -> FunctionType:

@@ -13,21 +13,21 @@ import numpy as np
 
 from numpygpt.checks.compare import Norms, difference, finite_norms
 from numpygpt.checks.dialects import Candidate
+from numpygpt.checks.part import Reference
 from numpygpt.checks.trace import LOGITS, TOKENS, Settings, Tensors, is_given, is_parameter, is_state, retrace
-from numpygpt.checks.trace_file import TraceFile, has_budget
+from numpygpt.checks.trace_file import has_budget
 from numpygpt.errors import InputError
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.sizes import num_parameters
 from numpygpt.shapes import Array
 
-#: A model with more parameters is not replayed: it would take minutes, and the memory of several models.
+#: A larger model is replayed in parts, because the whole would take minutes, and the memory of several models.
 MOST_PARAMETERS = 10_000_000
 
 
-def largest_replayed(config: GPTConfig) -> int | None:
-    """The number of parameters of a model that is too large to be replayed; None for one that is not."""
-    parameters = num_parameters(config)
-    return parameters if parameters > MOST_PARAMETERS else None
+def only_in_parts(config: GPTConfig) -> bool:
+    """Whether a model has too many parameters to be replayed as a whole."""
+    return num_parameters(config) > MOST_PARAMETERS
 
 
 #: What our code raises if a change of it, or of what it is given, does not fit its shapes.
@@ -51,7 +51,7 @@ class Replay:
     own      the same, but the candidate's own parameters if it has any
     """
 
-    def __init__(self, reference: TraceFile, candidate: Candidate) -> None:
+    def __init__(self, reference: Reference, candidate: Candidate) -> None:
         self.reference, self.format = reference, candidate.format
         self.given = reference.given()
         self.arrays: Tensors = {}
@@ -97,8 +97,10 @@ class Replay:
         if up_to not in (None, LOGITS, TOKENS):
             settings = settings._replace(new_tokens=0)
         found: Tensors = {}
+
         def tell(name: str, array: Any) -> None:
-            found[name] = np.array(array)
+            if up_to in (None, name):
+                found[name] = np.array(array)
             if name == up_to:
                 raise _Reached
             own = self.arrays.get(name)
@@ -123,7 +125,7 @@ class Replay:
         if ours.shape != self.reference.tensors.layouts[name].shape:
             return self._used_as_a_whole(name, error.tensor, size.tensor)
         errors, room = np.append(error.rows, error.tensor), self._room(name, size)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             return float(np.where(errors == 0, 0, errors / room).max())
 
     def _room(self, name: str, size: Norms) -> Array:

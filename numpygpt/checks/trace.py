@@ -194,14 +194,7 @@ def retrace(
     for name in (INPUTS, TARGETS, *(name for name in given if name.startswith(KEEP))):
         tell(name, given[name])
     generated = _generate(model, given[PROMPT], settings.new_tokens, chosen)
-    optimizer = AdamW(
-        model,
-        lr=settings.lr,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
-    _train(model, optimizer, given, settings.steps, tell)
+    _train(model, settings, given, tell)
     tell(PROMPT, given[PROMPT])
     if settings.new_tokens:
         tell(LOGITS, generated[0])
@@ -228,20 +221,32 @@ def is_state(name: str) -> bool:
     return step.startswith("step") and rest != "loss" and not rest.startswith("d_")
 
 
-def _train(model: GPTModel, optimizer: AdamW, given: Mapping[str, Array], steps: int, tell: Watch) -> None:
+def _train(model: GPTModel, settings: Settings, given: Mapping[str, Array], tell: Watch) -> None:
     """Take the steps. In the first, every activation and its gradient is told; in the later ones, what they return."""
-    for step in range(1, steps + 1):
+    for step in range(1, settings.steps + 1):
         before = f"step{step}."
         first = step == 1
         gradients = _loss_and_gradients(model, given, tell if first else _only_loss(before, tell))
         for name in reversed(gradients):
             tell(f"d_{name}" if first else f"{before}d_{name}", gradients[name])
+        if first:  # not earlier, because it makes all the moments, and who is told may end before they are needed
+            optimizer = _optimizer(model, settings)
         optimizer.step(gradients)
         for kind in ("exp_avg", "exp_avg_sq"):
             for name, moment in getattr(optimizer, kind).items():
                 tell(f"{before}{kind}.{name}", moment)
         for name, parameter in optimizer.parameters.items():
             tell(f"{before}{name}", parameter)
+
+
+def _optimizer(model: GPTModel, settings: Settings) -> AdamW:
+    return AdamW(
+        model,
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
 
 
 def _only_loss(before: str, tell: Watch) -> Watch:

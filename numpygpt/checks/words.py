@@ -43,11 +43,12 @@ def _as_a_whole(ours: Array, right: Array) -> str:
     square = (right * right).sum()
     factor = (ours * right).sum() / square if square else 0.0
     if factor and np.linalg.norm(ours - factor * right) <= SMALL_PART * np.linalg.norm(ours - right):
-        return f"is {_factor_in_words(factor)} times the right one"
+        return f"is {factor_in_words(factor)} times the right one"
     return ""
 
 
-def _factor_in_words(factor: float) -> str:
+def factor_in_words(factor: float) -> str:
+    """The number, or how far from 1 it is if it is close to that."""
     return f"1 {'-' if factor < 1 else '+'} {abs(factor - 1):.1e}" if abs(factor - 1) < 1e-3 else f"{factor:.6g}"
 
 

@@ -4,11 +4,13 @@ import argparse
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from tempfile import mkdtemp
 
 from numpygpt.checks.budgets import FORMATS
 from numpygpt.checks.conform.adapter import Port, find_adapter
 from numpygpt.checks.conform.cases import Case, drawn, standard
 from numpygpt.checks.conform.climbing import Climb, climb
+from numpygpt.checks.conform.evidence import gather
 from numpygpt.checks.conform.expectations import read_expectations
 from numpygpt.checks.conform.judging import BAD, EMPTY, EXPECTED, FAILED, NOT_SHOWN, PASSED, SKIPPED, UNEXPECTED
 from numpygpt.checks.conform.junit import junit
@@ -18,6 +20,7 @@ from numpygpt.commands.conform_page import page
 from numpygpt.commands.tables import print_table
 from numpygpt.errors import InputError
 from numpygpt.files import check_writable, write_text
+from numpygpt.training.run import make_writable
 
 MARKS = {
     PASSED: "ok",
@@ -46,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     by = "who finds the budgets: numpy, or torch's rounding model, which takes longer"
     add("--budgets", metavar="BY", default="numpy", help=by)
     add("--no-shrink", action="store_true", help="do not look for the smallest model that fails")
+    kept = "where the files of what fails are kept (default: a new temporary folder)"
+    add("--keep", type=Path, metavar="FOLDER", help=kept)
     add("--junit", type=Path, metavar="FILE", help="write JUnit XML, too")
     add("--html", type=Path, metavar="FILE", help="write a page with a badge, too")
 
@@ -58,13 +63,24 @@ def run(parsed: argparse.Namespace) -> int:
     for path in (parsed.junit, parsed.html):
         if path is not None:
             check_writable(path)
+    if parsed.keep is not None:
+        make_writable(parsed.keep)
     port = _port(parsed)
     expectations = read_expectations(parsed.expect) if parsed.expect else []
     cases = _cases(parsed)
     found = climb(
         port, _with_progress(cases), by=parsed.budgets, expectations=expectations, shrink=not parsed.no_shrink
     )
+    not_kept = ""
+    if found.failures:
+        try:
+            folder = parsed.keep or Path(mkdtemp(prefix="numpygpt-conform-"))
+            found = found._replace(evidence=gather(port, found.failures, found.smallest, parsed.budgets, folder))
+        except (InputError, OSError) as error:  # what was found must not be lost with it
+            not_kept = f"the files of what failed were not kept, and nothing was diagnosed: {error}"
     _print(found)
+    if not_kept:
+        print(not_kept)
     print(summary(found))
     if parsed.junit:
         write_text(parsed.junit, junit(found))
@@ -117,7 +133,7 @@ def _print(found: Climb) -> None:
 
 
 def failures(found: Climb) -> list[str]:
-    """A line for each failure: of a case without an answer, or of each of its rungs that failed."""
+    """A line for each failure (of a case without an answer, or of each of its rungs), and the evidence below it."""
     lines = []
     for outcome in found.outcomes:
         bad = {name: rung for name, rung in outcome.rungs.items() if rung.state in BAD}
@@ -129,6 +145,8 @@ def failures(found: Climb) -> list[str]:
         if smallest is not None:
             name = smallest.case.name.removeprefix("smallest-")
             lines.append(f"{outcome.case.name}: the smallest model that fails so is {name}: {smallest.says}")
+        if outcome.case.name in found.evidence:
+            lines += [f"  {line}" for line in found.evidence[outcome.case.name].lines]
     return lines
 
 
@@ -141,7 +159,7 @@ def not_judged(found: Climb) -> list[str]:
                 cases = reasons.setdefault(f"{rung.state}: {rung.says}", [])
                 if outcome.case.name not in cases:
                     cases.append(outcome.case.name)
-    return [f"{reason} [{len(cases)} cases, such as {cases[0]}]" for reason, cases in reasons.items()]
+    return [f"{reason} [{counted(len(cases))}, such as {cases[0]}]" for reason, cases in reasons.items()]
 
 
 def summary(found: Climb) -> str:
@@ -151,14 +169,27 @@ def summary(found: Climb) -> str:
     if failed:
         first = next(outcome for outcome in found.outcomes if outcome.failed)
         where = f", the first wrong tensor is {first.first} of {first.case.name}" if first.first else ""
-        return f"does not conform: {failed} of {cases} cases fail{where}"
+        return f"does not conform: {failed} of {counted(cases)} fail{'s' if failed == 1 else ''}{where}"
     if not found.conforms:
-        return f"does not conform: nothing was shown in {cases} cases"
+        return f"does not conform: nothing was shown in {counted(cases)}"
     counts = [(rung, found.count_of(rung)) for rung in RUNGS]
     told = [f"{rung} {count.shown}/{count.of} tensors" for rung, count in counts if count.judged]
     missing = [rung for rung, count in counts if not count.judged]
     left = f"; not shown: {', '.join(missing)}" if missing else ""
-    return f"conforms in {cases} cases: {', '.join(told)}{left}"
+    return f"conforms in {computed(found)}: {', '.join(told)}{left}"
+
+
+def computed(found: Climb) -> str:
+    """The number of cases that were judged: "1 of 2 cases, 1 not computed"."""
+    cases = len(found.outcomes)
+    if found.computed == cases:
+        return counted(cases)
+    return f"{found.computed} of {counted(cases)}, {cases - found.computed} not computed"
+
+
+def counted(cases: int) -> str:
+    """The number of cases, in words."""
+    return f"{cases} case{'' if cases == 1 else 's'}"
 
 
 def _facts(parsed: argparse.Namespace) -> dict[str, str]:

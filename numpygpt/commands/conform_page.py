@@ -6,6 +6,7 @@ from typing import NamedTuple
 from numpygpt.checks.conform.climbing import Climb
 from numpygpt.checks.conform.judging import BAD, EMPTY, EXPECTED, NOT_SHOWN, PASSED, SKIPPED
 from numpygpt.checks.conform.rungs import RUNGS
+from numpygpt.commands.pages import rendered
 
 #: {state of a rung: the class and the mark of its cell}.
 CELLS = {
@@ -36,10 +37,12 @@ class Badge(NamedTuple):
 
 
 def badge(found: Climb) -> Badge:
-    """The badge: how many of the rungs passed wherever they were judged."""
+    """The badge: how many of the rungs passed wherever they were judged, and in how many cases if not in all."""
     if not found.conforms:
         return Badge(LABEL, "fails", conforms=False)
-    return Badge(LABEL, f"{len(found.rungs)} of {len(RUNGS)} rungs", conforms=True)
+    cases = len(found.outcomes)
+    where = "" if found.computed == cases else f" in {found.computed} of {cases} cases"
+    return Badge(LABEL, f"{len(found.rungs)} of {len(RUNGS)} rungs{where}", conforms=True)
 
 
 def page(found: Climb, summary: str, facts: Mapping[str, str]) -> str:
@@ -48,17 +51,9 @@ def page(found: Climb, summary: str, facts: Mapping[str, str]) -> str:
     summary   a line that says how it ended
     facts     what was asked, and how it was judged
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    templates = Environment(
-        loader=PackageLoader("numpygpt", "commands"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return templates.get_template("conform_page.html").render(
+    return rendered(
+        "numpygpt",
+        "conform_page.html",
         summary=summary,
         facts=facts,
         badge=badge(found),
@@ -66,5 +61,6 @@ def page(found: Climb, summary: str, facts: Mapping[str, str]) -> str:
         counts={rung: found.count_of(rung) for rung in RUNGS},
         outcomes=found.outcomes,
         smallest=found.smallest,
+        evidence=found.evidence,
         cells=CELLS,
     )

@@ -3,17 +3,19 @@
 import argparse
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from numpygpt.checks.budgets import FORMATS
 from numpygpt.checks.diagnose import Diagnosis, diagnose
 from numpygpt.checks.dialects import Candidate, open_candidate
-from numpygpt.checks.diff import WRONG, Diff, Finding, diff
+from numpygpt.checks.diff import MISSING, WRONG, Diff, Finding, diff
 from numpygpt.checks.trace_file import TraceFile
 from numpygpt.commands.diff_page import page
 from numpygpt.commands.tables import print_table
 from numpygpt.files import check_writable, write_text
+from numpygpt.parallel import use_own_threads
 from numpygpt.shapes import Array
 
 #: How many of the wrong tensors the table shows.
@@ -42,11 +44,15 @@ def run(parsed: argparse.Namespace) -> int:
     """
     if parsed.html:
         check_writable(parsed.html)
+    use_own_threads()
     reference = TraceFile(parsed.reference)
     candidate = open_candidate(
         parsed.candidate, reference, names=parsed.names, dtype=parsed.dtype, partial=parsed.partial
     )
-    found = diff(reference, candidate)
+    with ThreadPoolExecutor(1) as thread:  # the digest needs another core, and no lock of Python
+        checked = thread.submit(reference.refuse_damage)
+        found = diff(reference, candidate)
+    checked.result()
     diagnoses = [] if parsed.no_diagnosis else _diagnose(reference, candidate, found)
     print("\n".join(_about_names(candidate, found)))
     _print_wrong(found)
@@ -70,11 +76,25 @@ def _diagnose(reference: TraceFile, candidate: Candidate, found: Diff) -> Sequen
 def _about_names(candidate: Candidate, found: Diff) -> list[str]:
     """What is worth telling about the names of the candidate's tensors."""
     lines = [f"{candidate.path} is judged as {candidate.format}"]
-    for ours, distance in candidate.proposed.items():
+    if candidate.dtypes:
+        lines.append(
+            f"warning: mixed dtypes, for it also has {', '.join(candidate.dtypes)}: the shortest loosens the budgets "
+            f"of all; name the format by --dtype"
+        )
+    proposed = sorted(candidate.proposed.items(), key=lambda item: -item[1])
+    for ours, distance in proposed[:MOST_LISTED]:
         theirs = candidate.theirs[ours]
         lines.append(f"{theirs} is taken for {ours} by its content, from which it differs by {distance:.1e}")
+    if len(proposed) > MOST_LISTED:
+        lines.append(f"and {len(proposed) - MOST_LISTED} more by their content, from which they differ by less")
+    if candidate.by_others:
+        pairs = [f"{candidate.theirs[ours]} for {ours}" for ours in candidate.by_others]
+        lines.append(f"taken by their names, which differ from ours as those do: {_listed(pairs)}")
     if candidate.unknown:
-        lines.append(f"not compared, because the trace has no such tensors: {_listed(candidate.unknown)}")
+        lines.append(f"not matched with any tensor of the trace: {_listed(candidate.unknown)}")
+    missing = [finding.name for finding in found.wrong if finding.verdict == MISSING]
+    if missing:
+        lines.append(f"missing: {_listed(missing)}; say --partial if the candidate need not have every tensor")
     if found.left_out:
         lines.append(f"not compared, because the candidate lacks them: {_listed(found.left_out)}")
     return lines
@@ -106,7 +126,8 @@ def _cells(finding: Finding) -> tuple[str, ...]:
     comparison = finding.comparison
     used = f"{comparison.used:.2g}" if math.isfinite(comparison.used) else ""
     numbers = (f"{comparison.error:.1e}", f"{comparison.allowed:.1e}", used) if used else ("", "", "")
-    return finding.name, *numbers, comparison.fault or finding.verdict
+    said = comparison.fault or (finding.verdict if used else finding.off)
+    return finding.name, *numbers, said
 
 
 def summary(found: Diff) -> str:
@@ -117,10 +138,10 @@ def summary(found: Diff) -> str:
         return f"all {count} tensors agree; the most of a budget is used by {worst.name}, {worst.comparison.used:.0%}"
     verdicts = [finding.verdict for finding in found.wrong]
     downstream = sum(verdict != WRONG for verdict in verdicts)
-    used = f"{first.comparison.used:.2g} times its budget" if math.isfinite(first.comparison.used) else "not comparable"
+    are = "is" if len(verdicts) == 1 else "are"
     return (
-        f"first divergence: {first.name}, {first.comparison.fault or used}; {len(verdicts)} of {count} tensors are "
-        f"wrong, {downstream} of them downstream or missing"
+        f"first divergence: {first.name}, {first.off}; {len(verdicts)} of {count} tensors {are} wrong, {downstream} of "
+        f"them downstream or missing"
     )
 
 

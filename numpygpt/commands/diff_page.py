@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numpygpt.checks.diff import MISSING, Diff, Finding
+from numpygpt.commands.pages import rendered
 from numpygpt.pictures.tensor_map import COLORS, WRONG, Cell, color_of, maps
 from numpygpt.shapes import Array
 
@@ -45,18 +46,10 @@ def page(
     diagnosis   the lines of the diagnosis
     first       the reference's and the candidate's array of the first wrong tensor; None if they cannot be shown
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    templates = Environment(
-        loader=PackageLoader("numpygpt", "commands"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     cells = [cell_of(finding) for finding in found.findings]
-    return templates.get_template("diff_page.html").render(
+    return rendered(
+        "numpygpt",
+        "diff_page.html",
         summary=summary,
         facts=facts,
         diagnosis=diagnosis,

@@ -9,7 +9,7 @@ import numpy as np
 
 from numpygpt.checks import Report, experiments, gradcheck, own_gradients
 from numpygpt.checks.derivatives import THRESHOLD
-from numpygpt.checks.gradients import WRONG
+from numpygpt.checks.gradient_report import WRONG
 from numpygpt.checks.lookup import Operation, find
 from numpygpt.commands.tables import print_table
 from numpygpt.errors import InputError
@@ -63,13 +63,16 @@ def _experiment(parsed: argparse.Namespace) -> Callable[[argparse.Namespace], in
 
 
 def _refuse_what_has_no_meaning(parsed: argparse.Namespace, is_experiment: bool) -> None:
+    is_no_check_of_one = is_experiment or not parsed.operation
     refused = {
-        "--shape and --seeds": ((parsed.shape or parsed.seeds > 1) and (is_experiment or not parsed.operation)),
+        "--shape": parsed.shape is not None and is_no_check_of_one,
+        "--seeds": parsed.seeds > 1 and is_no_check_of_one,
         "MODULE:NAME": parsed.operation and parsed.bug is not None,
         "--png": parsed.png is not None and not parsed.sweep,
     }
     goes_with = {
-        "--shape and --seeds": "MODULE:NAME, without an experiment",
+        "--shape": "MODULE:NAME, without an experiment",
+        "--seeds": "MODULE:NAME, without an experiment",
         "MODULE:NAME": "a check, --sweep or --power",
         "--png": "--sweep",
     }

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from numpygpt.adapt.packed import forms_of
 from numpygpt.commands.model_options import (
     add_compute_options,
     add_model_options,
@@ -14,18 +15,20 @@ from numpygpt.commands.model_options import (
     tokens_of,
 )
 from numpygpt.commands.tables import print_table
-from numpygpt.commands.trained import CHECKPOINT_HELP, origin_of
+from numpygpt.commands.trained import CHECKPOINT_HELP, options_of_run, origin_of
 from numpygpt.errors import InputError
 from numpygpt.formats.kinds import read_model
 from numpygpt.model import parallel_sizes, sizes
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.saving import saved_config
 from numpygpt.model.scheme import Scheme
+from numpygpt.numerics.forms import Form, unfilled
 from numpygpt.sections import named_in_errors, value_of
 from numpygpt.training.book import perplexity
 from numpygpt.training.optimizers import OPTIMIZERS, settings_of, state_bytes
 from numpygpt.training.options import Options
 from numpygpt.training.run import SECTION, Evaluation
+from numpygpt.tree import named
 
 #: The precisions that are compared if none is named, by the dtype of the parameters. TF32 takes as much as fp32.
 PRECISIONS_COMPARED = {"float32": ("fp32", "bf16", "fp16"), "float64": ("fp32",)}
@@ -152,17 +155,32 @@ def _print_devices(precision: str, compared: list[parallel_sizes.Compared]) -> N
             print(f"{row.name}: {row.refusal}")
 
 
+def _of_packed_matrices(forms: dict[str, Form]) -> list[str]:
+    """A line for each kind of quantized matrices: how many they are, and their bytes."""
+    kinds: dict[str, list[Form]] = {}
+    for form in forms.values():
+        words = f"{form.scheme}{',double' if form.double else ''},block={form.block_size}"
+        kinds.setdefault(words, []).append(form)
+    lines = []
+    for words, alike in kinds.items():
+        size = sum(array.nbytes for form in alike for _, array in named(unfilled(form)))
+        share = size / (4 * sum(form.size for form in alike))
+        lines.append(f"{len(alike)} matrices in {words}: {size:,} bytes, {share:.3f} of those in float32")
+    return lines
+
+
 def _of_a_run(parsed: argparse.Namespace) -> tuple[GPTConfig, Options | None, list[str]]:
     """The configuration and the options of the run in --checkpoint, and the lines that say how far it has come."""
     refuse_model_options(parsed)
     checkpoint = read_model(parsed.checkpoint)
     config = saved_config(checkpoint)
     origin, *notes = origin_of(checkpoint)
+    notes += _of_packed_matrices(forms_of(checkpoint))
     if SECTION not in checkpoint:
         return config, None, [f"{origin}, a model without a training run", *notes]
     saved = checkpoint.values(SECTION)
+    options = options_of_run(checkpoint)
     with named_in_errors(checkpoint):
-        options = Options.of_checkpoint(value_of(saved, "options", dict))
         history = [Evaluation.of(entry) for entry in value_of(saved, "history", list)]
         lines = [f"{origin}, step {value_of(saved, 'step', int)}"]
     if history:

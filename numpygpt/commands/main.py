@@ -30,6 +30,7 @@ COMMANDS = {
     "evaluate": "perplexity of a text, last words, right endings",
     "info": "parameters and memory of a model",
     "merge": "one model of a base and its adapter",
+    "quantize": "a model with packed matrices, or the schemes compared",
     "convert": "a model from the files of one program to those of another",
     "attention": "draw what each attention head reads",
     "embeddings": "draw the word vectors in two dimensions",

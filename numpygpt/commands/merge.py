@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from numpygpt.adapt.adapters import merge_lora, paths_of, remove_lora
+from numpygpt.adapt.quantized import dequantize
 from numpygpt.commands.trained import add_adapter_options, add_checkpoint_options, trained_model
 from numpygpt.errors import InputError
 from numpygpt.formats.checkpoint import FILE_NAME, write_checkpoint
@@ -28,6 +29,10 @@ def run(parsed: argparse.Namespace) -> int:
     """
     if (parsed.out / FILE_NAME).exists() and not parsed.overwrite:
         raise InputError(f"{parsed.out} already holds a model; replace it with --overwrite, or choose another --out")
+    for name in ("checkpoint", "base", "adapter"):
+        given = getattr(parsed, name)
+        if given is not None and given.exists() and parsed.out.exists() and parsed.out.samefile(given):
+            raise InputError(f"{parsed.out} is the folder of --{name}, which would be lost; choose another --out")
     refuse_other_models(parsed.out)
     make_writable(parsed.out)
     checkpoint = read_model(parsed.checkpoint)
@@ -35,7 +40,7 @@ def run(parsed: argparse.Namespace) -> int:
     count = len(paths_of(model))
     if not count:
         raise InputError(f"{parsed.checkpoint} has no adapter; name one with --adapter, or the folder of its run")
-    model = remove_lora(merge_lora(model))
+    model = dequantize(remove_lora(merge_lora(model)))
     path = write_checkpoint(parsed.out, {"model": model_section(model, saved_tokenizer(checkpoint))})
     print(f"added the adapter of {count} projections to their weights")
     print(f"wrote {path}")

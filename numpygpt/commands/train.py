@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from datetime import datetime
@@ -42,11 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser, vocab_size=False)
 
 
-def add_folder_options(parser: argparse.ArgumentParser, options: type[Options]) -> None:
-    """Declare where the run is, for a run with these options."""
+def add_folder_options(
+    parser: argparse.ArgumentParser, options: type[Options], without: Container[str] = ()
+) -> None:
+    """Declare where the run is, for a run with these options, of which the command lacks some."""
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--out", type=Path, metavar="DIR", help="folder for the run (default: runs/DATE-TIME)")
-    names = [field.name for field in fields(options) if declaration_of(options, field.name).changeable]
+    here = [field.name for field in fields(options) if field.name not in without]
+    names = [name for name in here if declaration_of(options, name).changeable]
     changeable = ", ".join(map(flag, names))
     where.add_argument(
         "--resume", type=Path, metavar="DIR", help=f"continue the run in this folder; it may change {changeable}"

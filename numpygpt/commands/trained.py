@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from numpygpt.adapt.adaptation import quantization_of
+from numpygpt.adapt.adapters import paths_of
 from numpygpt.adapt.files import load_adapter
 from numpygpt.adapt.quantized import quantize
 from numpygpt.adapt.saving import model_of
@@ -15,8 +16,11 @@ from numpygpt.formats.foreign import ForeignModel
 from numpygpt.model.gpt import GPTModel
 from numpygpt.model.saving import saved_tokenizer
 from numpygpt.pictures.figure import token_label
-from numpygpt.sections import SavedSections
+from numpygpt.sections import SavedSections, named_in_errors, value_of
 from numpygpt.shapes import Array
+from numpygpt.training.finetuning import FinetuneOptions
+from numpygpt.training.options import Options
+from numpygpt.training.run import SECTION as RUN
 
 #: The help of --checkpoint.
 CHECKPOINT_HELP = "folder of a training run, or of a GPT-2 that another program wrote (numpygpt convert --help)"
@@ -39,10 +43,18 @@ def add_adapter_options(parser: argparse.ArgumentParser) -> None:
 def trained_model(checkpoint: SavedSections, parsed: argparse.Namespace) -> GPTModel:
     """The model of a checkpoint with the options of `add_adapter_options`. InputError for what does not fit it."""
     model = model_of(checkpoint, base=parsed.base)
-    if parsed.quantize is not None:
+    if parsed.base is not None and not paths_of(model):
+        raise InputError(f"{checkpoint.path} has no adapter, so it has no base; leave out --base")
+    if parsed.adapter is not None:
+        if paths_of(model):
+            raise InputError(
+                f"{checkpoint.path} has an adapter of its own; leave out --adapter, or name the base as --checkpoint"
+            )
+        model = load_adapter(model, parsed.adapter)
+    if parsed.quantize is not None:  # after the adapter, which is known to fit by the whole weights
         scheme, options = quantization_of(parsed.quantize)
         model = quantize(model, scheme, **options)
-    return model if parsed.adapter is None else load_adapter(model, parsed.adapter, name="given")
+    return model
 
 
 def tokenizer_of(checkpoint: SavedSections, vocab: str | None) -> Encoding:
@@ -62,6 +74,14 @@ def origin_of(checkpoint: SavedSections) -> list[str]:
         return [f"{checkpoint.path}: tokenizer {tokenizer}"]
     tokenizer = tokenizer or ("of its own" if checkpoint.own_tokenizer else "none")
     return [f"{checkpoint.path}: {checkpoint.kind}, tokenizer {tokenizer}", *checkpoint.notes]
+
+
+def options_of_run(checkpoint: SavedSections) -> Options:
+    """The options of the run that the checkpoint is of, whichever command began it. InputError if there is none."""
+    values = checkpoint.values(RUN)
+    with named_in_errors(checkpoint):
+        saved = value_of(values, "options", dict)
+        return (FinetuneOptions if "checkpoint" in saved else Options).of_checkpoint(saved)
 
 
 def encoded(prompt: str, tokenizer: Encoding) -> Array:

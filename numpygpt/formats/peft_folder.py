@@ -31,6 +31,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 #: The most bytes of a configuration; peft writes about a thousand.
 MOST_BYTES = 2**22
+#: No α is as large as this one.
+LARGEST = 1e30
 #: Whose names of projections a folder has.
 OURS, HUGGING_FACE = "ours", "hugging-face"
 #: In the metadata of the tensors: the SHA-256 of the model that the adapter was trained on.
@@ -50,7 +52,21 @@ _PLAIN: Mapping[str, Sequence[Any]] = {
     "layer_replication": (None, []),
     "use_bdlora": (None, False),
     "use_qalora": (None, False),
+    "alora_invocation_tokens": (None, []),
+    "arrow_config": (None,),
+    "corda_config": (None,),
+    "kasa_config": (None,),
+    "lora_ga_config": (None,),
+    "monteclora_config": (None,),
+    "velora_config": (None,),
+    "loftq_config": (None, {}),
+    # The other ways to begin also change the base, so that the matrices belong to a base that is not in the folder.
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", None),
 }
+#: The files of a folder; peft adds a page for people.
+WRITTEN = {CONFIG, WEIGHTS, "README.md"}
+#: Expressions in alpha_pattern: names with dots, and what peft's users write in them.
+_PLAIN_PATTERN = re.compile(r"[\w.|^$\\d+*-]{1,200}")
 
 
 class LowRank(NamedTuple):
@@ -86,10 +102,10 @@ def read_adapter(folder: Path) -> Adapter:
     paths: dict[str, LowRank] = {}
     for module, matrices in _by_module(file).items():
         A, B = (_read(file, name) for name in matrices)
-        if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1]:
+        if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or not len(A):
             raise InputError(
                 f"the adapter {folder} has A {A.shape} and B {B.shape} for {module}; "
-                f"expected (R, D) and (F, R) with the same R"
+                f"expected (R, D) and (F, R) with the same R of 1 or more"
             )
         paths.update(_as_ours(module, LowRank(A, B, _scale(config, module, len(A), folder))))
     rate = _number(config, "lora_dropout", folder, default=0.0)
@@ -99,11 +115,11 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def write_adapter(folder: Path, adapter: Adapter, *, names: str = OURS) -> None:
-    """Write the adapter to a new folder; one that is there is replaced whole.
+    """Write the adapter to a new folder, or to one that holds an adapter and nothing else, which is replaced whole.
 
     names   "ours", which peft finds in torchgpt's model, or "hugging-face", which it finds in GPT2LMHeadModel
 
-    Raises InputError if the folder cannot be written.
+    Raises InputError for a folder with other files in it, and if it cannot be written.
     """
     if names not in (OURS, HUGGING_FACE):
         raise InputError(f"names is {names!r}; expected {OURS!r} or {HUGGING_FACE!r}")
@@ -114,6 +130,7 @@ def write_adapter(folder: Path, adapter: Adapter, *, names: str = OURS) -> None:
         for matrix in "AB"
     }
     metadata = {} if adapter.base_sha256 is None else {BASE_SHA256: adapter.base_sha256}
+    _refuse_other_files(folder)
     try:
         with replacing_folder(folder) as unfinished:
             text = json.dumps(peft_config(paths, adapter.drop_rate, names), indent=2) + "\n"
@@ -121,6 +138,16 @@ def write_adapter(folder: Path, adapter: Adapter, *, names: str = OURS) -> None:
             write_tensors(unfinished / WEIGHTS, tensors, metadata)
     except OSError as error:
         raise InputError(f"cannot write the adapter {folder}: {error.strerror or error}") from error
+
+
+def _refuse_other_files(folder: Path) -> None:
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        raise InputError(f"{folder} is no folder of an adapter, and is not replaced; name another")
+    others = sorted(entry.name for entry in folder.iterdir() if entry.name not in WRITTEN)
+    if others:
+        raise InputError(f"{folder} holds other files, such as {others[0]}, and is not replaced; name another folder")
 
 
 def peft_config(paths: Mapping[str, LowRank], drop_rate: float, names: str = OURS) -> dict[str, Any]:
@@ -216,7 +243,8 @@ def _in_one(paths: Sequence[LowRank | None]) -> LowRank:
     All outputs are of one size. The factors of the scales go into B.
     """
     there = [path for path in paths if path is not None]
-    outputs, scale = len(there[0].B), there[0].scale
+    outputs = len(there[0].B)
+    scale = there[0].scale or 1.0
     shared = all(np.array_equal(path.A, there[0].A) for path in there)
     A = there[0].A if shared else np.concatenate([path.A for path in there])
     B = np.zeros((outputs * len(paths), len(A)), A.dtype)
@@ -241,20 +269,36 @@ def _scale(config: Mapping[str, Any], module: str, rank: int, folder: Path) -> f
     if not isinstance(patterns, Mapping):
         raise InputError(f"alpha_pattern of the adapter {folder} is {patterns!r:.80}; expected an object")
     for pattern in patterns:
+        _refuse_pattern(pattern, folder)
         if re.match(rf"(.*\.)?({pattern})$", module):  # as peft matches it
             alpha = _number(patterns, pattern, folder)
             break
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    rank_stabilized = config.get("use_rslora", False)
+    if rank_stabilized not in (True, False, None):
+        raise InputError(f"use_rslora of the adapter {folder} is {rank_stabilized!r:.80}; expected true or false")
+    return alpha / (math.sqrt(rank) if rank_stabilized else rank)
+
+
+def _refuse_pattern(pattern: str, folder: Path) -> None:
+    """InputError for what is no expression, and for one with groups, whose search may never end."""
+    try:
+        plain = _PLAIN_PATTERN.fullmatch(pattern) is not None and bool(re.compile(pattern))
+    except re.error:
+        plain = False
+    if not plain:
+        raise InputError(f"alpha_pattern of the adapter {folder} has {pattern!r:.80}; expected names of projections")
 
 
 def _number(values: Mapping[str, Any], name: str, folder: Path, default: float | None = None) -> float:
     value = values.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
         raise InputError(f"{name} of the adapter {folder} is {value!r:.80}; expected a number")
     return float(value)
 
 
 def _read(file: TensorFile, name: str) -> Array:
+    if not file.layouts[name].dtype.startswith(("float", "bfloat")):
+        raise InputError(f"the adapter {file.path} has {name} as {file.layouts[name].dtype}; expected floats")
     array = file.read(name)
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float32)

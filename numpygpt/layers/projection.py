@@ -28,6 +28,9 @@ from numpygpt.ops import dropout, linear, lora, quantized_linear
 from numpygpt.shapes import Array, Inexact
 from numpygpt.tree import Trained, everything, wanted
 
+#: The kinds of nodes, for a message.
+EXPECTED = "Linear, a QuantizedLinear or a LoRA"
+
 
 class LoRASaved(NamedTuple):
     """What the base saved, and what the dropout and the matrices of each path did."""
@@ -63,7 +66,7 @@ def forward(
             return forward(x, base, precision=precision, wants_x=wants_x, trained=trained)
         case p.LoRA():
             return _with_paths(x, parameters, precision, wants_x, trained)
-    raise TypeError(f"a projection's parameters are a {type(parameters).__name__}; expected one of {p.Projection}")
+    raise TypeError(f"a projection's parameters are a {type(parameters).__name__}; expected a {EXPECTED}")
 
 
 def backward(d_y: Inexact[Array, "*rows F"], saved: Any) -> Gradients:

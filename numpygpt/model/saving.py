@@ -7,6 +7,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from numpygpt.tree import named
 SECTION = "model"
 #: A value of the section if the model was made of another, which is saved elsewhere (`numpygpt.adapt.saving`).
 BASE = "base"
+#: A value of the section if matrices of the model are quantized (`numpygpt.adapt.packed`).
+QUANTIZED = "quantized"
 #: The rows and columns of a tile, in which a transposed matrix is copied: with float32, 64 KiB of each of the two.
 TILE = 128
 
@@ -61,12 +64,17 @@ def model_of(saved: SavedSections, dtype: Any = None, **options: Any) -> GPTMode
     return model
 
 
-def copy_into(saved: SavedSections, parameters: Mapping[str, Array]) -> None:
+def copy_into(
+    saved: SavedSections, parameters: Mapping[str, Array], dtypes: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Copy the saved weights into the parameters of their names.
+
+    dtypes   the dtypes that arrays of these names have to have; the others may have any floating-point dtype
 
     Raises InputError, and copies nothing, for names, shapes or dtypes that do not fit them, all listed.
     """
-    _refuse_other_layouts({name: array.shape for name, array in parameters.items()}, saved.layouts(SECTION))
+    shapes = {name: array.shape for name, array in parameters.items()}
+    refuse_other_layouts(shapes, saved.layouts(SECTION), dtypes)
     for name, weights in ahead(saved.each_array(SECTION)):
         _copy(weights, parameters[name])
 
@@ -95,10 +103,12 @@ def checked(saved: SavedSections, dtype: Any = None) -> tuple[GPTConfig, Any]:
     with named_in_errors(saved):
         if BASE in saved.values(SECTION):
             raise InputError("it has the adapter of a model and not the model; make one of both: numpygpt merge")
-        _refuse_another_depth(config, saved.layouts(SECTION))
-        _refuse_other_layouts(parameter_shapes(config), saved.layouts(SECTION))
+        if QUANTIZED in saved.values(SECTION):
+            raise InputError("its matrices are quantized, and whole ones are needed; name the model it was made of")
+        refuse_another_depth(config, saved.layouts(SECTION))
+        refuse_other_layouts(parameter_shapes(config), saved.layouts(SECTION))
         if dtype is None:
-            dtype = _common_dtype(saved.layouts(SECTION))
+            dtype = common_dtype(saved.layouts(SECTION))
         check_memory(_bytes_of(config, dtype), "the model")
     return config, dtype
 
@@ -120,12 +130,18 @@ def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _refuse_another_depth(config: GPTConfig, found: Mapping[str, Layout]) -> None:
+def refuse_another_depth(config: GPTConfig, found: Mapping[str, Layout]) -> None:
+    """InputError for more blocks than there are arrays, found out before the blocks are laid out."""
     if config.n_layers > len(found):
         raise InputError(f"n_layers is {config.n_layers}, but there are {len(found)} arrays in all")
 
 
-def _refuse_other_layouts(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Layout]) -> None:
+def refuse_other_layouts(
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, Layout],
+    dtypes: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """InputError unless arrays of these names and shapes were saved, and no others; `dtypes` as in `copy_into`."""
     faults = {
         "missing": [name for name in expected if name not in found],
         "unexpected": [name for name in found if name not in expected],
@@ -134,14 +150,22 @@ def _refuse_other_layouts(expected: Mapping[str, tuple[int, ...]], found: Mappin
             for name, shape in expected.items()
             if name in found and found[name].shape != shape
         ],
-        "not floating-point": [name for name, layout in found.items() if not layout.dtype.startswith("float")],
+        "not floating-point": [
+            name for name, layout in found.items() if name not in dtypes and not layout.dtype.startswith("float")
+        ],
+        "of another dtype": [
+            f"{name} {found[name].dtype}, expected {dtype}"
+            for name, dtype in dtypes.items()
+            if name in found and found[name].dtype != dtype
+        ],
     }
     listed = "; ".join(f"{fault}: {', '.join(names)}" for fault, names in faults.items() if names)
     if listed:
         raise InputError(f"the weights do not fit the configuration: {listed}")
 
 
-def _common_dtype(found: Mapping[str, Layout]) -> str:
+def common_dtype(found: Mapping[str, Layout]) -> str:
+    """The dtype that all of these have. InputError if they have several."""
     dtypes = sorted({layout.dtype for layout in found.values()})
     if len(dtypes) > 1:
         raise InputError(f"the weights are of several dtypes, {', '.join(dtypes)}; say in which to load them")

@@ -1,6 +1,8 @@
 """Number formats and quantization: what a weight or an activation becomes when it has fewer bits.
 
     formats      bf16, fp16, fp8 and tf32: rounding to them, and their bit patterns
+    autocast     which operation of a GPT runs in which format, by torch.autocast's tables
+    casting      an operation that runs in a format, forward and backward
     schemes      the schemes of quantization by name: quantize, dequantize
     absmax       whole numbers and a step, symmetric
     zero_point   whole numbers and a step, from the smallest value to the largest

@@ -17,8 +17,9 @@ parameters, and float32 plus bf16 is float32, so the residual stream stays in fl
 
 Source: PyTorch 2.13, aten/src/ATen/autocast_mode.h, the macros AT_FORALL_LOWER_PRECISION_FP and AT_FORALL_FP32, and
 for the CPU aten/src/ATen/autocast_mode.cpp, the block TORCH_LIBRARY_IMPL(aten, AutocastCPU, m). The tests ask PyTorch
-itself for the dtype of each operation's result. For CUDA they ask without a GPU, with tensors that have no memory, on
-which PyTorch's dispatch is the same; what a GPU computes then is not compared.
+itself for the dtype of each operation's result. For CUDA they ask without a GPU, with tensors that have no memory, for
+which PyTorch chooses the formats in the same way. What a GPU computes is compared where there is one; on an H200 with
+PyTorch 2.11, a step in bf16 was within the rounding budget, and its tensors had these formats.
 """
 
 from typing import Any, NamedTuple

@@ -104,7 +104,9 @@ def packed(codes: Array, filler: int) -> Array:
 
 def pairs(levels: Array) -> Array:
     """What the two codes of each of the 256 bytes stand for, (256, 2), for the 16 levels of the codes."""
-    return np.stack([np.repeat(levels, len(levels)), np.tile(levels, len(levels))], axis=-1)
+    both = np.empty((len(levels), len(levels), 2), levels.dtype)
+    both[..., 0], both[..., 1] = levels[:, np.newaxis], levels
+    return both.reshape(-1, 2)
 
 
 def unpacked(codes: Array, levels: Array, start: int, stop: int, out: Array) -> None:

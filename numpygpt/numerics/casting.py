@@ -63,7 +63,7 @@ def product(a: Array, b: Array, format_: Format | None = None) -> Array:
 
 
 def _in_format(value: Any, format_: Format) -> Any:
-    """The array rounded. What is no array of floating-point numbers, such as a mask, or None, stays as it is."""
-    if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating):
-        return rounded(value, format_)
+    """The array, or the number of NumPy, rounded. What has no floating-point numbers, as a mask or None, stays."""
+    if isinstance(value, np.ndarray | np.generic) and np.issubdtype(value.dtype, np.floating):
+        return rounded(np.asarray(value), format_)[()]
     return value

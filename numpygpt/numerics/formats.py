@@ -170,7 +170,7 @@ def encode(x: Array, format_: Format, *, saturate: bool = False) -> Array:
     The pattern of a NaN has the first mantissa bit only, which makes it a quiet one, or all of them if the format has
     no infinity. The arguments, and the errors, are those of `rounded`.
     """
-    values = rounded(x, format_, saturate=saturate).astype(np.float64)
+    values = np.atleast_1d(rounded(x, format_, saturate=saturate).astype(np.float64))
     shift, one = format_.mantissa_bits, 1 << format_.mantissa_bits
     magnitude = np.abs(values)
     fields = (magnitude.view(np.int64) >> (52 - shift)) - ((1023 - format_.bias) << shift)  # e, m of a normal number
@@ -179,7 +179,8 @@ def encode(x: Array, format_: Format, *, saturate: bool = False) -> Array:
     largest_field = ((1 << format_.exponent_bits) - 1) << shift
     fields[np.isinf(values)] = largest_field
     fields[np.isnan(values)] = largest_field + (one // 2 if format_.infinite else one - 1)
-    return (fields | (np.signbit(values).astype(np.int64) << (format_.bits - 1))).astype(format_.patterns)
+    patterns = fields | (np.signbit(values).astype(np.int64) << (format_.bits - 1))
+    return patterns.astype(format_.patterns).reshape(np.shape(x))
 
 
 def decode(patterns: Array, format_: Format) -> Array:
@@ -197,7 +198,7 @@ def decode(patterns: Array, format_: Format) -> Array:
             f"{format_.bits} bits: 0 to {2**format_.bits - 1}"
         )
     shift, one = format_.mantissa_bits, 1 << format_.mantissa_bits
-    pattern = patterns.astype(np.int64)
+    pattern = np.atleast_1d(patterns.astype(np.int64))
     e, m = (pattern >> shift) & ((1 << format_.exponent_bits) - 1), pattern & (one - 1)
     significand = np.where(e > 0, one + m, m)
     values = np.ldexp(significand.astype(np.float64), np.maximum(e, 1) - format_.bias - shift)  # (1)
@@ -208,4 +209,4 @@ def decode(patterns: Array, format_: Format) -> Array:
     else:
         values[last & (m == one - 1)] = np.nan
     sign = np.where(pattern >> (format_.bits - 1), -1.0, 1.0)
-    return np.copysign(values, sign).astype(np.float32)
+    return np.copysign(values, sign).astype(np.float32).reshape(patterns.shape)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from numpygpt.adapt.adaptation import Adaptation
 from numpygpt.adapt.adapters import paths_of
@@ -15,6 +15,7 @@ from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
 from numpygpt.model.saving import SECTION, model_section
 from numpygpt.model.sizes import check_memory, training_bytes
+from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import SavedSections, Section
 from numpygpt.training.declared import declaration_of, option
 from numpygpt.training.numpy_backend import NumpyBackend
@@ -77,6 +78,11 @@ class FinetuneOptions(Options):
         """How the model is adapted."""
         return Adaptation(self.lora, self.quantize, self.freeze)
 
+    @property
+    def is_adapted(self) -> bool:
+        """Whether the model is adapted at all, and what is saved needs its base."""
+        return self.adaptation != Adaptation()
+
     def settled(self) -> "FinetuneOptions":
         """See `Options.settled`."""
         settled = super().settled()
@@ -92,6 +98,37 @@ class FinetuneOptions(Options):
         return self.length or config.context_length
 
 
+class Tuned(NamedTuple):
+    """A model to be tuned. Its base is None if all of it is trained, and what is saved needs no base."""
+
+    model: GPTModel
+    base: Base | None
+
+
+def begun(options: FinetuneOptions, rng: TorchGenerator, **how: Any) -> Tuned:
+    """The model that a new run begins with, adapted as its options say.
+
+    rng   draws a new adapter
+    how   the options of `GPTModel`
+
+    Raises InputError if the model cannot be read or adapted so, and if nothing of it is left to train.
+    """
+    path = Path(options.checkpoint)
+    model = base_model(path, options.dtype, **how)
+    base = Base(path, fingerprint(model)) if options.is_adapted else None
+    adapted = options.adaptation.of(model, rng)
+    if not adapted.num_parameters(trained_only=True):
+        raise InputError("nothing is left to train; freeze less, or add an adapter with --lora")
+    return Tuned(adapted, base)
+
+
+def taken_up(options: FinetuneOptions, saved: SavedSections, **how: Any) -> Tuned:
+    """The model that a run has saved; `how` as in `begun`. InputError as `numpygpt.adapt.saving.model_of`."""
+    path = Path(options.checkpoint)
+    model = model_of(saved, base=path, **how)
+    return Tuned(model, base_of(saved.values(SECTION))._replace(path=path) if options.is_adapted else None)
+
+
 class FinetuneBackend(NumpyBackend):
     """NumPy's backend for a model that is tuned: it begins with a trained one, and saves what is trained of it."""
 
@@ -102,22 +139,13 @@ class FinetuneBackend(NumpyBackend):
     base: Base | None
 
     def _new_model(self) -> GPTModel:
-        path = Path(self.options.checkpoint)
-        model = base_model(path, self.options.dtype, **self._of_the_model())
-        self.base = Base(path, fingerprint(model)) if self._is_adapted() else None
-        adapted = self.options.adaptation.of(model, self.rng)
-        if not adapted.num_parameters(trained_only=True):
-            raise InputError("nothing is left to train; freeze less, or add an adapter with --lora")
-        self._check_memory_of(adapted)
-        return adapted
+        model, self.base = begun(self.options, self.rng, **self._of_the_model())
+        self._check_memory_of(model)
+        return model
 
     def _saved_model(self, saved: SavedSections) -> GPTModel:
-        if not self._is_adapted():
-            self.base = None
-            return super()._saved_model(saved)
-        path = Path(self.options.checkpoint)
-        self.base = base_of(saved.values(SECTION))._replace(path=path)
-        return model_of(saved, base=path, **self._of_the_model())
+        model, self.base = taken_up(self.options, saved, **self._of_the_model())
+        return model
 
     def _model_section(self) -> Section:
         if self.base is None:
@@ -132,12 +160,9 @@ class FinetuneBackend(NumpyBackend):
         save_adapter(self.model, folder, base_sha256=self.base.sha256)
         return folder
 
-    def _is_adapted(self) -> bool:
-        return self.options.adaptation != Adaptation()
-
     def _check_memory(self) -> None:
         """The memory of a tuned model is known when it is there: `_check_memory_of`."""
-        if not self._is_adapted():
+        if not self.options.is_adapted:
             super()._check_memory()
 
     def _check_memory_of(self, model: GPTModel) -> None:

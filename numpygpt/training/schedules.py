@@ -47,8 +47,8 @@ def warmup_stable_decay(
     """The learning rate of step 0, 1, ...: linear up to peak_lr, which it keeps, and at the end linear down to min_lr.
 
     Hu et al. 2024 (arXiv:2404.06395, section 4.2), with the linear decay of Hägele et al. 2024 (arXiv:2405.18392,
-    section 3). A run can be made longer from any step before its decay, because no rate before it depends on the
-    length of the run.
+    section 3). No rate before the decay depends on the length of the run, so one run can be followed by decays
+    of several lengths.
 
     decay_steps   steps from peak_lr down to min_lr; fewer if the warm-up leaves fewer
     """

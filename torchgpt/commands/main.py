@@ -11,6 +11,7 @@ PROGRAM = Program(
     package="torchgpt.commands",
     commands={
         "train": "train a model on text, on one GPU or on many",
+        "finetune": "tune a trained model on more text, whole or with an adapter, on one GPU",
         "parity": "check every tensor of a training step against PyTorch",
     },
 )

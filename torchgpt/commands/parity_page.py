@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from numpygpt.commands.pages import rendered
 from torchgpt.commands.parity_map import COLORS, WRONG, cell_of, maps
 
 if TYPE_CHECKING:
@@ -16,17 +17,9 @@ def page(rows: Sequence["Row"], summary: str, facts: Mapping[str, str]) -> str:
     summary   a line that says how the report ended
     facts     what was computed, and with what
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    templates = Environment(
-        loader=PackageLoader("torchgpt", "commands"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return templates.get_template("parity_page.html").render(
+    return rendered(
+        "torchgpt",
+        "parity_page.html",
         summary=summary,
         facts=facts,
         colors=COLORS,

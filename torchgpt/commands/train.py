@@ -51,10 +51,10 @@ def run(parsed: argparse.Namespace) -> int:
     if settings.device == "meta":
         return _show_shares(parsed, settings)
     try:
-        with connected(), _gpu_memory_told():
+        with connected(), gpu_memory_told():
             team = join(on_gpus=may_be_gpu(settings.device), time_limit=float(settings.time_limit))
             device = team.agree(lambda: device_of(settings.device))
-            team.agree(lambda: _refuse_what_is_not_here(settings, device, parsed.dtype or "float32"))
+            team.agree(lambda: refuse_what_is_not_here(settings, device, parsed.dtype or "float32"))
             if team.first_does(lambda: _is_restarted(parsed.out, overwrite=parsed.overwrite)):
                 parsed = _resumed(parsed)
             maker = Maker(settings, team, device, given)
@@ -64,7 +64,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _gpu_memory_told() -> Iterator[None]:
+def gpu_memory_told() -> Iterator[None]:
     """Within the `with`, a GPU whose memory is short is one line, from whichever process has it."""
     try:
         yield
@@ -78,7 +78,7 @@ def _gpu_memory_told() -> Iterator[None]:
         raise InputError(reason) from error
 
 
-def _refuse_what_is_not_here(settings: Settings, device: torch.device, dtype: str) -> None:
+def refuse_what_is_not_here(settings: Settings, device: torch.device, dtype: str) -> None:
     """Raise InputError for a precision that the device does not have, and for a package that is missing."""
     autocast_of(settings.precision, device, dtype)
     if settings.tensorboard:

@@ -69,7 +69,7 @@ class Maker:
 
     def start(self, task: Task) -> "TorchBackend":
         """See `numpygpt.training.backend.Maker`."""
-        return TorchBackend.start(task, self.settings, self.team, self.device)
+        return self.kind.start(task, self.settings, self.team, self.device)
 
     def load(self, task: Task, saved: SavedSections) -> "TorchBackend":
         """See `numpygpt.training.backend.Maker`."""
@@ -81,7 +81,12 @@ class Maker:
                 settings = replace(Settings.of(kept), **{**self.given, **here})
         elif task.options.precision != "fp32":  # of a run that NumPy has begun
             settings = replace(settings, **{"precision": task.options.precision, **self.given})
-        return TorchBackend.load(task, saved, settings, self.team, self.device)
+        return self.kind.load(task, saved, settings, self.team, self.device)
+
+    @property
+    def kind(self) -> type["TorchBackend"]:
+        """Of the backends."""
+        return TorchBackend
 
 
 class TorchBackend:
@@ -93,6 +98,7 @@ class TorchBackend:
 
     state_is_a_copy = True
 
+    model: ParallelModel
     optimizer: Optimizer
     batches: Ahead
     draws: DefaultGenerator | TorchGenerator
@@ -104,19 +110,6 @@ class TorchBackend:
         if self.options.optimizer_state == "disk":
             raise InputError("torchgpt keeps the optimizer's state in memory; choose --optimizer-state memory")
         self.scale = LossScale(settings.precision)
-        scheme = Scheme.of(settings.parallel, team.size)
-        self.model = ParallelModel.build(
-            self.config,
-            scheme,
-            team,
-            device=device,
-            dtype=getattr(torch, self.options.dtype),
-            attention=ATTENTIONS[self.options.attention],
-            kernels=settings.kernels,
-            checkpoint_activations=self.options.checkpoint_activations,
-            compiled=settings.compile,
-            autocast=autocast_of(settings.precision, device, self.options.dtype),
-        )
         self._norms: Mapping[str, float] = {}
 
     @classmethod
@@ -126,8 +119,7 @@ class TorchBackend:
         """A backend with a new model."""
         backend = cls(task, settings, team, device)
         torch.manual_seed(task.options.seed)
-        for name, values in first_weights(task.config):
-            backend.model.fill(name, values)
+        backend.model = backend._new_model()
         backend.optimizer = Optimizer(backend.model, task.options)
         backend._begin(batch_draws(alone_on_cpu=backend.alone_on_cpu), None)
         backend._seed_masks(task.options.seed)
@@ -143,10 +135,8 @@ class TorchBackend:
         device: torch.device,
     ) -> "TorchBackend":
         """A backend in the state that was saved, by this backend or by NumPy's."""
-        checked(saved)
         backend = cls(task, settings, team, device)
-        for name, array in saved.each_array(MODEL):
-            backend.model.fill(name, torch.from_numpy(np.ascontiguousarray(array)))
+        backend.model = backend._saved_model(saved)
         backend.optimizer = Optimizer(backend.model, task.options)
         backend.optimizer.load(saved)
         data, random_states = saved.values("data"), saved.arrays("random")
@@ -217,7 +207,7 @@ class TorchBackend:
         """The values of each section, and the arrays that are not cut into slices, by section and name."""
         masks = gather(self.team, self._mask_state())
         values: dict[str, dict[str, Any]] = {
-            MODEL: {"config": self.config.to_dict(), "tokenizer": self.options.tokenizer},
+            MODEL: {"config": self.config.to_dict(), "tokenizer": self.options.tokenizer, **self._model_values()},
             "optimizer": self.optimizer.state_values(),
             "random": {},
             "data": {"position": self.batches.position},
@@ -246,6 +236,43 @@ class TorchBackend:
         if self.team.is_first:
             tensors |= {name: torch.from_numpy(array) for name, array in small.items()}
         return sharded.start_saving(folder, tensors, {**values, **sections}, self.team)
+
+    # The model
+
+    def _new_model(self) -> ParallelModel:
+        """A model of first weights, which the default generator draws."""
+        model = self._unfilled_model()
+        for name, values in first_weights(self.config):
+            model.fill(name, values)
+        return model
+
+    def _saved_model(self, saved: SavedSections) -> ParallelModel:
+        checked(saved)
+        model = self._unfilled_model()
+        for name, array in saved.each_array(MODEL):
+            model.fill(name, torch.from_numpy(np.ascontiguousarray(array)))
+        return model
+
+    def _unfilled_model(self) -> ParallelModel:
+        scheme = Scheme.of(self.settings.parallel, self.team.size)
+        how = self._how_to_compute()
+        return ParallelModel.build(
+            self.config, scheme, self.team, device=self.device, compiled=self.settings.compile, **how
+        )
+
+    def _how_to_compute(self) -> dict[str, Any]:
+        """What `torchgpt.parallel.part.build_part` takes."""
+        return {
+            "dtype": getattr(torch, self.options.dtype),
+            "attention": ATTENTIONS[self.options.attention],
+            "kernels": self.settings.kernels,
+            "checkpoint_activations": self.options.checkpoint_activations,
+            "autocast": autocast_of(self.settings.precision, self.device, self.options.dtype),
+        }
+
+    def _model_values(self) -> dict[str, Any]:
+        """What the section of the model says beside the configuration and the tokenizer."""
+        return {}
 
     # A step
 

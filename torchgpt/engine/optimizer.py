@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from numpygpt.errors import InputError
 from numpygpt.sections import SavedSections, named_in_errors
-from numpygpt.training.groups import NamedGroup, assigned, groups_of, named_groups
+from numpygpt.training.groups import NamedGroup, assigned, groups_of, named_groups, with_members
 from numpygpt.training.muon import is_matrix_of_a_block
 from numpygpt.training.optimizer import SECTION, named_kind, refuse_other_keys, saved_values
 from numpygpt.training.optimizer_checks import positive_eps, step_count
@@ -54,7 +54,8 @@ class Optimizer:
                 f"muon needs whole matrices, and {model.scheme} cuts them; choose --parallel ddp or pp, or another "
                 f"--optimizer"
             )
-        self.groups = groups if groups is not None else assigned(groups_of(options.decay), _shapes_alone(model))
+        shapes = _shapes_alone(model)
+        self.groups = assigned(with_members(groups_of(options.decay), shapes), shapes) if groups is None else groups
         self._make()
 
     def _make(self) -> None:

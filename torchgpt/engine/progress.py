@@ -98,9 +98,9 @@ def backend_of(run: TrainingRun) -> TorchBackend:
 
 
 def _share_of_peak(run: TrainingRun, tokens_per_second: float) -> str:
-    """The MFU of the run, or nothing where the peak of the device is not known."""
+    """The MFU of the run, or nothing where the peak of the device is not known, or how much of the model is trained."""
     backend = backend_of(run)
-    if backend.device.type != "cuda" or run.options.dtype != "float32":
+    if run.maker.command != "train" or backend.device.type != "cuda" or run.options.dtype != "float32":
         return ""
     peak = peak_of(torch.cuda.get_device_name(backend.device), backend.settings.precision or "fp32")
     if peak is None:

@@ -46,16 +46,25 @@ class ParallelModel:
     config    the whole model's configuration
     scheme    how it is shared
     device    where this process computes
-    shapes    {name: shape} of every parameter of the whole model, a tied weight once, in numpygpt's order
+    shapes    {name: shape} of every parameter of the whole model that is trained, a tied weight once, in numpygpt's
+              order. If not all are, somebody says which: a parameter that is not has no name here.
     """
 
     def __init__(
-        self, config: GPTConfig, scheme: Scheme, grid: Grid | None, part: Part, device: torch.device, dtype: torch.dtype
+        self,
+        config: GPTConfig,
+        scheme: Scheme,
+        grid: Grid | None,
+        part: Part,
+        device: torch.device,
+        dtype: torch.dtype,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         self.config, self.scheme, self.device = config, scheme, device
-        self.shapes = shapes_of(config)
+        self.shapes = shapes_of(config) if shapes is None else dict(shapes)
         self._grid, self._part, self._dtype = grid, part, dtype
-        self._own = {_whole_name(name, config): parameter for name, parameter in part.model.named_parameters()}
+        named = {whole_name(name, config): parameter for name, parameter in part.model.named_parameters()}
+        self._own = {name: parameter for name, parameter in named.items() if name in self.shapes}
         self._parameters = {name: _plain(parameter) for name, parameter in self._own.items()}
         self._ddp: DistributedDataParallel | None = None
         self._pipeline: Pipeline | None = None
@@ -309,8 +318,9 @@ def shapes_of(config: GPTConfig) -> dict[str, tuple[int, ...]]:
         return {name: tuple(parameter.shape) for name, parameter in GPTModel(config).named_parameters()}
 
 
-def _whole_name(name: str, config: GPTConfig) -> str:
-    """The name that a parameter of a part has in the whole model."""
+def whole_name(name: str, config: GPTConfig) -> str:
+    """The name that a parameter of a part has in the whole model: where peft has put an adapter, its projection's."""
+    name = name.replace(".base_layer.", ".")
     return TIED[0] if config.tie_weights and name == TIED[1] else name
 
 

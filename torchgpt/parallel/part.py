@@ -6,11 +6,13 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from numpygpt.model.config import GPTConfig
+from numpygpt.ops.cross_entropy import IGNORE_INDEX
 from torchgpt import head_loss
 from torchgpt.model import GPTModel
 from torchgpt.parallel import slices
@@ -80,7 +82,11 @@ class Part(nn.Module):
             self.model.out_head.weight = self.model.tok_emb.weight
 
     def _sum_of_losses(self, hidden: Float[Tensor, "B T D"], targets: Integer[Tensor, "B T"]) -> Float[Tensor, ""]:
-        weight = self.model.out_head.weight
+        head: nn.Module = self.model.out_head
+        if not isinstance(head, nn.Linear):  # it has an adapter
+            logits = head(hidden).flatten(0, 1)
+            return F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
+        weight = head.weight
         return head_loss.loss_sum(
             hidden.flatten(0, 1),
             slices.local(weight),

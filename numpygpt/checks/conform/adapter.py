@@ -43,7 +43,11 @@ class Fault(Exception):  # noqa: N818
 
 
 class TooSlow(Fault):
-    """It did not end within the time limit."""
+    """It did not end within the time limit; `printed` is what it had printed to standard error by then, at its end."""
+
+    def __init__(self, message: str, printed: bytes = b"") -> None:
+        super().__init__(message)
+        self.printed = printed
 
 
 class Computed(NamedTuple):
@@ -103,16 +107,24 @@ class InProcess:
     def _called(self, function: Any, *arguments: Any) -> Any:
         try:
             return function(*arguments)
+        except SystemExit as error:
+            raise Fault(f"{function.__name__} {_ended(error)}") from error
         except Exception as error:
             raise Fault(one_line(f"raises {type(error).__name__}: {error}{place_of(error)}")) from error
 
 
 def find_adapter(name: str) -> InProcess:
-    """The adapter `package.module:Adapter`: a class, a function that makes one, or an instance."""
+    """The adapter `package.module:Adapter`: a class, a function that makes one, or an instance.
+
+    InputError if there is none, or if importing or making it raises an exception or ends the program.
+    """
     module_name, _, path = name.partition(":")
     if not path:
         raise InputError(f"--adapter is {name!r}; expected package.module:Adapter")
-    found: Any = imported(module_name)
+    try:
+        found: Any = imported(module_name)
+    except SystemExit as error:
+        raise InputError(f"importing {module_name} {_ended(error)}") from error
     for part in path.split("."):
         if not hasattr(found, part):
             raise InputError(f"{module_name} has no {path}; expected an adapter with a method run")
@@ -123,10 +135,16 @@ def find_adapter(name: str) -> InProcess:
             found = found()
         except ImportError:
             raise
+        except SystemExit as error:
+            raise InputError(f"making the adapter {name} {_ended(error)}") from error
         except Exception as error:
             reason = one_line(f"{type(error).__name__}: {error}{place_of(error)}")
             raise InputError(f"making the adapter {name} raises {reason}") from error
     return InProcess(found, name)
+
+
+def _ended(error: SystemExit) -> str:
+    return one_line(f"ends the program: SystemExit({error.code!r})")
 
 
 def rungs_among(found: tuple[str, ...], whose: str) -> tuple[str, ...]:

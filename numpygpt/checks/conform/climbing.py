@@ -1,17 +1,18 @@
 """Climbing the ladder: every case is asked for, and what fails is asked for again with smaller models."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from numpygpt.checks.conform.adapter import Port
 from numpygpt.checks.conform.cases import Case
+from numpygpt.checks.conform.evidence import Evidence
 from numpygpt.checks.conform.expectations import Expectation, as_expected, skipped
 from numpygpt.checks.conform.judging import BAD, EXPECTED, FAILED, NOT_SHOWN, PASSED, Outcome, Rung, judge
 from numpygpt.checks.conform.rungs import RUNGS
 from numpygpt.checks.conform.shrinking import shrunk
 
-#: How many failures of different causes are shrunk.
-MOST_SHRUNK = 3
+#: How many failures of different causes are shrunk and diagnosed.
+MOST_EXAMINED = 3
 NO_SCIPY = "the reference needs SciPy for the exact form of GELU (pip install scipy)"
 
 
@@ -29,10 +30,12 @@ class Climb(NamedTuple):
 
     outcomes   of every case of the ladder
     smallest   {name of a case that failed: the outcome of the smallest model that fails in the same way}
+    evidence   {name of a case that failed: what was found out about it}, if it was gathered
     """
 
     outcomes: list[Outcome]
     smallest: dict[str, Outcome]
+    evidence: Mapping[str, Evidence] = {}
 
     def count_of(self, rung: str) -> Count:
         """What was found for a rung in all cases."""
@@ -53,6 +56,16 @@ class Climb(NamedTuple):
         failed = any(outcome.failed for outcome in self.outcomes)
         return not failed and any(self.count_of(rung).passed for rung in RUNGS)
 
+    @property
+    def computed(self) -> int:
+        """The number of cases of which something was judged."""
+        return sum(outcome.computed for outcome in self.outcomes)
+
+    @property
+    def failures(self) -> list[Outcome]:
+        """The first failure of each of the first few causes; only a case that exceeded the time limit, if one did."""
+        return first_failures(self.outcomes)
+
 
 def climb(
     port: Port,
@@ -71,7 +84,8 @@ def climb(
     outcomes: list[Outcome] = []
     for case in cases:
         outcomes.append(outcome_of(port, case, by, known, outcomes))
-    return Climb(outcomes, _smallest(outcomes, lambda case: judge(port, case, by)) if shrink else {})
+    failures = [failure for failure in first_failures(outcomes) if shrink and not failure.too_slow]
+    return Climb(outcomes, {f.case.name: shrunk(f, lambda case: judge(port, case, by)) for f in failures})
 
 
 def outcome_of(
@@ -90,14 +104,13 @@ def outcome_of(
     return as_expected(judge(port, case, by), known)
 
 
-def _smallest(outcomes: Sequence[Outcome], judge: Callable[[Case], Outcome]) -> dict[str, Outcome]:
-    """The smallest failures of the first few causes."""
+def first_failures(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The first failure of each of the first few causes; only a case that exceeded the time limit, if one did."""
+    slow = [outcome for outcome in outcomes if outcome.too_slow]
+    if slow:
+        return slow[:1]
     first_of: dict[str, Outcome] = {}
     for outcome in outcomes:
-        if outcome.failed and not any(other.too_slow for other in outcomes) and FAILED in _states(outcome):
+        if any(rung.state == FAILED for rung in outcome.rungs.values()):
             first_of.setdefault(outcome.cause, outcome)
-    return {outcome.case.name: shrunk(outcome, judge) for outcome in list(first_of.values())[:MOST_SHRUNK]}
-
-
-def _states(outcome: Outcome) -> list[str]:
-    return [rung.state for rung in outcome.rungs.values()]
+    return list(first_of.values())[:MOST_EXAMINED]

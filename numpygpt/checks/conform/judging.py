@@ -33,7 +33,7 @@ PASSED, FAILED, NOT_SHOWN, EMPTY = "passed", "failed", "not shown", "empty"
 SKIPPED, EXPECTED, UNEXPECTED = "skipped", "failed as expected", "passed unexpectedly"
 #: A rung of these states keeps an implementation from conforming.
 BAD = (FAILED, UNEXPECTED)
-REFERENCE = "reference.safetensors"
+REFERENCE, PORT = "reference.safetensors", "port"
 
 
 class Rung(NamedTuple):
@@ -60,6 +60,7 @@ class Outcome(NamedTuple):
     first     the first wrong tensor of all, in the order of the computation; "" if none is
     seconds   that the implementation took
     too_slow  whether it exceeded the time limit
+    printed   what it had printed to standard error until then, at its end
     """
 
     case: Case
@@ -68,11 +69,17 @@ class Outcome(NamedTuple):
     first: str = ""
     seconds: float = 0.0
     too_slow: bool = False
+    printed: bytes = b""
 
     @property
     def failed(self) -> bool:
         """Whether a rung keeps the implementation from conforming."""
         return any(rung.state in BAD for rung in self.rungs.values())
+
+    @property
+    def computed(self) -> bool:
+        """Whether any rung was judged: the implementation can compute the case, and it was not skipped."""
+        return any(rung.state not in (NOT_SHOWN, SKIPPED, EMPTY) for rung in self.rungs.values())
 
     @property
     def cause(self) -> str:
@@ -87,20 +94,39 @@ class Outcome(NamedTuple):
         return next(rung.says for rung in self.rungs.values() if rung.first == self.first)
 
 
+class Asked(NamedTuple):
+    """A case that was asked for.
+
+    truth      the trace of the reference
+    computed   the answer; None if there was none
+    """
+
+    outcome: Outcome
+    truth: TraceFile
+    computed: Computed | None
+
+
 def judge(port: Port, case: Case, by: str | None) -> Outcome:
     """Ask for the case and judge the answer. `by` says who finds the budgets, as `budgets_of` takes it."""
     with TemporaryDirectory(prefix="numpygpt-conform-") as folder:
-        truth = reference(case, Path(folder) / REFERENCE, by)
-        asked = Path(folder) / "port"
-        asked.mkdir()
-        begin = time.monotonic()
-        try:
-            computed = port.compute(case, truth, asked)
-        except Fault as fault:
-            seconds = time.monotonic() - begin
-            return _no_answer(case, str(fault))._replace(seconds=seconds, too_slow=isinstance(fault, TooSlow))
+        return ask(port, case, by, Path(folder)).outcome
+
+
+def ask(port: Port, case: Case, by: str | None, folder: Path) -> Asked:
+    """The same with what was found on the way. `folder` is empty; the port's own folder in it is named PORT."""
+    truth = reference(case, folder / REFERENCE, by)
+    (folder / PORT).mkdir()
+    begin = time.monotonic()
+    try:
+        computed = port.compute(case, truth, folder / PORT)
+    except Fault as fault:
         seconds = time.monotonic() - begin
-        return judged(case, truth, computed)._replace(seconds=seconds)
+        outcome = _no_answer(case, str(fault))._replace(seconds=seconds)
+        if isinstance(fault, TooSlow):
+            outcome = outcome._replace(too_slow=True, printed=fault.printed)
+        return Asked(outcome, truth, None)
+    seconds = time.monotonic() - begin
+    return Asked(judged(case, truth, computed)._replace(seconds=seconds), truth, computed)
 
 
 def _no_answer(case: Case, fault: str) -> Outcome:
@@ -115,9 +141,7 @@ def judged(case: Case, truth: TraceFile, computed: Computed) -> Outcome:
     if unknown:
         some = f"{unknown[0]!r:.80}"
         return _no_answer(case, f"{len(unknown)} tensors have names that the trace does not have, such as {some}")
-    read = {name: partial_of(array) for name, array in computed.tensors.items()}
-    candidate = Candidate(Path("candidate"), computed.format, read, {}, {}, [], partial=True)
-    found = {finding.name: finding for finding in diff(truth, candidate).findings}
+    found = {finding.name: finding for finding in diff(truth, candidate_of(computed)).findings}
     for name in truth.order:
         if name not in found and computed.must_show(name):
             found[name] = Finding(Comparison(name, "missing", np.inf, 0.0, 0.0, np.inf), None, MISSING)
@@ -130,6 +154,12 @@ def judged(case: Case, truth: TraceFile, computed: Computed) -> Outcome:
     return Outcome(case, rungs, first=next((f.name for f in in_order if f.verdict != "agrees"), ""))
 
 
+def candidate_of(computed: Computed) -> Candidate:
+    """The answer as `numpygpt.checks.diff` takes it."""
+    read = {name: partial_of(array) for name, array in computed.tensors.items()}
+    return Candidate(Path("candidate"), computed.format, read, {}, {}, [], partial=True)
+
+
 def _rung(rung: str, order: Sequence[str], findings: Sequence[Finding], computed: Computed) -> Rung:
     names = [name for name in order if rung_of(name) == rung]
     own = [finding for finding in findings if rung_of(finding.name) == rung]
@@ -137,8 +167,8 @@ def _rung(rung: str, order: Sequence[str], findings: Sequence[Finding], computed
     if not names:
         return of(EMPTY, says="the case has no such tensors")
     if not own:
-        reason = "no such rung" if rung not in computed.rungs else "every tensor of it is left out"
-        return of(NOT_SHOWN, says=f"the adapter says so: {reason}")
+        reason = "does not compute this rung" if rung not in computed.rungs else "shows no tensor of this rung"
+        return of(NOT_SHOWN, says=f"the implementation says that it {reason}")
     wrong = [finding for finding in own if finding.verdict != "agrees"]
     if not wrong:
         return of(PASSED)
@@ -148,8 +178,7 @@ def _rung(rung: str, order: Sequence[str], findings: Sequence[Finding], computed
 def _says(wrong: Sequence[Finding]) -> str:
     """The first wrong tensor, how far off it is, and how many there are."""
     first = wrong[0]
-    comparison = first.comparison
-    off = comparison.fault or f"{comparison.used:.2g} times its budget"
     verdict = "" if first.verdict == MISSING else f", {first.verdict}"
-    more = f"; {len(wrong) - 1} more are wrong" if len(wrong) > 1 else ""
-    return f"{first.name}: {off}{verdict}{more}"
+    others = len(wrong) - 1
+    more = f"; {others} more {'is' if others == 1 else 'are'} wrong" if others else ""
+    return f"{first.name}: {first.off}{verdict}{more}"

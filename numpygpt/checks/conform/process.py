@@ -53,15 +53,19 @@ class Program:
 
     def compute(self, case: Case, reference: TraceFile, folder: Path) -> Computed:
         """What the program writes. Fault if it ends badly, or writes what cannot be read."""
-        asked = {"protocol": PROTOCOL, "config": case.config.to_dict(), "settings": case.settings._asdict()}
-        (folder / CASE).write_text(json.dumps(asked) + "\n", encoding="utf-8")
-        given = {name: np.ascontiguousarray(array) for name, array in reference.given().items()}
-        write_tensors(folder / GIVEN, given, {"format": "numpygpt.given"})
+        self.prepare(case, reference, folder)
         self._run(folder)
         try:
             return self._answer(folder, reference)
         except InputError as error:
             raise Fault(one_line(str(error).replace(f"{folder}/", ""))) from error
+
+    def prepare(self, case: Case, reference: TraceFile, folder: Path) -> None:
+        """Write what the program is asked into the folder."""
+        asked = {"protocol": PROTOCOL, "config": case.config.to_dict(), "settings": case.settings._asdict()}
+        (folder / CASE).write_text(json.dumps(asked) + "\n", encoding="utf-8")
+        given = {name: np.ascontiguousarray(array) for name, array in reference.given().items()}
+        write_tensors(folder / GIVEN, given, {"format": "numpygpt.given"})
 
     def _run(self, folder: Path) -> None:
         """Run it in a process group of its own, of which nothing is left afterwards."""
@@ -79,7 +83,7 @@ class Program:
             try:
                 status = process.wait(self.timeout)
             except subprocess.TimeoutExpired as error:
-                raise TooSlow(f"did not end within {self.timeout:g} s") from error
+                raise TooSlow(f"did not end within {self.timeout:g} s", _tail(folder / ERRORS)) from error
             finally:
                 with suppress(ProcessLookupError, PermissionError):  # macOS: PermissionError if all have ended
                     os.killpg(process.pid, signal.SIGKILL)
@@ -113,10 +117,15 @@ def _ending(status: int) -> str:
 
 def _last_line(path: Path) -> str:
     """The last line of what it printed to standard error; empty if there is none."""
+    lines = [line for line in _tail(path).decode(errors="replace").splitlines() if line.strip()]
+    return f": {one_line(lines[-1])}" if lines else ""
+
+
+def _tail(path: Path) -> bytes:
+    """The last TAIL bytes of the file."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL))
-        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    return f": {one_line(lines[-1])}" if lines else ""
+        return file.read()
 
 
 def _shortest(file: TensorFile) -> str:

@@ -12,7 +12,9 @@ trains a few leaves ("frozen."); a step on several documents in a row ("packed."
 "merged.", "merged_twice.", "unmerged.", "merged_base.", "fresh."); flash attention ("flash.", and "flash_masked."
 under a mask); evaluation, decoding, and data; the other optimizers' moments and parameters ("sgd.step1.",
 "muon.step2."), and the schedules ("schedules."); numbers of short formats ("bf16.rounded"), then codes, constants and
-values of quantized arrays, and a product with each ("whole_blocks.nf4.3.codes"). It is "none" for a bug that shows only
+values of quantized arrays, and a product with each ("whole_blocks.nf4.3.codes"); a step in bf16 by each of autocast's
+tables, its micro-batches and the weights after it ("bf16_cuda.", "bf16_cpu."); a clipped step with a scale of the loss
+("fp16."); and one whose gradients overflow ("overflow."). It is "none" for a bug that shows only
 at extreme values or in another dtype. `properties` are the kinds of checks that see the bug:
 
     forward        activations equal PyTorch's in float64
@@ -51,6 +53,19 @@ at extreme values or in another dtype. `properties` are the kinds of checks that
     packed_in_blocks     so do they in several blocks of rows
     packed_rows_alone    an output depends on its row of the weight alone
     packed_complex_step  the gradients equal complex step's
+    formats_of_tensors   tensors of a step in bf16 are bf16's numbers where PyTorch's are under autocast, nowhere else
+    tables         each operation runs in the format in which PyTorch runs it, by either table
+    one_rounding   a product in bf16 and its gradients equal PyTorch's, bit for bit
+    reads_rounded_weights   a step in bf16 does not depend on what bf16 lacks of the weights of products, bit for bit
+    formats_of_sums   the sum of such gradients is not in bf16
+    accumulation   gradients of micro-batches in bf16 are added up in the parameters' dtype
+    unscaled       a clipped step does not depend on the scale of the loss, bit for bit
+    unscaled_norms the norms that a step reports do not depend on it
+    small_updates  an update that bf16 could not hold arrives in the weights
+    master_weights the weights after a step in bf16 are those that the optimizer computes, bit for bit
+    skipped_steps  a step whose gradients overflow leaves no trace except for the scale
+    halved_once    it halves the scale once, and weights and moments are as before
+    grad_scaler    the scale goes as that of torch.amp.GradScaler
     copies         a copy of a model and its optimizer, made of both together, is trained as they are
     micro_batches  gradients of micro-batches add up to the full batch's
     purity         nothing passed in is changed, and a second backward gives the same
@@ -64,6 +79,8 @@ at extreme values or in another dtype. `properties` are the kinds of checks that
     adapters       adapters' logits and gradients equal PyTorch's in float64, and nothing else has a gradient
     adapters_complex_step   adapters' gradients equal complex step's
     merging        a merged model computes the same, is merged once, and unmerged it is what it was
+    adapter_files  an adapter that is written and read again, by either names, computes the same
+    adapter_files_of_peft   a folder that peft wrote computes here what it computes there
     adapters_decoding       adapters and what they are merged into give the full forward's logits token by token
     adapters_purity         adapting a model does not change it, and shares what stays
     loader         batches equal PyTorch's for the same seed
@@ -76,7 +93,7 @@ from numpygpt.checks.planting import Bug
 from numpygpt.checks.record import BugsOnly, Record
 
 #: The rooms of the modules, in the order in which their records come.
-_ROOMS = ("numerics", "ops", "layers", "model", "objectives", "adapt", "training", "decoding", "data")
+_ROOMS = ("numerics", "ops", "layers", "model", "objectives", "adapt", "training", "decoding", "data", "formats")
 
 
 def _place(record: Record | BugsOnly) -> tuple[int, str]:

@@ -49,7 +49,7 @@ BUGS = (
         "no public report known",
         "merged_base.logits",
         ("merging", "adapters_purity"),
-        (Change("adapt.adapters:merge_lora", "node.base.weight.copy()", "node.base.weight"),),
+        (Change("adapt.adapters:whole_weight", "projection.weight.copy()", "projection.weight"),),
     ),
     Bug(
         "lora_base_is_trained",

@@ -42,8 +42,8 @@ BUGS = (
         (
             Change(
                 "numerics.blocks:pairs",
-                "np.repeat(levels, len(levels)), np.tile(levels, len(levels))",
-                "np.tile(levels, len(levels)), np.repeat(levels, len(levels))",
+                "levels[:, np.newaxis], levels",
+                "levels, levels[:, np.newaxis]",
             ),
         ),
     ),

@@ -19,7 +19,7 @@ BUGS = (
         "dropout_alive_in_evaluation",
         "evaluation drops elements",
         "pytorch#124464",
-        "evaluation.logits",
+        "merged_twice.logits",
         ("evaluation", "cache"),
         (
             Change(

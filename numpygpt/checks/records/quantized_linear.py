@@ -33,11 +33,13 @@ def draw(source: Source) -> Call:
 
 
 def complex_step(source: Source) -> Mapping[str, Call]:
-    """A call with a step a row, and one with levels in blocks whose constants are quantized."""
+    """A call with a step a row, and some with levels in blocks whose constants are quantized."""
     x, weight, bias = source.normal(2, 5, 12), source.normal(7, 12), source.normal(7)
+    row, wide = source.normal(1, 32), _in_float64(schemes.quantize(source.normal(7, 32), "nf4", 16, double=True))
     return {
         "": Call({"x": x, "weight": schemes.quantize(weight, "int8"), "bias": bias}),
         "nf4": Call({"x": x, "weight": _in_float64(schemes.quantize(weight, "nf4", 5, double=True)), "bias": bias}),
+        "whole blocks": Call({"x": row, "weight": wide, "bias": bias}),
     }
 
 
@@ -56,6 +58,7 @@ def _special() -> dict[str, Call]:
         "many rows": Call(many),
         "many rows, a step a row": Call({**many, "weight": schemes.quantize(outlier, "int8")}),
         "a weight of zeros": Call({"x": np.ones((2, 3)), "weight": schemes.quantize(np.zeros((4, 3)), "int8")}),
+        "whole blocks": Call({"x": source.normal(1, 64), "weight": schemes.quantize(source.normal(5, 64), "fp4", 32)}),
         "an outlier": Call({"x": source.normal(3, 6), "weight": schemes.quantize(outlier, "int4", 6)}),
         "no gradient for x": Call(
             {
@@ -94,6 +97,20 @@ BUGS = (
         "a_tail.int8.None.y",
         ("packed_in_blocks", "packed_rows_alone"),
         (Change("ops.quantized_linear:_blocks", "range(0, F, height)", "range(0, F - F % height, height)"),),
+    ),
+    Bug(
+        "constants_of_the_first_rows",
+        "in a product by blocks, all rows are multiplied by the constants of the first ones",
+        "no public report known",
+        "whole_blocks.quantile4.None.y",
+        ("packed_in_blocks", "packed_rows_alone"),
+        (
+            Change(
+                "ops.quantized_linear:_multiply_by_blocks",
+                "codebook.constants(weight, first, last)",
+                "codebook.constants(weight, 0, last - first)",
+            ),
+        ),
     ),
     Bug(
         "bias_gradient_of_packed_averaged",

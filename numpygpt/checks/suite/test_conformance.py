@@ -1,10 +1,13 @@
 """Each rung of each case of the ladder is a test."""
 
+from pathlib import Path
+
 import pytest
 
 from numpygpt.checks.conform.adapter import Port, find_adapter
 from numpygpt.checks.conform.cases import drawn, standard
-from numpygpt.checks.conform.climbing import outcome_of
+from numpygpt.checks.conform.climbing import first_failures, outcome_of
+from numpygpt.checks.conform.evidence import evidence_of
 from numpygpt.checks.conform.expectations import read_expectations
 from numpygpt.checks.conform.judging import BAD, EXPECTED, PASSED, Outcome
 from numpygpt.checks.conform.process import Program
@@ -21,6 +24,7 @@ class Ladder:
         self.cases = {case.name: case for case in [*standard(), *drawn(option("--draws"), option("--ladder-seed"))]}
         self.expectations = read_expectations(option("--expect")) if option("--expect") else []
         self.outcomes: dict[str, Outcome] = {}
+        self.examined: dict[str, list[str]] = {}
 
     def outcome(self, name: str) -> Outcome:
         """The outcome of a case, which is asked for once."""
@@ -28,6 +32,15 @@ class Ladder:
             before = list(self.outcomes.values())
             self.outcomes[name] = outcome_of(self.port, self.cases[name], "numpy", self.expectations, before)
         return self.outcomes[name]
+
+    def evidence(self, name: str, rung: str, folder: Path) -> list[str]:
+        """Lines about the first wrong tensor of the case, if that is on this rung and its cause was not met before."""
+        outcome = self.outcome(name)
+        if outcome not in first_failures(list(self.outcomes.values())) or outcome.rungs[rung].first != outcome.first:
+            return []
+        if name not in self.examined:
+            self.examined[name] = evidence_of(self.port, outcome, "numpy", folder).lines
+        return self.examined[name]
 
 
 def _port(adapter: str | None, command: str | None, seconds: float) -> Port:
@@ -58,11 +71,12 @@ def ladder(pytestconfig: pytest.Config) -> Ladder:
     return pytestconfig.stash[LADDER]
 
 
-def test_rung(ladder: Ladder, case: str, rung: str) -> None:
+def test_rung(ladder: Ladder, case: str, rung: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The port computes what the reference does, or says that it does not compute it."""
     found = ladder.outcome(case).rungs[rung]
     if found.state in BAD:
-        pytest.fail(found.says, pytrace=False)
+        evidence = ladder.evidence(case, rung, tmp_path_factory.getbasetemp())
+        pytest.fail("\n".join([found.says, *evidence]), pytrace=False)
     if found.state == EXPECTED:
         pytest.xfail(found.says)
     if found.state != PASSED:
