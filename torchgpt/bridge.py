@@ -141,6 +141,7 @@ def _check_names(names: list[str], torch_model: nn.Module) -> None:
         qkv_bias=any(name.endswith(".att.W_query.bias") for name in names),
         position=_position_of(torch_model),
         bias="final_norm.shift" in names,
+        classes=1 if "out_head.bias" in names else None,
     )
     expected = [name for name, _ in named(allocate(smallest, np.float32))]
     missing = [name for name in expected if name not in names]
@@ -169,6 +170,7 @@ def _config_of(torch_model: Any) -> GPTConfig:
         activation=_activation_of(torch_model.trf_blocks[0].ff.layers[1]),
         bias=torch_model.final_norm.shift is not None,
         norm_eps=torch_model.final_norm.eps,
+        classes=None if torch_model.out_head.bias is None else torch_model.out_head.out_features,
     )
 
 

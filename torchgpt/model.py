@@ -280,7 +280,7 @@ class GPTModel(nn.Module):
             )
         )
         self.final_norm = LayerNorm(self.config.emb_dim, self.config.norm_eps, self.config.bias, kernels)
-        self.out_head = nn.Linear(self.config.emb_dim, self.config.vocab_size, bias=False)
+        self.out_head = nn.Linear(self.config.emb_dim, self.config.scores, bias=self.config.classes is not None)
         self._tie()
 
     def forward(self, in_idx: Integer[Tensor, "B T"], watch: Watch = unwatched) -> Float[Tensor, "B T V"]:

@@ -27,7 +27,7 @@ def add_model_options(
     start.add_argument("--preset", type=preset_name, choices=PRESETS, help=released_or_the_books)
     start.add_argument("--config", type=Path, metavar="FILE", help="start from the configuration in a JSON file")
     for field in fields(GPTConfig):
-        if vocab_size or field.name != "vocab_size":
+        if "meaning" in field.metadata and (vocab_size or field.name != "vocab_size"):
             said = f"(default: {getattr(default, field.name)}, or the preset's or file's)"
             _add_option(sizes, field, f"{field.metadata['meaning']} {said}", choices=CHOICES.get(field.name))
 
@@ -61,7 +61,7 @@ def config_of(
     """
     start = PRESETS[parsed.preset] if parsed.preset else read_config(parsed.config) if parsed.config else default
     replaced = {**vars(parsed), "vocab_size": vocab_size or getattr(parsed, "vocab_size", None)}
-    return replace(start, **{name: replaced[name] for name in start.to_dict() if replaced[name] is not None})
+    return replace(start, **{name: replaced[name] for name in start.to_dict() if replaced.get(name) is not None})
 
 
 def read_config(path: Path) -> GPTConfig:

@@ -1,4 +1,4 @@
-"""The configuration of a GPT: the book's seven keys, and five more for its relatives; the released models by name."""
+"""The configuration of a GPT: the book's seven keys, and six more for its relatives; the released models by name."""
 
 import sys
 from collections.abc import Mapping
@@ -44,10 +44,12 @@ class GPTConfig:
     bias                 whether the other linear layers of a block have a bias, and the norms a shift; the output head
                          has none in any case
     norm_eps             what a norm adds to the variance under its root
+    classes              None: the head scores tokens; or how many classes it scores in their place, with a bias and
+                         never tied (`numpygpt.adapt.head`)
 
     Raises InputError for a size that is not an integer from 1 to LARGEST_SIZE, an emb_dim that n_heads does not divide,
     a drop_rate outside [0, 1), a switch that is not a bool, an unknown position or activation, sinusoidal positions of
-    an odd emb_dim, or a norm_eps that is not a positive finite number.
+    an odd emb_dim, a norm_eps that is not a positive finite number, or classes with tied weights.
     """
 
     vocab_size: int = field(metadata=means("number of token ids"))
@@ -62,6 +64,7 @@ class GPTConfig:
     activation: str = field(default="gelu_tanh", metadata=means("GPT-2's form of GELU, or the exact one, by SciPy"))
     bias: bool = field(default=True, metadata=means("a bias for the other linear layers, a shift for the norms"))
     norm_eps: float = field(default=1e-5, metadata=means("what a norm adds to the variance under its root"))
+    classes: int | None = None
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -79,6 +82,10 @@ class GPTConfig:
         # a NumPy float64 would widen float32 arithmetic
         object.__setattr__(self, "drop_rate", float(self.drop_rate))
         object.__setattr__(self, "norm_eps", float(self.norm_eps))
+        if self.classes is not None:
+            object.__setattr__(self, "classes", _size("classes", self.classes))
+            if self.tie_weights:
+                raise InputError(f"a head of {self.classes} classes cannot be tied to the token embedding")
         if self.emb_dim % self.n_heads:
             raise InputError(
                 f"emb_dim {self.emb_dim} is not divisible by n_heads {self.n_heads}: "
@@ -109,6 +116,11 @@ class GPTConfig:
     def head_dim(self) -> int:
         """K, the features of one attention head."""
         return self.emb_dim // self.n_heads
+
+    @property
+    def scores(self) -> int:
+        """How many scores the head gives at each position: one of each token, or of each class."""
+        return self.vocab_size if self.classes is None else self.classes
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as a plain dict, for `GPTConfig.of` and for JSON."""

@@ -62,7 +62,7 @@ PART_OF_A_DEVICE = " MIG "
 def matrix_parameters(config: GPTConfig) -> int:
     """N: the parameters of queries, keys, values and out_proj (4 D²), of the feed-forward (8 D²), and of the head."""
     D = config.emb_dim
-    return config.n_layers * 12 * D * D + config.vocab_size * D
+    return config.n_layers * 12 * D * D + config.scores * D
 
 
 def flops_per_token(config: GPTConfig, tokens: int) -> int:

@@ -43,10 +43,11 @@ Visible = Literal["causal", "all"] | Bool[Array, "B 1 T S"]
 
 
 class Saved(NamedTuple):
-    """What the backward needs of a forward, part by part."""
+    """What the backward needs of a forward, part by part; and the body's output, for a loss that uses it, too."""
 
     body: body.Saved
     out_head: Any
+    hidden: Inexact[Array, "B T D"]
 
 
 class GPTModel:
@@ -154,19 +155,18 @@ class GPTModel:
         self.parameters, self.frozen = allocate(self.config, np.dtype(dtype)), frozenset()
 
     def with_parameters(
-        self, parameters: p.GPT, *, frozen: Iterable[str] | None = None, tie_weights: bool | None = None
+        self, parameters: p.GPT, *, frozen: Iterable[str] | None = None, **sizes: Any
     ) -> "GPTModel":
         """A model that computes in the same way with these parameters, whose arrays become its own.
 
-        frozen        the names of those that training leaves as they are; None: this model's
-        tie_weights   whether the head's weight is the token embedding; None: as in this model
+        frozen   the names of those that training leaves as they are; None: this model's
+        sizes    fields of the configuration that are others for these parameters: tie_weights, for example
         """
         model = copy(self)
         model.parameters = parameters
         if frozen is not None:
             model.frozen = frozenset(frozen)
-        if tie_weights is not None:
-            model.config = replace(self.config, tie_weights=tie_weights)
+        model.config = replace(self.config, **sizes)
         return model
 
     @property
@@ -273,8 +273,11 @@ class GPTModel:
         past                 what an earlier call returned, a cache a block; it is not changed
         positions, visible   as `forward` takes them; S is the length of `past` and T together
 
-        Raises InputError for token ids, a past and positions that do not fit the model or each other.
+        Raises InputError for token ids, a past and positions that do not fit the model or each other, and for a head
+        that scores no tokens.
         """
+        if self.config.classes is not None:
+            raise InputError(f"the model's head scores {self.config.classes} classes and no tokens: it cannot write")
         in_idx = self._token_ids(in_idx, past)
         hidden, saved = self._body(
             in_idx,
@@ -377,21 +380,29 @@ class GPTModel:
         logits, out_head = self._head(
             hidden, parameters.out_head, wants_x=saved.wanted, trained=trained, watch=watch
         )
-        return logits, Saved(saved, out_head)
+        return logits, Saved(saved, out_head, hidden)
 
     def backward(
-        self, d_logits: Inexact[Array, "B T V"], saved: Saved, *, consume: bool = False, watch: Watch = unwatched
+        self,
+        d_logits: Inexact[Array, "B T V"],
+        saved: Saved,
+        *,
+        d_hidden: Inexact[Array, "B T D"] | None = None,
+        consume: bool = False,
+        watch: Watch = unwatched,
     ) -> dict[str, Array]:
         """{PyTorch name: gradient} of the trained parameters, with the names of `named_parameters`.
 
+        d_hidden  the gradient of `saved.hidden` by another way than through the logits; None: there is no other way
         consume   drop what a block saved as soon as it is used, so that gradients take the place of activations;
                   `saved` then serves for this one backward
         """
         watch("d_logits", d_logits)
-        d_hidden, d_out_head = projection.backward(d_logits, saved.out_head)  # undoes (2)
+        d_x, d_out_head = projection.backward(d_logits, saved.out_head)  # undoes (2)
         d_body = nowhere(saved.body.parameters)
-        if d_hidden is not None:
-            _, d_body = body.backward(d_hidden, saved.body, consume=consume, watch=watch)  # undoes (1)
+        if d_x is not None:
+            d_x = d_x if d_hidden is None else d_x + d_hidden
+            _, d_body = body.backward(d_x, saved.body, consume=consume, watch=watch)  # undoes (1)
         gradients = dict(named(p.GPT._make((*d_body, d_out_head))))
         if self.config.tie_weights and "out_head.weight" in gradients:
             gradients["tok_emb.weight"] += gradients.pop("out_head.weight")

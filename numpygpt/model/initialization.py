@@ -39,13 +39,18 @@ def allocate(config: GPTConfig, dtype: Any) -> p.GPT:
             return p.Sinusoids(sinusoidal_positions.table(config.context_length, D, dtype))
         return p.Embedding(empty(config.context_length, D))
 
+    def head() -> p.Linear:
+        if config.classes is not None:
+            return linear(D, config.classes, bias=True)
+        return p.Linear(tok_emb if config.tie_weights else empty(V, D))
+
     tok_emb = empty(V, D)
     return p.GPT(
         tok_emb=p.Embedding(tok_emb),
         pos_emb=positions(),
         trf_blocks=tuple(block() for _ in range(config.n_layers)),
         final_norm=layer_norm(),
-        out_head=p.Linear(tok_emb if config.tie_weights else empty(V, D)),
+        out_head=head(),
     )
 
 

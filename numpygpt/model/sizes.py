@@ -31,8 +31,15 @@ def parameter_table(config: GPTConfig) -> list[Row]:
         Row("pos_emb", f"({C}, {D})", C * D) if config.position == "learned" else Row("pos_emb", "fixed sinusoids", 0),
         Row("trf_blocks", f"{L} x {block:,}: {parts}", L * block),
         Row("final_norm", f"scale and shift ({D})" if config.bias else f"scale ({D})", norm),
-        Row("out_head", "tied to tok_emb" if config.tie_weights else f"({V}, {D})", 0 if config.tie_weights else V * D),
+        _head(config),
     ]
+
+
+def _head(config: GPTConfig) -> Row:
+    V, D, classes = config.vocab_size, config.emb_dim, config.classes
+    if classes is not None:
+        return Row("out_head", f"({classes}, {D}) and a bias", classes * (D + 1))
+    return Row("out_head", "tied to tok_emb", 0) if config.tie_weights else Row("out_head", f"({V}, {D})", V * D)
 
 
 def num_parameters(config: GPTConfig) -> int:
@@ -91,10 +98,10 @@ def training_bytes(
     masks = config.n_layers * mask_block + rows * config.emb_dim * bool(config.drop_rate)
     activations = blocks + last + 2 * stream + size * rows + masks  # and the final norm's
     weights = size * num_parameters(config)
-    logits = size * rows * config.vocab_size
+    logits = size * rows * config.scores
     table = size * config.vocab_size * config.emb_dim
     head_only = weights - table * (not config.tie_weights)  # the gradients before the embeddings'
-    backward_begins = activations + table
+    backward_begins = activations + size * config.scores * config.emb_dim  # the head's gradient
     last_block = head_only + block + mask_block
     backward_ends = head_only + table
     moments = 2 * weights if optimizer is None else optimizer
@@ -114,7 +121,7 @@ def decoding_bytes(config: GPTConfig, sequences: int, dtype: Any = np.float32) -
 
 def scoring_bytes(config: GPTConfig, batch_size: int, tokens: int, dtype: Any = np.float32) -> int:
     """Bytes of the logits of batch_size x tokens token ids, and of the weights."""
-    return np.dtype(dtype).itemsize * (num_parameters(config) + batch_size * tokens * config.vocab_size)
+    return np.dtype(dtype).itemsize * (num_parameters(config) + batch_size * tokens * config.scores)
 
 
 def check_memory(needed: int, what: str) -> None:

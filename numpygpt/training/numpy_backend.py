@@ -21,7 +21,7 @@ from numpygpt.training.loss_scale import LossScale
 from numpygpt.training.optimizer import Optimizer, Zeros, in_memory
 from numpygpt.training.optimizers import new_optimizer, state_bytes
 from numpygpt.training.options import Options
-from numpygpt.training.step import Batch, StepTaken, training_step
+from numpygpt.training.step import StepTaken, training_step
 from numpygpt.training.team import OneProcess
 from numpygpt.training.trouble import described
 
@@ -169,7 +169,7 @@ class NumpyBackend:
             step.peak + token_ids, f"a training step of this model on {count}{options.batch_size} x {tokens} tokens"
         )
 
-    def _next_batch(self) -> Batch:
+    def _next_batch(self) -> Any:
         for batch in self.batches:
             return batch
         self.batches = iter(self.train_loader)

@@ -6,23 +6,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numpygpt.model.gpt import GPTModel
-from numpygpt.ops import cross_entropy
 from numpygpt.random.masks import RandomSource
 from numpygpt.shapes import Array
 from numpygpt.training.clipping import clip_grad_norm, common_norm, gradient_norms
+from numpygpt.training.goal import NEXT_TOKEN, Goal
 from numpygpt.training.loss_scale import LossScale
 from numpygpt.training.optimizer import Optimizer
 from numpygpt.training.trouble import not_finite
 from numpygpt.tree import Trained, everything
 
-Batch = tuple[Array, Array]
-
 
 class StepTaken(NamedTuple):
     """What is known of a step that was taken.
 
-    loss    of its batch before the step, in nats a token
+    loss    of its batch before the step, in nats
     norms   the Euclidean norm of each gradient before clipping, by the name of the parameter
     """
 
@@ -36,29 +33,32 @@ class StepTaken(NamedTuple):
 
 
 def loss_and_grads_of(
-    model: GPTModel,
-    micro_batches: Sequence[Batch],
+    model: Any,
+    micro_batches: Sequence[Any],
     *,
+    goal: Goal = NEXT_TOKEN,
     rng: RandomSource | None = None,
     trained: Trained = everything,
     loss_scale: float = 1.0,
 ) -> tuple[float, dict[str, Array]]:
-    """The loss, in nats a token, and the gradients {name: gradient} of one batch that is cut into micro-batches.
+    """The loss, in nats, and the gradients {name: gradient} of one batch that is cut into micro-batches.
 
     Only the activations of one micro-batch are in memory at a time. Each micro-batch is weighted by its number of
     targets, so that every target has the same weight in the result. A plain mean of the micro-batches' means would not
-    do that. With one micro-batch this is `model.loss_and_grads`.
+    do that. With one micro-batch this is `goal.loss_and_grads`.
 
+    model        what the goal takes: a GPTModel, for most
+    goal         what the micro-batches are batches of, and what they are weighted by; by default (inputs, targets)
     rng          draws the dropout masks; None: no dropout
     trained      whether the parameter of a name is trained, and has a gradient; by default all are
     loss_scale   what the gradients are multiplied by, from the first one on
     """
-    counts = [int(np.count_nonzero(np.asarray(targets) != cross_entropy.IGNORE_INDEX)) for _, targets in micro_batches]
+    counts = [goal.weight(batch) for batch in micro_batches]
     total_loss = 0.0
     total: dict[str, Array] = {}
-    for (inputs, targets), count in zip(micro_batches, counts, strict=True):
-        loss, grads = model.loss_and_grads(inputs, targets, rng=rng, trained=trained, loss_scale=loss_scale)
-        share = count / max(1, sum(counts))
+    for batch, count in zip(micro_batches, counts, strict=True):
+        loss, grads = goal.loss_and_grads(model, batch, rng=rng, trained=trained, loss_scale=loss_scale)
+        share = count / (sum(counts) or 1)
         total_loss += share * float(loss)
         if len(micro_batches) == 1:
             return total_loss, grads
@@ -71,10 +71,11 @@ def loss_and_grads_of(
 
 
 def training_step(
-    model: GPTModel,
+    model: Any,
     optimizer: Optimizer,
-    micro_batches: Sequence[Batch],
+    micro_batches: Sequence[Any],
     *,
+    goal: Goal = NEXT_TOKEN,
     rng: RandomSource | None = None,
     max_norm: float | None = None,
     scale: LossScale | None = None,
@@ -83,6 +84,7 @@ def training_step(
 
     Gradients are computed for what the optimizer trains, and for nothing else.
 
+    goal       as `loss_and_grads_of` takes it
     rng        draws the dropout masks; None: no dropout
     max_norm   clip the gradients to this norm; None: they are not clipped
     scale      of the loss, in fp16: a step whose gradients overflow is left out; None: 1
@@ -94,7 +96,7 @@ def training_step(
     overflow: Any = "ignore" if scale.adapts else None  # it is looked for in the norms
     with np.errstate(over=overflow, invalid=overflow):
         loss, grads = loss_and_grads_of(
-            model, micro_batches, rng=rng, trained=optimizer.trains, loss_scale=scale.value
+            model, micro_batches, goal=goal, rng=rng, trained=optimizer.trains, loss_scale=scale.value
         )
     if not math.isfinite(loss):
         raise not_finite(loss, optimizer.steps + 1, optimizer.lr)

@@ -21,7 +21,7 @@ BUGS = (
         "transformers#34191",
         "micro_batches.loss",
         ("micro_batches", "optimizer"),
-        (Change(_SUM, "count / max(1, sum(counts))", "1 / len(counts)"),),
+        (Change(_SUM, "count / (sum(counts) or 1)", "1 / len(counts)"),),
     ),
     Bug(
         "clipped_before_unscaling",

@@ -1,0 +1,192 @@
+"""Answers that a model has drawn, and what they were worth: what a policy learns from.
+
+    inputs, targets       (B, T)   prompt and answer; targets of the answer's tokens, IGNORE_INDEX elsewhere
+    weights               (B, T)   True where a target counts
+    log_probs             (B, T)   log π of each token when it was drawn; 0 elsewhere, as in all that follow
+    reference_log_probs   (B, T)   log ρ of the same tokens by the reference
+    advantages            (B, T)   how much better each token was than expected
+    values, returns       (B, T)   what the critic expected, and what came (PPO only)
+    rewards               (B)      of the answers, as they were judged
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numpygpt.data.batching import TokenBatch, padded
+from numpygpt.data.examples import Example
+from numpygpt.data.instructions import Prompt
+from numpygpt.decoding.answers import Answer, answers
+from numpygpt.errors import InputError
+from numpygpt.model.gpt import GPTModel
+from numpygpt.ops import token_log_probs
+from numpygpt.random.torch_generator import TorchGenerator
+from numpygpt.shapes import IGNORE_INDEX, Array, Bool, Integer
+from numpygpt.training.advantages import generalized, of_groups, whitened
+from numpygpt.tuning.classes import last_scores
+from numpygpt.tuning.preferences import refuse_another_vocabulary
+from numpygpt.tuning.through import Plain, logits_of
+
+#: Judges answers to prompts: a number for each, the higher the better.
+Reward = Callable[[Sequence[Prompt], Sequence[Answer]], Any]
+
+
+class Drawn(NamedTuple):
+    """A batch, as above."""
+
+    inputs: Integer[Array, "B T"]
+    targets: Integer[Array, "B T"]
+    log_probs: Array
+    reference_log_probs: Array
+    advantages: Array
+    values: Array
+    returns: Array
+    rewards: Array
+
+    @property
+    def weights(self) -> Bool[Array, "B T"]:
+        """Where a target counts."""
+        return self.targets != IGNORE_INDEX
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a forward has to be told of the rows: nothing."""
+        return {}
+
+    def facts(self) -> dict[str, float]:
+        """What a person wants to see of it: the mean reward and length, and how far the policy is from the reference."""
+        counted = max(1, np.count_nonzero(self.weights))
+        apart = (self.log_probs - self.reference_log_probs).sum() / counted
+        return {"reward": float(self.rewards.mean()), "length": float(counted / len(self.rewards)), "kl": float(apart)}
+
+
+class Judged(NamedTuple):
+    """Prompts, an answer to each, and the rewards (N) of the answers."""
+
+    prompts: list[Prompt]
+    answers: list[Answer]
+    rewards: Array
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How answers are drawn and judged.
+
+    reward           judges them
+    end_id           the token that ends an answer; None: there is none
+    max_new_tokens   the longest answer
+    temperature      of the softmax that they are drawn from
+    group            answers to each prompt
+    reference        the model that the policy is held near; None: none
+    """
+
+    reward: Reward
+    end_id: int | None
+    max_new_tokens: int
+    temperature: float = 1.0
+    group: int = 1
+    reference: GPTModel | None = None
+
+    def judged(self, model: GPTModel, prompts: Sequence[Prompt], rng: TorchGenerator) -> "Judged":
+        """Answers to the prompts, `group` to each beside each other, and their rewards.
+
+        Raises InputError for prompts without room for an answer, and for rewards that are not one finite number each.
+        """
+        asked = [prompt for prompt in prompts for _ in range(self.group)]
+        drawn = answers(
+            model, [prompt.token_ids for prompt in asked], self.max_new_tokens, temperature=self.temperature,
+            end_id=self.end_id, rng=rng,
+        )  # fmt: skip
+        return Judged(asked, drawn, checked_rewards(self.reward(asked, drawn), len(drawn)))
+
+    def draw(self, model: GPTModel, prompts: Sequence[Prompt], rng: TorchGenerator) -> Drawn:
+        """The batch of such answers, without advantages. InputError as `judged`."""
+        asked, drawn, rewards = self.judged(model, prompts, rng)
+        rows = rows_of([prompt.token_ids for prompt in asked], drawn)
+        none = np.zeros(rows.inputs.shape, model.dtype)
+        log_probs = none.copy()
+        log_probs[rows.targets != IGNORE_INDEX] = np.concatenate([answer.log_probs for answer in drawn])
+        reference = none if self.reference is None else self.log_probs_of(self.reference, rows)
+        return Drawn(rows.inputs, rows.targets, log_probs, reference, none, none, none, rewards)
+
+    def log_probs_of(self, model: GPTModel, rows: TokenBatch) -> Array:
+        """Log-probabilities (B, T) of the targets by a model, at the temperature of the drawing."""
+        refuse_another_vocabulary(model, rows, "reference")
+        return token_log_probs.forward(logits_of(model, rows) / self.temperature, rows.targets)[0]
+
+
+def with_group_advantages(drawn: Drawn, group: int, *, scale: bool = True) -> Drawn:
+    """For GRPO: each token has the advantage of its answer in the group (`advantages.of_groups`)."""
+    each = of_groups(drawn.rewards, group, scale=scale)
+    return drawn._replace(advantages=(each[:, np.newaxis] * drawn.weights).astype(drawn.log_probs.dtype))
+
+
+def with_values(drawn: Drawn, critic: GPTModel, *, beta: float, gamma: float = 1.0, lam: float = 0.95) -> Drawn:
+    """For PPO: the critic's values, and advantages and returns by them.
+
+        r_t = -β (log π - log ρ), and the reward of the answer at its last token
+            (Ziegler et al. 2019, arXiv:1909.08593, equation 2)
+
+    The advantages are those of `advantages.generalized`, whitened over all tokens of the batch.
+    """
+    weights = drawn.weights
+    rewards = -beta * (drawn.log_probs - drawn.reference_log_probs).astype(np.float64)
+    last = weights.shape[1] - 1 - weights[:, ::-1].argmax(axis=1)
+    rewards[np.arange(len(rewards)), last] += drawn.rewards
+    values = logits_of(critic, Plain(drawn.inputs))[..., 0] * weights
+    found = generalized(rewards, values, weights, gamma=gamma, lam=lam)
+    dtype = drawn.log_probs.dtype
+    return drawn._replace(
+        values=values, returns=found.returns.astype(dtype), advantages=whitened(found.advantages, weights).astype(dtype)
+    )
+
+
+def rows_of(prompts: Sequence[Integer[Array, "_"]], drawn: Sequence[Answer]) -> TokenBatch:
+    """Each prompt with its answer after it, whose tokens alone are targets."""
+    examples = []
+    for prompt, answer in zip(prompts, drawn, strict=True):
+        token_ids = np.concatenate([np.asarray(prompt, np.int64), answer.token_ids])
+        examples.append(Example(token_ids, np.arange(len(token_ids)) >= len(prompt)))
+    return padded(examples)
+
+
+def reward_of(model: GPTModel) -> Reward:
+    """A reward model as a reward: its score of prompt and answer. InputError for a model that has no single score."""
+    if model.config.classes != 1:
+        raise InputError(
+            f"a reward model has a head of one row; this model scores {model.config.scores} "
+            f"{'tokens' if model.config.classes is None else 'classes'}: train one with --objective reward"
+        )
+
+    def judged(prompts: Sequence[Prompt], drawn: Sequence[Answer]) -> Array:
+        rows = rows_of([prompt.token_ids for prompt in prompts], drawn)
+        refuse_another_vocabulary(model, rows, "reward model")
+        return last_scores(model, rows.inputs, rows.lengths)[:, 0]
+
+    return judged
+
+
+def checked_rewards(rewards: Any, count: int) -> Array:
+    """The rewards in float64. InputError unless they are so many finite numbers."""
+    found = np.asarray(rewards, np.float64)
+    if found.shape != (count,):
+        raise InputError(f"the reward gave an array of shape {found.shape}; expected ({count},), a number an answer")
+    wrong = np.flatnonzero(~np.isfinite(found))
+    if wrong.size:
+        raise InputError(f"the reward of answer {wrong[0]} is {found[wrong[0]]}; expected a finite number")
+    return found
+
+
+def best_of(
+    model: GPTModel, prompts: Sequence[Prompt], drawing: Drawing, rng: TorchGenerator
+) -> list[tuple[Prompt, Answer, float]]:
+    """Rejection sampling: of `drawing.group` answers to each prompt, the one of the highest reward, which is with it.
+
+    A model that is tuned on them (`numpygpt.tuning.answers`) learns to give the best of its own answers (Touvron et al.
+    2023, arXiv:2307.09288, section 3.2.3). Errors as `Drawing.judged`.
+    """
+    asked, drawn, rewards = drawing.judged(model, prompts, rng)
+    best = rewards.reshape(len(prompts), drawing.group).argmax(axis=1) + drawing.group * np.arange(len(prompts))
+    return [(asked[number], drawn[number], float(rewards[number])) for number in best]
