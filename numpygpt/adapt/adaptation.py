@@ -7,6 +7,7 @@
 They are applied in the order freeze, quantize, lora.
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -50,6 +51,15 @@ class Adaptation(NamedTuple):
         if self.lora is not None:
             model = add_lora(model, seed=seed, **lora_of(self.lora))
         return model
+
+    def __str__(self) -> str:
+        """The options of `numpygpt finetune` that say it."""
+        words = [["--freeze", *self.freeze]] if self.freeze else []
+        if self.quantize is not None:
+            words.append(["--quantize", self.quantize])
+        if self.lora is not None:
+            words.append(["--lora", self.lora])
+        return " ".join(map(shlex.join, words))
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold of it."""
