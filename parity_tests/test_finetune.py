@@ -8,16 +8,27 @@ import pytest
 import torch
 
 from numpygpt.adapt import merge_lora
+from numpygpt.adapt.quantized import quantized_projections, weight_bytes
 from numpygpt.adapt.saving import model_of
+from numpygpt.commands.tuned_sizes import tuned_sizes
 from numpygpt.formats.checkpoint import read_checkpoint
 from numpygpt.formats.kinds import read_model
+from numpygpt.model.sizes import training_bytes
+from numpygpt.training.optimizers import settings_of, state_bytes_of
+from numpygpt.training.run import TrainingRun
 from parity_tests.command import TRAINING, but_the_log, files, run, write_text
 from parity_tests.small_models import assert_agrees
 from torchgpt.bridge import to_torch
 
+pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")  # whole runs are compared
 TUNING = ("--steps", 4, "--batch-size", 3, "--eval-every", 2, "--eval-batches", 1, "--warmup-steps", 1, "--lr", 0.01)
 LORA = ("--lora", "r=2,alpha=6,targets=all-linear,dropout=0.2")
 IDS = np.array([[72, 101, 32, 99]])
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(TrainingRun, "plot", lambda training: "no picture")
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +147,62 @@ def test_generating_with_quantized_matrices(base, capsys):
         assert capsys.readouterr().out.startswith("The ")
 
 
+# What is told of it
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ("frozen", "--freeze 'trf_blocks.*' '*emb.weight'"),
+        ("lora", "--lora r=2,alpha=6,targets=all-linear,dropout=0.2"),
+        ("qlora", "--quantize nf4,double --lora r=2,alpha=6,targets=all-linear,dropout=0.2"),
+        ("quantized, with biases and norms trained", "--quantize int8"),
+    ],
+)
+def test_info_tells_what_is_trained_and_where_its_base_is(base, tmp_path, capsys, way, words):
+    """The bytes of a step are those of the model, which `info` does not read."""
+    tuned = tune(base, tmp_path / "run", *WAYS[way], "--optimizer", "sgd", "--steps", 1)
+    capsys.readouterr()
+    assert run("info", "--checkpoint", tuned) == 0
+    told = capsys.readouterr().out
+    saved = read_checkpoint(tuned)
+    model, arrays = model_of(saved), saved.arrays("model")
+    count, size = model.num_parameters(trained_only=True), sum(array.nbytes for array in arrays.values())
+    assert f"\nadapted by {words}\n" in told
+    trained = f"{count:,} values are trained, in {len(arrays)} arrays of {size:,} bytes; all else is its base's"
+    assert f"\n{trained}\n" in told
+    assert f"\nits base is {base}, with weights of the SHA-256 {saved.values('model')['base']['sha256']}\n" in told
+    packed = sum(node.weight.bytes() for node in quantized_projections(model).values())
+    assert (f" matrices in {words.split()[1].partition(',')[0]}" in told) == bool(packed)
+    sizes = tuned_sizes(saved)
+    whole = training_bytes(model.config, 3, 6)
+    step = sizes.step(whole, "float32", state_bytes_of("adamw", settings_of("adamw", {}), sizes.shapes))
+    assert step.weights == weight_bytes(model)
+    assert (step.gradients, step.optimizer) == (size, 2 * size)
+    assert step.peak < whole.peak
+
+
+def test_info_of_a_moved_base_and_of_what_is_no_model(base, tmp_path, capsys):
+    tuned = tune(base, tmp_path / "run", *LORA, "--steps", 1)
+    moved = base.rename(base.parent / "moved")
+    try:
+        capsys.readouterr()
+        assert run("info", "--checkpoint", tuned) == 0
+        assert f"its base is {base}, which is not there any more, with weights of" in capsys.readouterr().out
+    finally:
+        moved.rename(base)
+    line = error_of(capsys, "info", "--checkpoint", tuned / "adapter")
+    assert "holds an adapter and no model; name the model that it was trained on with --checkpoint" in line
+
+
+def test_the_base_is_found_from_every_folder(base, tmp_path, monkeypatch):
+    """It was named by a path from the folder of that time."""
+    monkeypatch.chdir(base.parent)
+    assert run("finetune", "--checkpoint", base.name, "--data", "text.txt", "--out", tmp_path, *TUNING, *LORA) == 0
+    monkeypatch.chdir(tmp_path)
+    assert run("generate", "--checkpoint", tmp_path, "--prompt", "The ", "--max-new-tokens", 1) == 0
+
+
 # Bad input
 
 
@@ -148,6 +215,11 @@ def test_generating_with_quantized_matrices(base, capsys):
         (("--lora", "rank=2"), "lora has 'rank'; expected r=8,alpha=16 and any of"),
         (("--lora", "r=2,,alpha=1"), "lora is 'r=2,,alpha=1'; expected words with commas between them"),
         (("--lora", "r=2,targets=W_q"), "the target 'W_q' is no projection of the model"),
+        (("--lora", "r=2,r=3"), "lora has 'r' 2 times; expected each word once"),
+        (("--lora", "r=" + "9" * 5000), f"lora has r={'9' * 80}; expected a number"),
+        (("--quantize", "nf4,double,double"), "quantize has 'double' 2 times; expected each word once"),
+        (("--quantize", "int8,block=8,block=4"), "quantize has 'block' 2 times; expected each word once"),
+        (("--freeze", "tok_emb.weight", "--lora", "r=2"), "leave out --freeze, or say with targets= in --lora"),
         (("--quantize", "nf5"), "the scheme of quantization is 'nf5'; expected one of"),
         (("--quantize", "int8,double"), "the scheme int8 has no option double"),
         (("--quantize", "nf4,twice"), "quantize has 'twice'; expected a scheme such as nf4"),

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import resource
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -413,13 +414,39 @@ def test_a_full_disk_is_one_line_before_the_training(tmp_path, monkeypatch, caps
     assert list(Path("run").iterdir()) == []
 
 
-def test_where_bytes_cannot_be_reserved_zeros_are_written(tmp_path, monkeypatch):
-    monkeypatch.delattr(os, "posix_fallocate")
+def cannot_reserve(monkeypatch, reason):
+    """Take from the system the call that reserves bytes, or let the file system refuse it."""
+    if reason is None:
+        monkeypatch.delattr(os, "posix_fallocate")
+        return
+
+    def refuse(descriptor, offset, size):
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+
+
+@pytest.mark.parametrize("reason", [None, errno.EOPNOTSUPP])
+def test_where_bytes_cannot_be_reserved_zeros_are_written(tmp_path, monkeypatch, reason):
+    cannot_reserve(monkeypatch, reason)
     monkeypatch.setattr("numpygpt.training.disk_state.PIECE", 100)
     arrays = zeros_on_disk(tmp_path, [np.ones((7, 5)), np.ones((), np.float32)])
     assert [array.shape for array in arrays] == [(7, 5), ()]
     assert not any(array.any() for array in arrays)
     assert [array.dtype for array in arrays] == [np.float64, np.float32]
+
+
+def test_a_disk_that_has_room_for_a_part_of_the_zeros_is_full(tmp_path, monkeypatch):
+    """The last write puts as much as there is room for. It is the system's own limit of a file that stops it."""
+    cannot_reserve(monkeypatch, None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(InputError, match="the optimizer's state of 1,024 bytes cannot be put on the disk"):
+            zeros_on_disk(tmp_path, [np.ones(128)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_disk_takes_what_memory_cannot_hold(tmp_path, text, monkeypatch):

@@ -2,11 +2,13 @@
 
     lora       r=8,alpha=16 and any of targets=W_query+W_value, dropout=0.1, scaling=rslora
     quantize   nf4, int8 or another scheme, and any of double, block=64
-    freeze     patterns of names
+    freeze     patterns of names; not beside lora, which freezes all but the adapter
 
 They are applied in the order freeze, quantize, lora.
 """
 
+import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ from numpygpt.model.gpt import GPTModel
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import value_of
 
-#: No block is so long that its size has so many digits.
+#: No rank and no block is so large that it has so many digits.
 MOST_DIGITS = 13
 
 
@@ -34,6 +36,11 @@ class Adaptation(NamedTuple):
 
         A quantized model has to be adapted in some way: what is trained of it is saved beside it, and not instead.
         """
+        if self.freeze and self.lora is not None:
+            raise InputError(
+                "an adapter alone is trained under --lora, and all else is frozen; leave out --freeze, or say with "
+                "targets= in --lora which projections have a path"
+            )
         if self == Adaptation() and quantized_projections(model):
             raise InputError("the model's matrices are quantized, and frozen; add an adapter: --lora r=8,alpha=16")
         if self.freeze:
@@ -44,6 +51,15 @@ class Adaptation(NamedTuple):
         if self.lora is not None:
             model = add_lora(model, seed=seed, **lora_of(self.lora))
         return model
+
+    def __str__(self) -> str:
+        """The options of `numpygpt finetune` that say it."""
+        words = [["--freeze", *self.freeze]] if self.freeze else []
+        if self.quantize is not None:
+            words.append(["--quantize", self.quantize])
+        if self.lora is not None:
+            words.append(["--lora", self.lora])
+        return " ".join(map(shlex.join, words))
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold of it."""
@@ -62,7 +78,7 @@ class Adaptation(NamedTuple):
 def lora_of(words: str) -> dict[str, Any]:
     """The arguments of `add_lora` that the words name. InputError for words that it does not know."""
     readers: dict[str, tuple[str, Callable[[str], Any]]] = {
-        "r": ("rank", int),
+        "r": ("rank", _whole_number),
         "alpha": ("alpha", float),
         "dropout": ("dropout", float),
         "scaling": ("scaling", str),
@@ -71,12 +87,13 @@ def lora_of(words: str) -> dict[str, Any]:
     found: dict[str, Any] = {"targets": QUERIES_AND_VALUES}
     for name, value in _pairs(words, "lora"):
         if name not in readers or value is None:
-            raise InputError(f"lora has {name!r}; expected r=8,alpha=16 and any of {', '.join(readers)}, each with a =")
+            known = ", ".join(readers)
+            raise InputError(f"lora has {name!r:.80}; expected r=8,alpha=16 and any of {known}, each with a =")
         argument, read = readers[name]
         try:
             found[argument] = read(value)
         except ValueError as error:
-            raise InputError(f"lora has {name}={value}; expected a number") from error
+            raise InputError(f"lora has {name}={value:.80}; expected a number") from error
     return found
 
 
@@ -90,14 +107,25 @@ def quantization_of(words: str) -> tuple[str, dict[str, Any]]:
         elif name == "block" and value is not None and value.isdecimal() and len(value) < MOST_DIGITS:
             options["block_size"] = int(value)
         else:
-            raise InputError(f"quantize has {name!r}; expected a scheme such as nf4, and any of double and block=64")
+            known = "a scheme such as nf4, and any of double and block=64"
+            raise InputError(f"quantize has {name!r:.80}; expected {known}")
     if nothing is not None:
-        raise InputError(f"quantize is {words!r}; expected the name of a scheme first, such as nf4")
+        raise InputError(f"quantize is {words!r:.80}; expected the name of a scheme first, such as nf4")
     return scheme, options
 
 
+def _whole_number(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError("too many digits")
+    return int(text)
+
+
 def _pairs(words: str, what: str) -> list[tuple[str, str | None]]:
+    """The words, and what stands behind the = of each. InputError for a word that is empty or given twice."""
     parts = [word.strip().partition("=") for word in words.split(",")]
     if any(not name for name, _, _ in parts):
-        raise InputError(f"{what} is {words!r}; expected words with commas between them")
+        raise InputError(f"{what} is {words!r:.80}; expected words with commas between them")
+    for name, count in Counter(name for name, _, _ in parts).items():
+        if count > 1:
+            raise InputError(f"{what} has {name!r:.80} {count} times; expected each word once")
     return [(name, value if sign else None) for name, sign, value in parts]

@@ -15,7 +15,7 @@ import numpy as np
 
 from numpygpt.errors import InputError
 from numpygpt.layers import parameters as p
-from numpygpt.layers.projections import projections, with_projections
+from numpygpt.layers.projections import projections, with_projections, without_paths
 from numpygpt.model.gpt import GPTModel
 from numpygpt.numerics.schemes import dequantize
 from numpygpt.random.torch_generator import TorchGenerator
@@ -159,7 +159,7 @@ def remove_lora(model: GPTModel) -> GPTModel:
     What was frozen stays frozen. Raises InputError if there is no adapter.
     """
     _refuse_without(model)
-    bare = with_projections(lambda _, node: node.base if isinstance(node, p.LoRA) else node, model.parameters)
+    bare = with_projections(lambda _, node: without_paths(node), model.parameters)
     return _model_with(model, bare)
 
 
@@ -175,8 +175,7 @@ def paths_of(model: GPTModel) -> list[tuple[str, p.LoRA]]:
 
 def shape_of(projection: Any) -> tuple[int, int]:
     """The outputs and inputs (F, D) of a projection."""
-    weight = projection.base.weight if isinstance(projection, p.LoRA) else projection.weight
-    outputs, inputs = weight.shape
+    outputs, inputs = without_paths(projection).weight.shape
     return outputs, inputs
 
 
@@ -194,8 +193,8 @@ def _deltas(node: p.LoRA) -> list[Array]:
 
 def _model_with(model: GPTModel, parameters: p.GPT) -> GPTModel:
     """The model with these parameters, tied only if they are. Weights that were no parameters before are frozen."""
-    head = parameters.out_head.base if isinstance(parameters.out_head, p.LoRA) else parameters.out_head
-    tied = model.config.tie_weights and head.weight is parameters.tok_emb.weight
+    head = without_paths(parameters.out_head).weight
+    tied = model.config.tie_weights and head is parameters.tok_emb.weight
     changed = model.with_parameters(parameters, tie_weights=tied)
     new = changed.named_parameters().keys() - model.named_parameters().keys()
     return changed.with_parameters(parameters, frozen=model.frozen | {name for name in new if ".lora_" not in name})

@@ -9,7 +9,7 @@ import numpy as np
 from numpygpt.adapt.adapters import DEFAULT, Side, adapter_names, paths_of, refuse_merged, shape_of, with_path
 from numpygpt.adapt.packed import packed_arrays
 from numpygpt.adapt.quantized import quantized_projections
-from numpygpt.errors import InputError
+from numpygpt.errors import InputError, listed
 from numpygpt.formats.peft_folder import OURS, Adapter, LowRank, read_adapter, write_adapter
 from numpygpt.layers.projections import projections, with_projections
 from numpygpt.model.gpt import GPTModel
@@ -96,8 +96,8 @@ def _refuse_another_base(model: GPTModel, adapter: Adapter, folder: Path) -> Non
     unknown = [name for name in adapter.paths if name not in shapes]
     if unknown:
         raise InputError(
-            f"the adapter {folder} is for another model: this one has no projections {_listed(unknown)}; "
-            f"give the model that it was trained on"
+            f"the adapter {folder} is for another model: this one has no projections "
+            f"{listed(unknown, MOST_LISTED)}; give the model that it was trained on"
         )
     misshaped = [
         f"{name} ({len(path.B)}, {path.A.shape[1]}), expected {shapes[name]}"
@@ -105,15 +105,10 @@ def _refuse_another_base(model: GPTModel, adapter: Adapter, folder: Path) -> Non
         if (len(path.B), path.A.shape[1]) != shapes[name]
     ]
     if misshaped:
-        raise InputError(f"the adapter {folder} is for a model of another size: {_listed(misshaped)}")
+        raise InputError(f"the adapter {folder} is for a model of another size: {listed(misshaped, MOST_LISTED)}")
     is_whole = not quantized_projections(model)  # what a quantized weight was is not known any more
     if is_whole and adapter.base_sha256 not in (None, fingerprint(model)):
         raise InputError(
             f"the adapter {folder} was trained on other weights than this model's, whose SHA-256 is "
             f"{fingerprint(model)}; it expects {adapter.base_sha256}"
         )
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-    return ", ".join(names[:MOST_LISTED]) + more

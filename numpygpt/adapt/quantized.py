@@ -11,7 +11,7 @@ from typing import Any
 from numpygpt.adapt.adapters import ALL_LINEAR, chosen, whole_weight
 from numpygpt.errors import InputError
 from numpygpt.layers import parameters as p
-from numpygpt.layers.projections import projections, with_projections
+from numpygpt.layers.projections import projections, with_base, with_projections, without_paths
 from numpygpt.model.gpt import GPTModel
 from numpygpt.numerics import schemes
 
@@ -39,14 +39,13 @@ def quantize(
     def packed(projection: str, node: Any) -> Any:
         if projection not in names:
             return node
-        base = node.base if isinstance(node, p.LoRA) else node
+        base = without_paths(node)
         _refuse(model, projection, node, base)
         try:
             weight = schemes.quantize(base.weight, scheme, block_size, **options)
         except InputError as error:
             raise InputError(f"{projection}: {error}") from error
-        quantized = p.QuantizedLinear(weight, base.bias)
-        return node._replace(base=quantized) if isinstance(node, p.LoRA) else quantized
+        return with_base(node, p.QuantizedLinear(weight, base.bias))
 
     return model.with_parameters(with_projections(packed, model.parameters))
 
@@ -58,9 +57,8 @@ def dequantize(model: GPTModel) -> GPTModel:
     def whole(projection: str, node: Any) -> Any:
         if projection not in names:
             return node
-        base = node.base if isinstance(node, p.LoRA) else node
-        linear = p.Linear(whole_weight(base, model.dtype), base.bias)
-        return node._replace(base=linear) if isinstance(node, p.LoRA) else linear
+        base = without_paths(node)
+        return with_base(node, p.Linear(whole_weight(base, model.dtype), base.bias))
 
     weights = {f"{name}.weight" for name in names}
     return model.with_parameters(with_projections(whole, model.parameters), frozen=model.frozen | weights)
@@ -68,7 +66,7 @@ def dequantize(model: GPTModel) -> GPTModel:
 
 def quantized_projections(model: GPTModel) -> dict[str, p.QuantizedLinear]:
     """The model's quantized projections by name, those with an adapter beside them, too."""
-    bases = ((name, node.base if isinstance(node, p.LoRA) else node) for name, node in projections(model.parameters))
+    bases = ((name, without_paths(node)) for name, node in projections(model.parameters))
     return {name: base for name, base in bases if isinstance(base, p.QuantizedLinear)}
 
 

@@ -58,7 +58,7 @@ def model_of(saved: SavedSections, dtype: Any = None, *, base: Path | None = Non
     if BASE not in values:
         return _without_adapter(saved, dtype, **options)
     with named_in_errors(saved):
-        found, adaptation = base_of(values), Adaptation.of_dict(value_of(values, ADAPTED, dict))
+        found, adaptation = base_of(values), adaptation_of(values)
         dtypes = {layout.dtype for layout in saved.layouts(SECTION).values()}
         model = base_model(base or found.path, np.result_type(*dtypes) if dtype is None else dtype, **options)
         if fingerprint(model) != found.sha256:
@@ -75,6 +75,11 @@ def base_of(values: dict[str, Any]) -> Base:
     """The base of an adapted model, by the values of its section. InputError for anything else."""
     base = value_of(values, BASE, dict)
     return Base(Path(value_of(base, "path", str)), value_of(base, "sha256", str))
+
+
+def adaptation_of(values: dict[str, Any]) -> Adaptation:
+    """How an adapted model was adapted, by the values of its section. InputError for anything else."""
+    return Adaptation.of_dict(value_of(values, ADAPTED, dict))
 
 
 def base_model(path: Path, dtype: Any, **options: Any) -> GPTModel:

@@ -14,6 +14,7 @@ from numpygpt.checks.diff import MISSING, WRONG, Diff, Finding, diff
 from numpygpt.checks.trace_file import TraceFile
 from numpygpt.commands.diff_page import page
 from numpygpt.commands.tables import print_table
+from numpygpt.errors import listed
 from numpygpt.files import check_writable, write_text
 from numpygpt.parallel import use_own_threads
 from numpygpt.shapes import Array
@@ -89,20 +90,16 @@ def _about_names(candidate: Candidate, found: Diff) -> list[str]:
         lines.append(f"and {len(proposed) - MOST_LISTED} more by their content, from which they differ by less")
     if candidate.by_others:
         pairs = [f"{candidate.theirs[ours]} for {ours}" for ours in candidate.by_others]
-        lines.append(f"taken by their names, which differ from ours as those do: {_listed(pairs)}")
+        lines.append(f"taken by their names, which differ from ours as those do: {listed(pairs, MOST_LISTED)}")
     if candidate.unknown:
-        lines.append(f"not matched with any tensor of the trace: {_listed(candidate.unknown)}")
+        lines.append(f"not matched with any tensor of the trace: {listed(candidate.unknown, MOST_LISTED)}")
     missing = [finding.name for finding in found.wrong if finding.verdict == MISSING]
     if missing:
-        lines.append(f"missing: {_listed(missing)}; say --partial if the candidate need not have every tensor")
+        shown = listed(missing, MOST_LISTED)
+        lines.append(f"missing: {shown}; say --partial if the candidate need not have every tensor")
     if found.left_out:
-        lines.append(f"not compared, because the candidate lacks them: {_listed(found.left_out)}")
+        lines.append(f"not compared, because the candidate lacks them: {listed(found.left_out, MOST_LISTED)}")
     return lines
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-    return ", ".join(names[:MOST_LISTED]) + more
 
 
 def _print_wrong(found: Diff) -> None:

@@ -1,6 +1,8 @@
 """numpygpt info: the parameters and the memory of a model."""
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ from numpygpt.commands.model_options import (
 )
 from numpygpt.commands.tables import print_table
 from numpygpt.commands.trained import CHECKPOINT_HELP, options_of_run, origin_of
+from numpygpt.commands.tuned_sizes import TunedSizes, tuned_sizes
 from numpygpt.errors import InputError
 from numpygpt.formats.kinds import read_model
 from numpygpt.model import parallel_sizes, sizes
@@ -25,10 +28,9 @@ from numpygpt.model.scheme import Scheme
 from numpygpt.numerics.forms import Form, unfilled
 from numpygpt.sections import named_in_errors, value_of
 from numpygpt.training.book import perplexity
-from numpygpt.training.optimizers import OPTIMIZERS, settings_of, state_bytes
+from numpygpt.training.optimizers import OPTIMIZERS, settings_of, state_bytes, state_bytes_of
 from numpygpt.training.options import Options
 from numpygpt.training.run import SECTION, Evaluation
-from numpygpt.tree import named
 
 #: The precisions that are compared if none is named, by the dtype of the parameters. TF32 takes as much as fp32.
 PRECISIONS_COMPARED = {"float32": ("fp32", "bf16", "fp16"), "float64": ("fp32",)}
@@ -67,8 +69,9 @@ def run(parsed: argparse.Namespace) -> int:
     step: dict[str, Any] = {
         "batch_size": 2, "dtype": "float32", "attention": "math", "checkpoint_activations": False, "accumulate": 1
     }  # fmt: skip
+    tuned = None
     if parsed.checkpoint:
-        config, options, lines = _of_a_run(parsed)
+        config, options, tuned, lines = _of_a_run(parsed)
         step |= {name: getattr(options, name) for name in step if options is not None}
     else:
         config, options, lines = config_of(parsed), None, []
@@ -84,12 +87,15 @@ def run(parsed: argparse.Namespace) -> int:
     print_table("lrl", [(row.name, f"{row.parameters:,}", row.detail) for row in (*rows, total)])
     title = OPTIMIZERS[optimizer.kind].__name__
     print(f"\na training step on {step['batch_size']} x {tokens} tokens in {step['dtype']}, {title}:")
-    state = state_bytes(optimizer.kind, optimizer.settings, config, step["dtype"])
-    parts = sizes.training_bytes(config, tokens=tokens, **step, optimizer=0 if optimizer.on_disk else state)
+    state = _state_bytes(optimizer.kind, optimizer.settings, step["dtype"], config, tuned)
+    in_memory = 0 if optimizer.on_disk else state
+    parts = sizes.training_bytes(config, tokens=tokens, **step, optimizer=in_memory)
+    if tuned is not None:
+        parts = tuned.step(parts, step["dtype"], in_memory)
     print_table("lr", [(name, f"{size / 2**20:,.1f} MiB") for name, size in parts._asdict().items()])
     if optimizer.on_disk:
         print(f"on the disk, the optimizer's moments: {state / 2**20:,.1f} MiB")
-    _print_optimizers(config, step["dtype"], optimizer)
+    _print_optimizers(partial(_state_bytes, dtype=step["dtype"], config=config, tuned=tuned), optimizer)
     for precision, compared in devices.items():
         _print_devices(precision, compared)
     return 0
@@ -112,13 +118,22 @@ def _optimizer_of(parsed: argparse.Namespace, run: Options | None) -> _Optimizer
     return _Optimizer(kind, settings, (parsed.optimizer_state or begun.optimizer_state) == "disk")
 
 
-def _print_optimizers(config: GPTConfig, dtype: str, chosen: _Optimizer) -> None:
+def _state_bytes(
+    kind: str, settings: dict[str, Any], dtype: str, config: GPTConfig, tuned: TunedSizes | None
+) -> int:
+    """The bytes of an optimizer's moments of all that is trained."""
+    if tuned is None:
+        return state_bytes(kind, settings, config, dtype)
+    return state_bytes_of(kind, settings, tuned.shapes, dtype)
+
+
+def _print_optimizers(bytes_of: Callable[[str, dict[str, Any]], int], chosen: _Optimizer) -> None:
     """Print the bytes of the moments of each optimizer, each with its defaults, except for the chosen one."""
-    print("\nwhat each --optimizer keeps of the model, in MiB:")
+    print("\nwhat each --optimizer keeps of what is trained, in MiB:")
     rows = []
     for kind in OPTIMIZERS:
         settings = chosen.settings if kind == chosen.kind else settings_of(kind, {})
-        rows.append((kind, f"{state_bytes(kind, settings, config, dtype) / 2**20:,.1f}"))
+        rows.append((kind, f"{bytes_of(kind, settings) / 2**20:,.1f}"))
     print_table("lr", rows)
 
 
@@ -163,21 +178,24 @@ def _of_packed_matrices(forms: dict[str, Form]) -> list[str]:
         kinds.setdefault(words, []).append(form)
     lines = []
     for words, alike in kinds.items():
-        size = sum(array.nbytes for form in alike for _, array in named(unfilled(form)))
+        size = sum(unfilled(form).bytes() for form in alike)
         share = size / (4 * sum(form.size for form in alike))
         lines.append(f"{len(alike)} matrices in {words}: {size:,} bytes, {share:.3f} of those in float32")
     return lines
 
 
-def _of_a_run(parsed: argparse.Namespace) -> tuple[GPTConfig, Options | None, list[str]]:
-    """The configuration and the options of the run in --checkpoint, and the lines that say how far it has come."""
+def _of_a_run(
+    parsed: argparse.Namespace,
+) -> tuple[GPTConfig, Options | None, TunedSizes | None, list[str]]:
+    """What is in --checkpoint: configuration, options of its run, what was adapted, and the lines that tell of them."""
     refuse_model_options(parsed)
     checkpoint = read_model(parsed.checkpoint)
     config = saved_config(checkpoint)
     origin, *notes = origin_of(checkpoint)
-    notes += _of_packed_matrices(forms_of(checkpoint))
+    tuned = tuned_sizes(checkpoint)
+    notes += _of_packed_matrices(forms_of(checkpoint) if tuned is None else tuned.forms)
     if SECTION not in checkpoint:
-        return config, None, [f"{origin}, a model without a training run", *notes]
+        return config, None, tuned, [f"{origin}, a model without a training run", *notes]
     saved = checkpoint.values(SECTION)
     options = options_of_run(checkpoint)
     with named_in_errors(checkpoint):
@@ -189,4 +207,4 @@ def _of_a_run(parsed: argparse.Namespace) -> tuple[GPTConfig, Options | None, li
             f"validation loss {last.val_loss:.3f} nats a token, perplexity {perplexity(last.val_loss):.2f} "
             f"(step {last.step})"
         )
-    return config, options, lines
+    return config, options, tuned, [*lines, *([] if tuned is None else tuned.lines), *notes]

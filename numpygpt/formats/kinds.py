@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from numpygpt.errors import InputError
-from numpygpt.formats import book, checkpoint, hugging_face, nanogpt, openai, slices, torch_file
+from numpygpt.formats import book, checkpoint, hugging_face, nanogpt, openai, peft_folder, slices, torch_file
 from numpygpt.formats.foreign import ForeignModel
 from numpygpt.sections import SavedSections
 
@@ -59,6 +59,11 @@ def read_model(path: str | os.PathLike[str], *, n_heads: int | None = None) -> S
     if not found:
         if sliced := sorted(path.glob("slices/step-*")):
             raise InputError(f"the run in {path} has saved slices alone so far; name the last of them, {sliced[-1]}")
+        if peft_folder.CONFIG in names:
+            raise InputError(
+                f"the folder {path} holds an adapter and no model; name the model that it was trained on with "
+                f"--checkpoint, and the folder with --adapter (numpygpt generate, numpygpt merge)"
+            )
         known = ", ".join(f"{kind.file} ({kind.name})" for kind in FOLDERS)
         raise InputError(f"the folder {path} holds no model of a known kind; expected one of these files: {known}")
     if len(found) > 1:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numpygpt.errors import InputError
+from numpygpt.errors import InputError, listed
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.saving import parameter_shapes
 from numpygpt.ops import sinusoidal_positions
@@ -127,9 +127,9 @@ class Table(NamedTuple):
                 f"{name} {layout.dtype}" for name, layout in known.items() if not layout.dtype.startswith("float")
             ],
         }
-        listed = "; ".join(f"{fault}: {_listed(names)}" for fault, names in faults.items() if names)
-        if listed:
-            raise InputError(f"the tensors do not fit the configuration: {listed}")
+        told = "; ".join(f"{fault}: {listed(names, MOST_LISTED)}" for fault, names in faults.items() if names)
+        if told:
+            raise InputError(f"the tensors do not fit the configuration: {told}")
 
     def surplus(self, config: GPTConfig, found: Container[str], read: Callable[[str], Array]) -> list[str]:
         """What the configuration leaves out and the file has nevertheless: our names of those parameters.
@@ -215,8 +215,3 @@ def _stand_in(name: str, shape: tuple[int, ...], dtype: Any, ours: Callable[[str
         context_length, emb_dim = shape
         return sinusoidal_positions.table(context_length, emb_dim, dtype)
     return np.zeros(shape, dtype)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-    return ", ".join(names[:MOST_LISTED]) + more

@@ -40,6 +40,16 @@ def with_projections(change: Callable[[str, Any], Any], tree: Any, path: str = "
     return tree if all(after[name] is child for name, child in before.items()) else with_children(tree, after)
 
 
+def without_paths(node: p.Projection) -> p.Linear | p.QuantizedLinear:
+    """The projection alone, without the paths of low rank beside it."""
+    return node.base if isinstance(node, p.LoRA) else node
+
+
+def with_base(node: p.Projection, base: p.Linear | p.QuantizedLinear) -> p.Projection:
+    """The projection with another base, beside the paths of low rank that it has."""
+    return node._replace(base=base) if isinstance(node, p.LoRA) else base
+
+
 def with_masks(tree: Any, masks: Mapping[Path, Bool[Array, "B T ..."]]) -> Any:
     """The tree whose paths of low rank drop what these masks do not keep."""
     if not masks:

@@ -109,6 +109,15 @@ def training_bytes(
     return TrainingBytes(weights, weights, moments, activations, logits, peak)
 
 
+def tuning_bytes(whole: TrainingBytes, *, weights: int, gradients: int, optimizer: int) -> TrainingBytes:
+    """Of a step that trains a part of a model, where `whole` is that of a step on as many tokens that trains all of it.
+
+    The peak is all of it at once: gradients of a part are small, and their temporaries are not counted.
+    """
+    peak = weights + gradients + optimizer + whole.activations + whole.logits
+    return TrainingBytes(weights, gradients, optimizer, whole.activations, whole.logits, peak)
+
+
 def decoding_bytes(config: GPTConfig, sequences: int, dtype: Any = np.float32) -> int:
     """Bytes of a beam search with so many sequences side by side: the weights, the caches, the logits, and their sort.
 

@@ -9,6 +9,7 @@ The file has no name as soon as it is open. So it is gone when its process ends,
 take its moments for those of a checkpoint: a run that goes on copies them from its checkpoint to a new file.
 """
 
+import errno
 import os
 import tempfile
 from collections.abc import Sequence
@@ -21,8 +22,10 @@ from numpygpt.shapes import Array
 
 #: Each array begins at a multiple of so many bytes, which suits every dtype.
 ALIGNMENT = 64
-#: Zeros are written in pieces of so many bytes where the system cannot reserve the file's bytes at once.
+#: Zeros are written in pieces of so many bytes where the bytes of a file cannot be reserved at once.
 PIECE = 2**24
+#: How a file system says that it cannot reserve bytes at all. Most C libraries write zeros then, and not all of them.
+CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 def zeros_on_disk(folder: Path, arrays: Sequence[Array]) -> list[Array]:
@@ -54,8 +57,14 @@ def zeros_on_disk(folder: Path, arrays: Sequence[Array]) -> list[Array]:
 
 def _reserve(descriptor: int, size: int) -> None:
     """Give the file so many bytes of the disk, all zeros. OSError if the disk does not have them."""
-    if hasattr(os, "posix_fallocate"):
+    try:
         os.posix_fallocate(descriptor, 0, size)
         return
-    for begin in range(0, size, PIECE):
-        os.write(descriptor, bytes(min(PIECE, size - begin)))
+    except AttributeError:  # the system has no such call
+        pass
+    except OSError as error:
+        if error.errno not in CANNOT_RESERVE:
+            raise
+    zeros = memoryview(bytes(min(PIECE, size)))
+    while size:
+        size -= os.write(descriptor, zeros[:size])  # a disk that fills up takes a part, and nothing of the next

@@ -14,11 +14,12 @@ from numpygpt.errors import InputError
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
 from numpygpt.model.saving import SECTION, model_section
-from numpygpt.model.sizes import check_memory, training_bytes
+from numpygpt.model.sizes import check_memory, training_bytes, tuning_bytes
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import SavedSections, Section
 from numpygpt.training.declared import declaration_of, option
 from numpygpt.training.numpy_backend import NumpyBackend
+from numpygpt.training.optimizers import state_bytes_of
 from numpygpt.training.options import Options, absolute
 
 #: The folder within the run's in which peft finds the adapter.
@@ -115,7 +116,7 @@ def begun(options: FinetuneOptions, rng: TorchGenerator, **how: Any) -> Tuned:
     """
     path = Path(options.checkpoint)
     model = base_model(path, options.dtype, **how)
-    base = Base(path, fingerprint(model)) if options.is_adapted else None
+    base = Base(path.absolute(), fingerprint(model)) if options.is_adapted else None
     adapted = options.adaptation.of(model, rng)
     if not adapted.num_parameters(trained_only=True):
         raise InputError("nothing is left to train; freeze less, or add an adapter with --lora")
@@ -124,7 +125,7 @@ def begun(options: FinetuneOptions, rng: TorchGenerator, **how: Any) -> Tuned:
 
 def taken_up(options: FinetuneOptions, saved: SavedSections, **how: Any) -> Tuned:
     """The model that a run has saved; `how` as in `begun`. InputError as `numpygpt.adapt.saving.model_of`."""
-    path = Path(options.checkpoint)
+    path = Path(options.checkpoint).absolute()
     model = model_of(saved, base=path, **how)
     return Tuned(model, base_of(saved.values(SECTION))._replace(path=path) if options.is_adapted else None)
 
@@ -168,10 +169,15 @@ class FinetuneBackend(NumpyBackend):
     def _check_memory_of(self, model: GPTModel) -> None:
         """Raise InputError if a step needs more memory than the machine has.
 
-        A step holds the weights as they are, gradients and two moments of what is trained, activations and logits.
+        A step holds the weights as they are, gradients and moments of what is trained, activations and logits.
         """
         options, tokens = self.options, self.options.window(self.config)
-        step = training_bytes(self.config, options.batch_size, tokens, options.dtype, **self._how_to_compute())
-        trained = model.num_parameters(trained_only=True) * model.dtype.itemsize
-        needed = weight_bytes(model) + 3 * trained + step.activations + step.logits
-        check_memory(needed, f"a step of this model on {options.batch_size} x {tokens} tokens")
+        shapes = {name: array.shape for name, array in model.named_parameters().items() if model.trained(name)}
+        state = state_bytes_of(options.optimizer, options.optimizer_settings, shapes, model.dtype)
+        step = tuning_bytes(
+            training_bytes(self.config, options.batch_size, tokens, options.dtype, **self._how_to_compute()),
+            weights=weight_bytes(model),
+            gradients=model.num_parameters(trained_only=True) * model.dtype.itemsize,
+            optimizer=0 if options.optimizer_state == "disk" else state,
+        )
+        check_memory(step.peak, f"a step of this model on {options.batch_size} x {tokens} tokens")

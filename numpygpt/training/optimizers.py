@@ -4,6 +4,7 @@ docs/optimizers.md has them in one table: formula, what is kept, bytes, and when
 """
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,6 +53,15 @@ def new_optimizer(
     optimizer: Any = OPTIMIZERS[kind]  # each has arguments of its own
     made: Optimizer = optimizer(model, **settings, groups=groups, zeros=zeros)
     return made
+
+
+def state_bytes_of(
+    kind: str, settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], dtype: Any = np.float32
+) -> int:
+    """Bytes of the moments that the optimizer of this name keeps of parameters of these names and shapes."""
+    kinds_of = OPTIMIZERS[kind].kinds_of
+    values = sum(math.prod(shape) * len(kinds_of(name, len(shape), settings)) for name, shape in shapes.items())
+    return int(np.dtype(dtype).itemsize) * values
 
 
 def state_bytes(kind: str, settings: Mapping[str, Any], config: GPTConfig, dtype: Any = np.float32) -> int:
