@@ -14,7 +14,7 @@ from numpygpt.model.config import GPTConfig
 from numpygpt.model.saving import saved_config, saved_tokenizer
 from numpygpt.parallel import use_own_threads
 from numpygpt.training.backend import Maker
-from numpygpt.training.finetuning import ADAPTER_OPTIONS, FinetuneBackend, FinetuneOptions
+from numpygpt.tuning.backend import ADAPTER_OPTIONS, FinetuneBackend, FinetuneOptions
 from numpygpt.training.options import Options
 from numpygpt.training.progress import Progress
 

@@ -1,6 +1,6 @@
 """The backend of the training loop for a model that is tuned: the PyTorch twin of what NumPy's backend tunes.
 
-The model is made in NumPy (`numpygpt.training.finetuning`), with its adapter and its quantized matrices, and then
+The model is made in NumPy (`numpygpt.tuning.backend`), with its adapter and its quantized matrices, and then
 computes in PyTorch: adapters by the library peft, matrices in nf4 and fp4 under them by bitsandbytes. So the two
 backends begin with the same values, write the same sections, and each goes on with the other's run.
 
@@ -23,7 +23,7 @@ from numpygpt.model.gpt import GPTModel
 from numpygpt.model.scheme import Scheme
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import SavedSections
-from numpygpt.training.finetuning import ADAPTER, FinetuneOptions, Tuned, begun, taken_up
+from numpygpt.tuning.backend import ADAPTER, FinetuneOptions, Tuned, begun, taken_up
 from numpygpt.training.options import Options
 from torchgpt import four_bit
 from torchgpt.adapters import with_adapters
@@ -51,7 +51,7 @@ class FinetuneBackend(TorchBackend):
     """PyTorch's backend for a model that is tuned: it begins with a trained one, and saves what is trained of it."""
 
     options: FinetuneOptions
-    #: See `numpygpt.training.finetuning.Tuned`.
+    #: See `numpygpt.tuning.backend.Tuned`.
     base: Base | None
     #: The adapter as the run has begun or gone on with it; None if there is none.
     adapter: Adapter | None
