@@ -3,8 +3,9 @@
     lora       r=8,alpha=16 and any of targets=W_query+W_value, dropout=0.1, scaling=rslora
     quantize   nf4, int8 or another scheme, and any of double, block=64
     freeze     patterns of names; not beside lora, which freezes all but the adapter
+    head       how many scores the head gives, if not one of each token
 
-They are applied in the order freeze, quantize, lora.
+They are applied in the order head, freeze, quantize, lora. A new head is trained beside an adapter, too.
 """
 
 import shlex
@@ -13,7 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from numpygpt.adapt.adapters import ALL_LINEAR, QUERIES_AND_VALUES, add_lora
-from numpygpt.adapt.freeze import freeze
+from numpygpt.adapt.freeze import freeze, unfreeze
+from numpygpt.adapt.head import HEAD, class_head
 from numpygpt.adapt.quantized import quantize, quantized_projections
 from numpygpt.errors import InputError
 from numpygpt.model.gpt import GPTModel
@@ -30,9 +32,10 @@ class Adaptation(NamedTuple):
     lora: str | None = None
     quantize: str | None = None
     freeze: tuple[str, ...] = ()
+    head: int | None = None
 
     def of(self, model: GPTModel, seed: int | TorchGenerator) -> GPTModel:
-        """The model adapted. A new adapter's matrices are drawn by this generator.
+        """The model adapted. The values of a new head, and then those of an adapter, are drawn by this generator.
 
         A quantized model has to be adapted in some way: what is trained of it is saved beside it, and not instead.
         """
@@ -41,8 +44,11 @@ class Adaptation(NamedTuple):
                 "an adapter alone is trained under --lora, and all else is frozen; leave out --freeze, or say with "
                 "targets= in --lora which projections have a path"
             )
-        if self == Adaptation() and quantized_projections(model):
+        if self._replace(head=None) == Adaptation() and quantized_projections(model):
             raise InputError("the model's matrices are quantized, and frozen; add an adapter: --lora r=8,alpha=16")
+        seed = seed if isinstance(seed, TorchGenerator) else TorchGenerator(seed)
+        if self.head is not None and self.head != model.config.classes:
+            model = class_head(model, self.head, seed=seed)
         if self.freeze:
             model = freeze(model, self.freeze)
         if self.quantize is not None:
@@ -50,11 +56,13 @@ class Adaptation(NamedTuple):
             model = quantize(model, scheme, **options)
         if self.lora is not None:
             model = add_lora(model, seed=seed, **lora_of(self.lora))
+            model = model if self.head is None else unfreeze(model, HEAD)
         return model
 
     def __str__(self) -> str:
-        """The options of `numpygpt finetune` that say it."""
-        words = [["--freeze", *self.freeze]] if self.freeze else []
+        """The options of `numpygpt finetune` that say it, and the head."""
+        words = [["a", "head", "of", str(self.head), "scores"]] if self.head is not None else []
+        words += [["--freeze", *self.freeze]] if self.freeze else []
         if self.quantize is not None:
             words.append(["--quantize", self.quantize])
         if self.lora is not None:
@@ -69,10 +77,11 @@ class Adaptation(NamedTuple):
     def of_dict(cls, saved: Mapping[str, Any]) -> "Adaptation":
         """What `to_dict` returned. InputError for anything else."""
         lora, scheme = (value_of(saved, name, str, type(None)) for name in ("lora", "quantize"))
+        head = value_of({"head": None, **saved}, "head", int, type(None))
         patterns = value_of(saved, "freeze", list)
         if not all(isinstance(pattern, str) for pattern in patterns):
             raise InputError(f"freeze is {patterns!r:.80}; expected a list of texts")
-        return cls(lora, scheme, tuple(patterns))
+        return cls(lora, scheme, tuple(patterns), head)
 
 
 def lora_of(words: str) -> dict[str, Any]:

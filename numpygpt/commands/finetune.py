@@ -1,7 +1,7 @@
 """numpygpt finetune: a trained model learns from more text, whole or with adapters."""
 
 import argparse
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from numpygpt.adapt.adaptation import lora_of, quantization_of
@@ -14,7 +14,8 @@ from numpygpt.model.config import GPTConfig
 from numpygpt.model.saving import saved_config, saved_tokenizer
 from numpygpt.parallel import use_own_threads
 from numpygpt.training.backend import Maker
-from numpygpt.tuning.backend import ADAPTER_OPTIONS, FinetuneBackend, FinetuneOptions
+from numpygpt.tuning.maker import FinetuneMaker
+from numpygpt.tuning.options import ADAPTER_OPTIONS, OBJECTIVES, FinetuneOptions
 from numpygpt.training.options import Options
 from numpygpt.training.progress import Progress
 
@@ -25,7 +26,7 @@ NOT_HERE = ("text", "tokens", "tokenizer")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_folder_options(parser, FinetuneOptions, NOT_HERE)
-    parser.add_argument("--data", dest="text", nargs="+", metavar="FILE", help="files of text to learn from")
+    parser.add_argument("--data", dest="text", nargs="+", metavar="FILE", help="files of text or of records to learn from")
     parser.set_defaults(tokens=None, tokenizer=None)
     add_run_options(parser, {field.name for field in fields(FinetuneOptions)} - set(NOT_HERE), of=FinetuneOptions)
 
@@ -37,7 +38,7 @@ def run(parsed: argparse.Namespace) -> int:
     `numpygpt merge` makes one model of both, and `numpygpt generate` takes either.
     """
     use_own_threads()
-    return train_with(FinetuneBackend, parsed, Progress, begun_with)
+    return train_with(FinetuneMaker(), parsed, Progress, begun_with)
 
 
 def begun_with(maker: Maker, parsed: argparse.Namespace) -> tuple[Options, GPTConfig]:
@@ -60,4 +61,12 @@ def begun_with(maker: Maker, parsed: argparse.Namespace) -> tuple[Options, GPTCo
             f"the model {base.path} has the tokenizer {tokenizer!r}; to tune it, expected {' or '.join(TOKENIZERS)}"
         )
     usual = ADAPTER_OPTIONS if parsed.lora is not None else {}
-    return FinetuneOptions.of({**usual, **given, "tokenizer": tokenizer}), saved_config(base)
+    if parsed.objective is not None:
+        usual = {**OBJECTIVES[parsed.objective].usual, **usual}
+    options = FinetuneOptions.of({**usual, **given, "tokenizer": tokenizer})
+    assert isinstance(options, FinetuneOptions)
+    _ = options.settings  # InputError for one that the objective needs and that is missing
+    config = saved_config(base)
+    if options.head is not None:
+        config = replace(config, classes=options.head, tie_weights=False)
+    return options, config

@@ -28,7 +28,7 @@ from numpygpt.numerics import schemes
 from numpygpt.pictures.quantization import plot_quantization
 from numpygpt.sections import SavedSections
 from numpygpt.shapes import Array
-from numpygpt.training.corpus import read_corpus
+from numpygpt.training.corpus import Corpus
 from numpygpt.training.run import SECTION as RUN
 from numpygpt.training.run import make_writable, refuse_the_best_folder
 
@@ -132,7 +132,9 @@ def _token_ids(parsed: argparse.Namespace, checkpoint: SavedSections) -> tuple[s
         return str(parsed.text), text_to_token_ids(read_text(parsed.text), tokenizer)[0][: parsed.tokens]
     if RUN not in checkpoint:
         raise InputError(f"{parsed.checkpoint} is a model without a training run, and so without a text; add --text")
-    corpus = read_corpus(options_of_run(checkpoint), tokenizer, saved_config(checkpoint).vocab_size)
+    corpus = options_of_run(checkpoint).read_corpus(tokenizer, saved_config(checkpoint))
+    if not isinstance(corpus, Corpus):
+        raise InputError(f"the run in {parsed.checkpoint} has learned from records, and not from a text; add --text")
     return "the validation part of its text", np.array(corpus.validation[: parsed.tokens], np.int64)
 
 

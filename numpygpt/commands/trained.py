@@ -18,7 +18,7 @@ from numpygpt.model.saving import saved_tokenizer
 from numpygpt.pictures.figure import token_label
 from numpygpt.sections import SavedSections, named_in_errors, value_of
 from numpygpt.shapes import Array
-from numpygpt.tuning.backend import FinetuneOptions
+from numpygpt.tuning.options import FinetuneOptions
 from numpygpt.training.options import Options
 from numpygpt.training.run import SECTION as RUN
 

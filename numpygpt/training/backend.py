@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from numpygpt.data.tokenizer import Encoding
 from numpygpt.model.config import GPTConfig
 from numpygpt.sections import SavedSections, Section
-from numpygpt.training.corpus import Corpus
+from numpygpt.training.corpus import Learned
 from numpygpt.training.options import Options
 from numpygpt.training.step import StepTaken
 from numpygpt.training.team import Team
@@ -22,7 +22,7 @@ class Task(NamedTuple):
     options: Options
     config: GPTConfig
     tokenizer: Encoding
-    corpus: Corpus
+    corpus: Learned
     directory: Path = Path()
 
 

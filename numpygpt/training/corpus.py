@@ -1,9 +1,10 @@
 """What a run learns from: token ids of a text, or of a file of token ids, in two parts."""
 
 import shlex
+from collections.abc import Callable
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from numpygpt.data.loader import DataLoader, Draws
 from numpygpt.data.texts import split_text
@@ -11,10 +12,21 @@ from numpygpt.data.token_file import open_tokens, validation_path
 from numpygpt.data.tokenizer import Encoding, text_to_token_ids
 from numpygpt.data.windows import TokenWindows
 from numpygpt.errors import InputError
+from numpygpt.model.config import GPTConfig
 from numpygpt.shapes import Array, Integer
-from numpygpt.training.options import Options
 
 TRAIN_SHARE = 0.9
+
+
+class Learned(Protocol):
+    """What a run learns from."""
+
+    @property
+    def sha256(self) -> str:
+        """By which it is known again."""
+
+    def loaders(self, batch_size: int, length: int, rng: Draws) -> tuple[DataLoader, DataLoader]:
+        """The batches to train on, and those to validate with. InputError if there are too few for one."""
 
 
 class Corpus(NamedTuple):
@@ -50,16 +62,20 @@ def _loader(
         raise InputError(f"the {part} part of the text is too short: {error}") from error
 
 
-def read_corpus(options: Options, tokenizer: Encoding, vocab_size: int) -> Corpus:
-    """The corpus that the options name.
+def read_corpus(
+    tokens: str | None, read_text: Callable[[], str], tokenizer: Encoding, config: GPTConfig
+) -> Corpus:
+    """The corpus of a file of token ids, or of a text.
 
-    vocab_size   the model's; the ids of a file have to be smaller
+    tokens      the path of the file; None: the text
+    read_text   gives the text
+    config      the model's; the ids of a file have to be smaller than its vocab_size
 
     Raises InputError for a text or a file that cannot be read or used.
     """
-    if options.tokens is not None:
-        return _of_files(Path(options.tokens), vocab_size)
-    text = options.read_text()
+    if tokens is not None:
+        return _of_files(Path(tokens), config.vocab_size)
+    text = read_text()
     training, validation = (text_to_token_ids(part, tokenizer)[0] for part in split_text(text, TRAIN_SHARE))
     return Corpus(training, validation, sha256(text.encode()).hexdigest())
 

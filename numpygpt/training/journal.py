@@ -9,6 +9,9 @@
                         because they overflowed
     tokens_per_second   its tokens over its time, without evaluations, samples and saves
     val_loss            the validation loss after it, if it was evaluated then
+
+A step that learns from rewards also has the mean "reward" and "length" of its answers, and "kl", how far the model is
+from the reference, in nats a token.
 """
 
 import json
@@ -59,7 +62,8 @@ class Journal:
             "loss": taken.loss,
             "lr": run.options.learning_rate(run.step - 1),
             "grad_norm": taken.grad_norm if math.isfinite(taken.grad_norm) else None,
-            "tokens_per_second": run.tokens_per_step / seconds,
+            "tokens_per_second": (run.tokens_per_step if taken.tokens is None else taken.tokens) / seconds,
+            **taken.facts,
         }
         if run.history and run.history[-1].step == run.step:
             line["val_loss"] = run.history[-1].val_loss

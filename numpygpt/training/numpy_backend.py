@@ -15,6 +15,7 @@ from numpygpt.sections import SavedSections, Section, named_in_errors, value_of
 from numpygpt.training.backend import Task
 from numpygpt.training.book import calc_loss_batch, evaluate_model, sample_text
 from numpygpt.training.disk_state import zeros_on_disk
+from numpygpt.training.goal import NEXT_TOKEN, Goal
 from numpygpt.training.groups import Group, groups_of, with_members
 from numpygpt.training.loss_scale import SECTION as LOSS_SCALE
 from numpygpt.training.loss_scale import LossScale
@@ -42,6 +43,7 @@ class NumpyBackend:
     model: GPTModel
     optimizer: Optimizer
     batches: Batches
+    goal: Goal = NEXT_TOKEN
 
     def __init__(self, task: Task) -> None:
         self.options, self.config, self.tokenizer = task.options, task.config, task.tokenizer
@@ -59,7 +61,8 @@ class NumpyBackend:
         """See `Maker`."""
         backend = cls(task)
         backend.model = backend._new_model()
-        trained = {name: a for name, a in backend.model.named_parameters().items() if backend.model.trained(name)}
+        learner = backend.learner
+        trained = {name: array for name, array in learner.named_parameters().items() if learner.trained(name)}
         backend.optimizer = backend._new_optimizer(with_members(groups_of(task.options.decay), trained))
         backend.batches = iter(backend.train_loader)
         return backend
@@ -79,6 +82,11 @@ class NumpyBackend:
             backend.rng.set_state(TorchGenerator.from_torch_state(random_states.get("generator")).get_state())
         return backend
 
+    @property
+    def learner(self) -> Any:
+        """What the goal and the optimizer take: the model."""
+        return self.model
+
     def batches_in_an_epoch(self) -> int:
         """See `Backend`."""
         return len(self.train_loader)
@@ -93,8 +101,9 @@ class NumpyBackend:
         max_norm = self.options.clip or None
         try:
             taken = training_step(
-                self.model, self.optimizer, micro_batches, rng=self.rng, max_norm=max_norm, scale=self.scale
-            )
+                self.learner, self.optimizer, micro_batches, goal=self.goal, rng=self.rng, max_norm=max_norm,
+                scale=self.scale,
+            )  # fmt: skip
         except InputError as error:
             raise described(error, numbers, self._norms) from error
         if self.scale.refuses(taken.norms):
@@ -146,7 +155,7 @@ class NumpyBackend:
     def _new_optimizer(self, groups: list[Group]) -> Optimizer:
         options = self.options
         zeros: Zeros = partial(zeros_on_disk, self._state_folder) if options.optimizer_state == "disk" else in_memory
-        return new_optimizer(options.optimizer, self.model, options.optimizer_settings, groups, zeros=zeros)
+        return new_optimizer(options.optimizer, self.learner, options.optimizer_settings, groups, zeros=zeros)
 
     def _check_memory(self) -> None:
         """Raise InputError, before any memory is taken, if a training step needs more than the machine has.

@@ -47,7 +47,7 @@ def settings_of(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def new_optimizer(
-    kind: str, model: GPTModel, settings: Mapping[str, Any], groups: Sequence[Group], *, zeros: Zeros = in_memory
+    kind: str, model: Any, settings: Mapping[str, Any], groups: Sequence[Group], *, zeros: Zeros = in_memory
 ) -> Optimizer:
     """The optimizer of this name for a model, with all of its hyper-parameters (`settings_of`)."""
     optimizer: Any = OPTIMIZERS[kind]  # each has arguments of its own

@@ -12,11 +12,12 @@ from reprlib import repr as shortened
 from typing import Any
 
 from numpygpt.data.texts import python_reference_text, read_text
-from numpygpt.data.tokenizer import TOKENIZERS
+from numpygpt.data.tokenizer import TOKENIZERS, Encoding
 from numpygpt.errors import InputError
 from numpygpt.model import parallel_sizes
 from numpygpt.model.config import ATTENTIONS, GPTConfig
 from numpygpt.numerics.autocast import TABLES
+from numpygpt.training.corpus import Learned, read_corpus
 from numpygpt.training.declared import Declaration, check_options, checked, declaration_of, option
 from numpygpt.training.optimizers import OPTIMIZERS, settings_of
 from numpygpt.training.schedules import constant, warmup_cosine, warmup_linear, warmup_stable_decay
@@ -199,6 +200,16 @@ class Options:
         return config.context_length
 
     @property
+    def counts_tokens(self) -> bool:
+        """Whether every step has as many tokens as the options say."""
+        return True
+
+    @property
+    def loss_unit(self) -> str:
+        """What the losses are in."""
+        return "nats a token"
+
+    @property
     def optimizer_settings(self) -> dict[str, Any]:
         """The hyper-parameters of the optimizer. InputError for one that it does not have or that is out of range."""
         given = {name: getattr(self, name) for name in OF_OPTIMIZERS}
@@ -207,6 +218,10 @@ class Options:
     @property
     def _decay_steps(self) -> int:
         return self.decay_steps or max(1, (self.schedule_steps or self.steps) // DECAY_SHARE)
+
+    def read_corpus(self, tokenizer: Encoding, config: GPTConfig) -> Learned:
+        """What a run of a model of this configuration learns from. InputError if it cannot be read or used."""
+        return read_corpus(self.tokens, self.read_text, tokenizer, config)
 
     def read_text(self) -> str:
         """The text to learn from. InputError if it cannot be read."""

@@ -21,9 +21,10 @@ class Progress:
     @contextmanager
     def of(self, run: TrainingRun) -> Iterator[None]:
         """Within the `with`, show the bar of the run."""
-        total = run.options.steps * run.tokens_per_step
+        a_step, unit = (run.tokens_per_step, "token") if run.options.counts_tokens else (1, "step")
+        self._of_a_step = a_step
         with self._new_bar(
-            total=total, initial=run.tokens_seen, unit="token", unit_scale=True, dynamic_ncols=True
+            total=run.options.steps * a_step, initial=run.step * a_step, unit=unit, unit_scale=True, dynamic_ncols=True
         ) as self._bar:
             yield
 
@@ -37,15 +38,15 @@ class Progress:
             for note in run.backend.notes:
                 self.write(note)
             run.backend.notes.clear()
-        self._bar.update(run.tokens_per_step)
-        self.show(run, loss=taken.loss)
+        self._bar.update(self._of_a_step)
+        self.show(run, loss=taken.loss, **taken.facts)
 
     def evaluated(self, run: TrainingRun, evaluation: Evaluation, seconds: float) -> None:
         """The run was evaluated, which took so many seconds."""
         self.show(run, val=evaluation.val_loss)
         self.write(
             f"step {evaluation.step}: training loss {evaluation.train_loss:.3f}, "
-            f"validation loss {evaluation.val_loss:.3f} nats a token"
+            f"validation loss {evaluation.val_loss:.3f} {run.options.loss_unit}"
         )
 
     def sampled(self, run: TrainingRun, text: str, seconds: float) -> None:

@@ -36,7 +36,7 @@ from numpygpt.pictures.losses import plot_losses
 from numpygpt.sections import SavedSections, Section, named_in_errors, value_of
 from numpygpt.training import earlier, sliced
 from numpygpt.training.backend import Backend, Maker, Pending, Task, WritesSlices
-from numpygpt.training.corpus import Corpus, read_corpus
+from numpygpt.training.corpus import Learned
 from numpygpt.training.options import Options
 from numpygpt.training.step import StepTaken
 from numpygpt.training.writer import Writer
@@ -108,7 +108,7 @@ class TrainingRun:
         def prepared() -> Task:
             refuse_another_run(directory, overwrite=overwrite)
             tokenizer = _tokenizer_of(options, config)
-            return Task(options, config, tokenizer, read_corpus(options, tokenizer, config.vocab_size), directory)
+            return Task(options, config, tokenizer, options.read_corpus(tokenizer, config), directory)
 
         task = maker.team.agree(prepared)  # the machine of a process may lack a file that the others have
         run = cls(task, directory, maker, maker.start(task))
@@ -163,7 +163,7 @@ class TrainingRun:
         except InputError as error:
             raise InputError(f"{error}; {self._way_back()}") from error
         self.step += 1
-        self.tokens_seen += self.tokens_per_step
+        self.tokens_seen += self.tokens_per_step if taken.tokens is None else taken.tokens
         if self._pending is not None and not self.team.any(not self._pending[1].is_done()):
             self._wait_for_slices()  # all have written, so nobody has to wait
         return taken
@@ -511,11 +511,11 @@ def _tokenizer_of(options: Options, config: GPTConfig) -> Encoding:
 
 def _same_corpus(
     options: Options, tokenizer: Encoding, config: GPTConfig, directory: Path, expected_sha256: str
-) -> Corpus:
+) -> Learned:
     """What a resumed run learns from. InputError if it cannot be read, or is not what the run has learned from."""
     what, flag = ("text", "--text") if options.tokens is None else ("token file", "--tokens")
     try:
-        corpus = read_corpus(options, tokenizer, config.vocab_size)
+        corpus = options.read_corpus(tokenizer, config)
     except InputError as error:
         raise InputError(f"{error}; say with {flag} where the {what} of the run is now") from error
     if corpus.sha256 != expected_sha256:

@@ -19,12 +19,16 @@ from numpygpt.tree import Trained, everything
 class StepTaken(NamedTuple):
     """What is known of a step that was taken.
 
-    loss    of its batch before the step, in nats
-    norms   the Euclidean norm of each gradient before clipping, by the name of the parameter
+    loss     of its batch before the step, in nats
+    norms    the Euclidean norm of each gradient before clipping, by the name of the parameter
+    tokens   how many tokens the batch has; None: as many as the options say
+    facts    what else is worth telling of the step, by name
     """
 
     loss: float
     norms: Mapping[str, float]
+    tokens: int | None = None
+    facts: Mapping[str, float] = {}
 
     @property
     def grad_norm(self) -> float:

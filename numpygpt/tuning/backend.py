@@ -1,102 +1,36 @@
-"""Training that begins with a trained model, whole or with adapters: the options, and the backend in NumPy."""
+"""Training that begins with a trained model, whole or with adapters: the backend in NumPy."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from numpygpt.adapt.adaptation import Adaptation
+import numpy as np
+
 from numpygpt.adapt.adapters import paths_of
 from numpygpt.adapt.files import fingerprint, save_adapter
 from numpygpt.adapt.quantized import weight_bytes
 from numpygpt.adapt.saving import Base, adapted_section, base_model, base_of, model_of
+from numpygpt.data.batching import PairBatch
 from numpygpt.errors import InputError
-from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
 from numpygpt.model.saving import SECTION, model_section
 from numpygpt.model.sizes import check_memory, training_bytes, tuning_bytes
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import SavedSections, Section
-from numpygpt.training.declared import declaration_of, option
+from numpygpt.shapes import IGNORE_INDEX, Array
+from numpygpt.training.backend import Task
+from numpygpt.training.goal import mean_loss
 from numpygpt.training.numpy_backend import NumpyBackend
 from numpygpt.training.optimizers import state_bytes_of
-from numpygpt.training.options import Options, absolute
+from numpygpt.training.options import Options
+from numpygpt.training.step import StepTaken
+from numpygpt.tuning.aids import SECTION as AIDS
+from numpygpt.tuning.aids import Aids, aids_of
+from numpygpt.tuning.goals import goal_of
+from numpygpt.tuning.options import FinetuneOptions
 
 #: The folder within the run's in which peft finds the adapter.
 ADAPTER = "adapter"
-#: What is usual for an adapter, whose few values may move further than a whole model's: the learning rate that QLoRA
-#: has for its smaller models (Dettmers et al. 2023, arXiv:2305.14314, table 9).
-ADAPTER_OPTIONS = {"lr": 2e-4}
-
-
-def _again(name: str, default: Any) -> Any:
-    """The option of `Options` with another default."""
-    return option(default, **declaration_of(Options, name)._asdict())
-
-
-@dataclass(frozen=True)
-class FinetuneOptions(Options):
-    """The options of a run that begins with a trained model. The model's sizes and its tokenizer are the model's.
-
-    The learning rate is that of the book's chapter 7, which tunes all weights.
-    """
-
-    checkpoint: str = option(
-        "", "the model to begin with: a folder of a training run, or of another program's GPT-2", changeable=True,
-        metavar="DIR",
-    )  # fmt: skip
-    lora: str | None = option(
-        None, "train an adapter and not the model: r=8,alpha=16 and any of targets=W_query+W_value or all-linear, "
-        "dropout=0.1, scaling=rslora", metavar="WORDS",
-    )  # fmt: skip
-    quantize: str | None = option(
-        None, "quantize the matrices of the blocks, which then are frozen: nf4 or int8, and any of double, block=64",
-        metavar="WORDS",
-    )  # fmt: skip
-    freeze: tuple[str, ...] = option((), "leave these parameters as they are: names with *", metavar="PATTERN")
-    length: int | None = option(None, "tokens in a window (default: the model's context_length)", smallest=1)
-    steps: int = _again("steps", 200)
-    batch_size: int = _again("batch_size", 4)
-    lr: float = _again("lr", 5e-5)
-    min_lr: float = _again("min_lr", 0.0)
-    warmup_steps: int = _again("warmup_steps", 10)
-    eval_every: int = _again("eval_every", 50)
-    eval_batches: int = _again("eval_batches", 8)
-    sample_every: int = _again("sample_every", 0)
-    save_every: int = _again("save_every", 100)
-
-    @classmethod
-    def of_checkpoint(cls, saved: Mapping[str, Any]) -> "FinetuneOptions":
-        """See `Options.of_checkpoint`. InputError for a run that began with no trained model."""
-        if "checkpoint" not in saved:
-            raise InputError("its run began with no trained model; go on with it by numpygpt train --resume")
-        found = super().of_checkpoint(saved)
-        assert isinstance(found, cls)
-        return found
-
-    @property
-    def adaptation(self) -> Adaptation:
-        """How the model is adapted."""
-        return Adaptation(self.lora, self.quantize, self.freeze)
-
-    @property
-    def is_adapted(self) -> bool:
-        """Whether the model is adapted at all, and what is saved needs its base."""
-        return self.adaptation != Adaptation()
-
-    def settled(self) -> "FinetuneOptions":
-        """See `Options.settled`."""
-        settled = super().settled()
-        assert isinstance(settled, FinetuneOptions)
-        return replace(settled, checkpoint=absolute(self.checkpoint))
-
-    def window(self, config: GPTConfig) -> int:
-        """See `Options.window`. InputError for a length that the model cannot read."""
-        if self.length is not None and self.length > config.context_length:
-            raise InputError(
-                f"length is {self.length}; expected at most the model's context_length {config.context_length}"
-            )
-        return self.length or config.context_length
 
 
 class Tuned(NamedTuple):
@@ -106,28 +40,41 @@ class Tuned(NamedTuple):
     base: Base | None
 
 
-def begun(options: FinetuneOptions, rng: TorchGenerator, **how: Any) -> Tuned:
-    """The model that a new run begins with, adapted as its options say.
+def begun(options: FinetuneOptions, rng: TorchGenerator, path: Path, head: int | None, **how: Any) -> Tuned:
+    """A model that a new run begins with, adapted as its options say.
 
-    rng   draws a new adapter
-    how   the options of `GPTModel`
+    rng    draws a new head and a new adapter
+    path   where the model is
+    head   how many scores its head has to give; None: one of each token
+    how    the options of `GPTModel`
 
     Raises InputError if the model cannot be read or adapted so, and if nothing of it is left to train.
     """
-    path = Path(options.checkpoint)
     model = base_model(path, options.dtype, **how)
+    if head is None and model.config.classes is not None:
+        raise InputError(
+            f"{path} scores {model.config.classes} classes and writes no text; the objective {options.objective} needs "
+            f"a model that does"
+        )
     base = Base(path.absolute(), fingerprint(model)) if options.is_adapted else None
-    adapted = options.adaptation.of(model, rng)
+    adapted = options.adaptation._replace(head=head).of(model, rng)
     if not adapted.num_parameters(trained_only=True):
         raise InputError("nothing is left to train; freeze less, or add an adapter with --lora")
     return Tuned(adapted, base)
 
 
-def taken_up(options: FinetuneOptions, saved: SavedSections, **how: Any) -> Tuned:
-    """The model that a run has saved; `how` as in `begun`. InputError as `numpygpt.adapt.saving.model_of`."""
-    path = Path(options.checkpoint).absolute()
+def taken_up(options: FinetuneOptions, saved: SavedSections, path: Path, **how: Any) -> Tuned:
+    """The model that a run has saved; the rest as in `begun`. InputError as `numpygpt.adapt.saving.model_of`."""
+    path = path.absolute()
     model = model_of(saved, base=path, **how)
     return Tuned(model, base_of(saved.values(SECTION))._replace(path=path) if options.is_adapted else None)
+
+
+def section_of(tuned: Tuned, options: FinetuneOptions, head: int | None) -> Section:
+    """What a checkpoint has of a model that is tuned; `head` as in `begun`."""
+    if tuned.base is None:
+        return model_section(tuned.model, options.tokenizer)
+    return adapted_section(tuned.model, options.tokenizer, tuned.base, options.adaptation._replace(head=head))
 
 
 class FinetuneBackend(NumpyBackend):
@@ -138,20 +85,43 @@ class FinetuneBackend(NumpyBackend):
 
     options: FinetuneOptions
     base: Base | None
+    aids: Aids
 
-    def _new_model(self) -> GPTModel:
-        model, self.base = begun(self.options, self.rng, **self._of_the_model())
-        self._check_memory_of(model)
-        return model
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self.notes += getattr(task.corpus, "notes", [])
 
-    def _saved_model(self, saved: SavedSections) -> GPTModel:
-        model, self.base = taken_up(self.options, saved, **self._of_the_model())
-        return model
+    def step(self, learning_rate: float) -> StepTaken:
+        """See `Backend`."""
+        self._tokens = 0
+        taken = super().step(learning_rate)
+        return taken if self.options.reads_text else taken._replace(tokens=self._tokens)
 
-    def _model_section(self) -> Section:
-        if self.base is None:
-            return model_section(self.model, self.options.tokenizer)
-        return adapted_section(self.model, self.options.tokenizer, self.base, self.options.adaptation)
+    def evaluate(self) -> tuple[float, float]:
+        """See `Backend`."""
+        if self.options.reads_text:
+            return super().evaluate()
+        training, validation = (
+            mean_loss(self.goal, self.learner, islice(loader, self.options.eval_batches))
+            for loader in (self.train_loader, self.val_loader)
+        )
+        return training, validation
+
+    def probe(self) -> float:
+        """See `Backend`."""
+        if self.options.reads_text:
+            return super().probe()
+        return float(self.goal.loss(self.learner, self.val_loader.batch(self._first())))
+
+    def sample(self, prompt: str) -> str:
+        """See `Backend`. A model that scores classes writes nothing."""
+        if self.model.config.classes is not None:
+            return "the model scores classes, and writes nothing"
+        return super().sample(prompt)
+
+    def state(self) -> dict[str, Section]:
+        """See `Backend`. The models that help are known by their fingerprints."""
+        return {**super().state(), **({} if self.aids == Aids() else {AIDS: self.aids.section()})}
 
     def export(self, directory: Path) -> Path | None:
         """Write the adapter to a folder of peft's in the folder of the run; None if there is no adapter."""
@@ -160,6 +130,38 @@ class FinetuneBackend(NumpyBackend):
         folder = directory / ADAPTER
         save_adapter(self.model, folder, base_sha256=self.base.sha256)
         return folder
+
+    def _new_model(self) -> GPTModel:
+        options = self.options
+        model, self.base = begun(options, self.rng, Path(options.checkpoint), options.head, **self._of_the_model())
+        self._check_memory_of(model)
+        self._aim(model)
+        return model
+
+    def _saved_model(self, saved: SavedSections) -> GPTModel:
+        model, self.base = taken_up(self.options, saved, Path(self.options.checkpoint), **self._of_the_model())
+        self._aim(model)
+        if AIDS in saved or self.aids != Aids():
+            self.aids.refuse_others(saved)
+        return model
+
+    def _aim(self, model: GPTModel) -> None:
+        """Find the models that help, and the goal."""
+        self.aids = aids_of(self.options, model)
+        self.goal = goal_of(self.options, self.aids)
+
+    def _model_section(self) -> Section:
+        return section_of(Tuned(self.model, self.base), self.options, self.options.head)
+
+    def _next_batch(self) -> Any:
+        batch = super()._next_batch()
+        if not self.options.reads_text:
+            self._tokens += tokens_of(batch)
+        return batch
+
+    def _first(self) -> Array:
+        """The numbers of the first items to validate with."""
+        return np.arange(min(self.options.batch_size, len(self.val_loader.dataset)))
 
     def _check_memory(self) -> None:
         """The memory of a tuned model is known when it is there: `_check_memory_of`."""
@@ -181,3 +183,12 @@ class FinetuneBackend(NumpyBackend):
             optimizer=0 if options.optimizer_state == "disk" else state,
         )
         check_memory(step.peak, f"a step of this model on {options.batch_size} x {tokens} tokens")
+
+
+def tokens_of(batch: Any) -> int:
+    """How many tokens of a batch of records are no padding, or have a target."""
+    if isinstance(batch, PairBatch):
+        batch = batch.both
+    if hasattr(batch, "lengths"):
+        return int(batch.lengths.sum())
+    return int(np.count_nonzero(batch.targets != IGNORE_INDEX))

@@ -57,9 +57,9 @@ class Drawn(NamedTuple):
 
     def facts(self) -> dict[str, float]:
         """What a person wants to see of it: the mean reward and length, and how far the policy is from the reference."""
-        counted = max(1, np.count_nonzero(self.weights))
-        apart = (self.log_probs - self.reference_log_probs).sum() / counted
-        return {"reward": float(self.rewards.mean()), "length": float(counted / len(self.rewards)), "kl": float(apart)}
+        counted = int(self.weights.sum())
+        apart = float((self.log_probs - self.reference_log_probs).sum()) / max(1, counted)
+        return {"reward": float(self.rewards.mean()), "length": counted / len(self.rewards), "kl": apart}
 
 
 class Judged(NamedTuple):

@@ -23,7 +23,8 @@ from numpygpt.model.gpt import GPTModel
 from numpygpt.model.scheme import Scheme
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import SavedSections
-from numpygpt.tuning.backend import ADAPTER, FinetuneOptions, Tuned, begun, taken_up
+from numpygpt.tuning.backend import ADAPTER, Tuned, begun, taken_up
+from numpygpt.tuning.options import FinetuneOptions
 from numpygpt.training.options import Options
 from torchgpt import four_bit
 from torchgpt.adapters import with_adapters
@@ -73,12 +74,12 @@ class FinetuneBackend(TorchBackend):
 
     def _new_model(self) -> ParallelModel:
         rng = TorchGenerator(self.options.seed)
-        model = self._twin_of(begun(self.options, rng))
+        model = self._twin_of(begun(self.options, rng, Path(self.options.checkpoint), self.options.head))
         torch.set_rng_state(torch.from_numpy(rng.to_torch_state()))  # peft has drawn, too
         return model
 
     def _saved_model(self, saved: SavedSections) -> ParallelModel:
-        return self._twin_of(taken_up(self.options, saved))
+        return self._twin_of(taken_up(self.options, saved, Path(self.options.checkpoint)))
 
     def _model_values(self) -> dict[str, Any]:
         return {} if self.base is None else adapted_values(self.base, self.options.adaptation)

@@ -1,0 +1,79 @@
+"""Models that help to tune another, and are not trained themselves: a reference, a teacher, and what judges answers.
+
+A run keeps the fingerprints of their weights. So a run that is resumed finds out if one of them has changed.
+
+    values   reference, teacher, reward_model   the SHA-256 of each model's weights, or None
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from numpygpt.adapt.adapters import remove_lora
+from numpygpt.adapt.files import fingerprint
+from numpygpt.adapt.saving import model_of
+from numpygpt.errors import InputError
+from numpygpt.formats.kinds import read_model
+from numpygpt.model.gpt import GPTModel
+from numpygpt.sections import SavedSections, Section, named_in_errors, value_of
+from numpygpt.tuning.options import NO_REFERENCE, FinetuneOptions
+
+SECTION = "aids"
+
+
+class Aids(NamedTuple):
+    """The models; None for one that the objective does not need."""
+
+    reference: GPTModel | None = None
+    teacher: GPTModel | None = None
+    reward_model: GPTModel | None = None
+
+    def section(self) -> Section:
+        """What a checkpoint keeps of them."""
+        return Section({name: model and fingerprint(model) for name, model in self._asdict().items()}, {})
+
+    def refuse_others(self, saved: SavedSections) -> None:
+        """InputError if one of them is another than the one that the run began with."""
+        values = saved.values(SECTION)
+        with named_in_errors(saved):
+            for name, model in self._asdict().items():
+                before = value_of(values, name, str, type(None))
+                if before != (now := model and fingerprint(model)):
+                    raise InputError(
+                        f"the {name.replace('_', ' ')} has the SHA-256 {now}, and the run began with {before}; say with "
+                        f"--{name.replace('_', '-')} where that one is"
+                    )
+
+
+def aids_of(options: FinetuneOptions, model: GPTModel) -> Aids:
+    """The models that the options name, for the model that is tuned.
+
+    The reference of an adapter is the model without it, which shares its arrays; any other is read from its files.
+
+    Raises InputError for a model that cannot be read, and for one with another vocabulary.
+    """
+    settings = options.settings
+    found = {name: _read(options, name) for name in ("teacher", "reward_model") if settings.get(name)}
+    aids = Aids(reference=_reference(options, model), **found)
+    for name, other in aids._asdict().items():
+        if other is not None and other.config.vocab_size != model.config.vocab_size:
+            raise InputError(
+                f"the {name.replace('_', ' ')} has a vocabulary of {other.config.vocab_size} tokens; expected "
+                f"{model.config.vocab_size}, that of the model which is tuned"
+            )
+    return aids
+
+
+def _reference(options: FinetuneOptions, model: GPTModel) -> GPTModel | None:
+    if "reference" not in options.settings or options.reference == NO_REFERENCE:
+        return None
+    if options.reference is not None:
+        return _read(options, "reference")
+    return remove_lora(model) if options.lora is not None else _read(options, "checkpoint")
+
+
+def _read(options: FinetuneOptions, name: str) -> GPTModel:
+    path: Any = getattr(options, name)
+    try:
+        return model_of(read_model(Path(path)), options.dtype)
+    except InputError as error:
+        raise InputError(f"--{name.replace('_', '-')}: {error}") from error
