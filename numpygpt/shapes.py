@@ -24,4 +24,7 @@ from jaxtyping import Bool, Inexact, Integer
 
 Array = np.ndarray
 
-__all__ = ["Array", "Bool", "Inexact", "Integer"]
+#: What targets, labels or ids hold where nothing counts, as in PyTorch.
+IGNORE_INDEX = -100
+
+__all__ = ["IGNORE_INDEX", "Array", "Bool", "Inexact", "Integer"]

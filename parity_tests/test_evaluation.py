@@ -237,7 +237,7 @@ def test_the_command_prints_the_same_figures_by_numpy_and_by_torch(capsys, folde
         (["--multiple-choice", "{tmp}/deep"], "is no JSON"),
         (["--multiple-choice", "{tmp}/spaces"], "has no question"),
         (["--multiple-choice", "{tmp}/no-endings"], "the field endings is None"),
-        (["--multiple-choice", "{tmp}/no-context"], "the field ctx is None"),
+        (["--multiple-choice", "{tmp}/no-context"], "the field ctx is missing"),
         (["--multiple-choice", "{tmp}/label"], "the field label is 2; expected a number from 0 to 1"),
     ],
 )

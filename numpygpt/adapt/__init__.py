@@ -7,6 +7,7 @@ from numpygpt.adapt.adapters import add_lora, merge_lora, remove_lora, unmerge_l
 from numpygpt.adapt.files import load_adapter, save_adapter
 from numpygpt.adapt.freeze import freeze, unfreeze
 from numpygpt.adapt.quantized import dequantize, quantize
+from numpygpt.adapt.vocabulary import resize_embeddings
 
 __all__ = [
     "add_lora",
@@ -16,6 +17,7 @@ __all__ = [
     "merge_lora",
     "quantize",
     "remove_lora",
+    "resize_embeddings",
     "save_adapter",
     "unfreeze",
     "unmerge_lora",

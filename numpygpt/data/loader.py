@@ -1,12 +1,12 @@
-"""Batches of windows in the order of PyTorch's DataLoader."""
+"""Batches of a dataset in the order of PyTorch's DataLoader."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
 from numpygpt.data.tokenizer import Encoding, get_tokenizer
-from numpygpt.data.windows import GPTDatasetV1, TokenWindows, check_positive
+from numpygpt.data.windows import GPTDatasetV1, check_positive
 from numpygpt.errors import InputError
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import value_of
@@ -32,41 +32,61 @@ class Draws(Protocol):
         """A random number from 0 to 2^63 - 1, from two raw outputs of the generator."""
 
 
+@runtime_checkable
+class Dataset(Protocol):
+    """What has batches: `TokenWindows`, and the datasets of `numpygpt.data.batching` and `numpygpt.data.packing`.
+
+    unit   what its items are called, for messages
+    """
+
+    unit: str
+
+    def __len__(self) -> int:
+        """How many items there are."""
+
+    def batch(self, numbers: Integer[Array, "B"]) -> Any:
+        """The items of these numbers, as one batch: a tuple of new arrays."""
+
+
 class DataLoader:
     """Batches of a dataset in the order of `torch.utils.data.DataLoader`, from the same random draws.
 
     Each `iter(loader)` is an epoch. It draws one seed from `rng`, which PyTorch would give to worker
     processes, and which is not used here. A shuffled epoch draws a second seed when its first batch is asked
-    for. This one seeds a generator of its own, which orders the windows.
+    for. This one seeds a generator of its own, which orders the items.
 
-    dataset      windows of token ids: a GPTDatasetV1, or TokenWindows of a file
-    batch_size   B, windows in a batch
+    dataset      windows of token ids, a GPTDatasetV1, or another Dataset; or, with a collate_fn, any list of items
+    batch_size   B, items in a batch
     shuffle      whether each epoch has a new random order
-    drop_last    whether a last batch of fewer than B windows is left out
+    drop_last    whether a last batch of fewer than B items is left out
     rng          the TorchGenerator that takes the place of PyTorch's default generator, or its seed; None: a fresh
                  seed; or anything else that draws an int64 as PyTorch's generator does
+    collate_fn   makes a batch of a list of items; None: the dataset's own `batch` does
 
-    Raises InputError for a batch_size that is not positive and for windows too few for a single batch.
+    Raises InputError for a batch_size that is not positive and for items too few for a single batch.
     """
 
     def __init__(
         self,
-        dataset: TokenWindows,
+        dataset: Dataset | Sequence[Any],
         batch_size: int,
         *,
         shuffle: bool = False,
         drop_last: bool = False,
         rng: Draws | int | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
     ) -> None:
         check_positive(batch_size=batch_size)
-        self.dataset = dataset
+        self.dataset: Any = dataset
+        self.collate_fn = collate_fn
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.rng: Draws = TorchGenerator(rng) if rng is None or isinstance(rng, int) else rng
         if len(self) == 0:
+            unit = getattr(dataset, "unit", "items")
             raise InputError(
-                f"{len(dataset)} windows make no batch of {batch_size}, and drop_last drops a smaller one: "
+                f"{len(dataset)} {unit} make no batch of {batch_size}, and drop_last drops a smaller one: "
                 f"give more text, or a smaller batch_size or stride"
             )
 
@@ -93,9 +113,18 @@ class DataLoader:
             )
         return Batches(self, seed, done)
 
+    def batch(self, numbers: Integer[Array, "B"]) -> Any:
+        """The items of these numbers, as one batch."""
+        if self.collate_fn is None:
+            return self.dataset.batch(numbers)
+        return self.collate_fn([self.dataset[number] for number in numbers.tolist()])
 
-class Batches(Iterator[tuple[Array, Array]]):
-    """One epoch. It yields pairs (inputs, targets) of new int64 arrays (B, T); the last pair may have fewer rows."""
+
+class Batches(Iterator[Any]):
+    """One epoch. It yields the batches of the dataset, of B items each; the last one may have fewer.
+
+    A batch of windows is a pair (inputs, targets) of new int64 arrays (B, T).
+    """
 
     def __init__(self, loader: DataLoader, order_seed: int | None, batches_done: int) -> None:
         self._loader = loader
@@ -112,17 +141,15 @@ class Batches(Iterator[tuple[Array, Array]]):
         """How many batches are still to come."""
         return len(self._loader) - self._batches_done
 
-    def __next__(self) -> tuple[Integer[Array, "B T"], Integer[Array, "B T"]]:
+    def __next__(self) -> Any:
         if self._order is None:
             self._order = self._draw_order()
         if len(self) == 0:
             raise StopIteration
         start = self._batches_done * self._loader.batch_size
-        windows = self._order[start : start + self._loader.batch_size]
+        numbers = self._order[start : start + self._loader.batch_size]
         self._batches_done += 1
-        dataset = self._loader.dataset
-        inputs, targets = dataset.input_ids[windows], dataset.target_ids[windows]
-        return np.asarray(inputs, np.int64), np.asarray(targets, np.int64)
+        return self._loader.batch(numbers)
 
     def _draw_order(self) -> Array:
         loader = self._loader

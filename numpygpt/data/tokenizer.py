@@ -2,6 +2,9 @@
 
 "bytes"   the 256 single bytes of UTF-8 text, one id each: V = 256
 "gpt2"    GPT-2's byte-pair encoding: V = 50257, of which `<|endoftext|>` is 50256; its ranks ship with numpygpt
+
+More special tokens can follow the name, each after a plus: "bytes+<|endoftext|>" has V = 257. They get the next ids in
+this order. So a checkpoint names them with its tokenizer.
 """
 
 import os
@@ -20,7 +23,18 @@ if TYPE_CHECKING:
 else:
     Encoding = Any  # tiktoken is imported where a tokenizer is made
 
-TOKENIZERS = ("bytes", "gpt2")
+#: What stands before each special token in the name of a tokenizer.
+PLUS = "+"
+
+
+class Names(tuple[str, ...]):
+    """Names of tokenizers. A name with special tokens after it is `in` them, too."""
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.partition(PLUS)[0] in tuple(self)
+
+
+TOKENIZERS = Names(("bytes", "gpt2"))
 ENDOFTEXT = "<|endoftext|>"
 
 GPT2_RANKS_FILE = "gpt2.tiktoken"
@@ -29,14 +43,17 @@ GPT2_RANKS_BYTES = 835_554
 
 
 def get_tokenizer(name: str, vocab: str | os.PathLike[str] | None = None) -> Encoding:
-    """The tiktoken Encoding called `name`, one of TOKENIZERS.
+    """The tiktoken Encoding called `name`: one of TOKENIZERS, and perhaps special tokens, each after a plus.
 
     vocab   for "gpt2": a file of GPT-2's ranks as tiktoken writes it, in each line a token in base64 and its rank;
             None: the ranks that ship with numpygpt
 
-    Raises InputError for an unknown name, for a `vocab` with "bytes", and for a file of ranks that cannot be read or
-    differs from GPT-2's in any byte.
+    Raises InputError for an unknown name, for a special token as `with_special_tokens`, for a `vocab` with "bytes", and
+    for a file of ranks that cannot be read or differs from GPT-2's in any byte.
     """
+    if PLUS in name:
+        name, *tokens = name.split(PLUS)
+        return with_special_tokens(get_tokenizer(name, vocab), tokens)
     if name not in TOKENIZERS:
         raise InputError(f"tokenizer {name!r} is unknown; expected one of: {', '.join(TOKENIZERS)}")
     if name == "gpt2":
@@ -45,6 +62,30 @@ def get_tokenizer(name: str, vocab: str | os.PathLike[str] | None = None) -> Enc
     if vocab is not None:
         raise InputError(f"tokenizer 'bytes' takes no vocabulary file; found {vocab}: leave it out")
     return _bytes_encoding()
+
+
+def with_special_tokens(tokenizer: Encoding, tokens: Sequence[str]) -> Encoding:
+    """The tokenizer with more special tokens, whose ids follow its own; `get_tokenizer` makes the same of its name.
+
+    In a text, `text_to_token_ids` takes a special token for the token, as do all commands.
+
+    Raises InputError for a token that is empty, has a plus in it, or is a special token already.
+    """
+    from tiktoken import Encoding
+
+    special = dict(tokenizer._special_tokens)  # tiktoken's README extends an encoding by these attributes
+    for token in tokens:
+        if not token or PLUS in token:
+            raise InputError(f"the special token {token!r} is empty or has a {PLUS} in it; expected one like <|pad|>")
+        if token in special:
+            raise InputError(f"the tokenizer {tokenizer.name!r} has the special token {token!r} already; leave it out")
+        special[token] = tokenizer.n_vocab + len(special) - len(tokenizer._special_tokens)
+    return Encoding(
+        PLUS.join([tokenizer.name, *tokens]),
+        pat_str=tokenizer._pat_str,
+        mergeable_ranks=tokenizer._mergeable_ranks,
+        special_tokens=special,
+    )
 
 
 def text_to_token_ids(text: str, tokenizer: Encoding) -> Integer[Array, "1 T"]:

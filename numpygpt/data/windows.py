@@ -8,7 +8,7 @@ A window is an input and its targets. Both have max_length token ids, and the ta
                        (e f g has no next token)
 """
 
-
+import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from numpygpt.data.tokenizer import Encoding, text_to_token_ids
@@ -25,6 +25,7 @@ class TokenWindows:
     Raises InputError for a max_length or stride that is not positive, and for token ids too few for one window.
     """
 
+    unit = "windows"
     input_ids: Integer[Array, "N T"]
     target_ids: Integer[Array, "N T"]
 
@@ -44,6 +45,11 @@ class TokenWindows:
     def __getitem__(self, window: int) -> tuple[Array, Array]:
         """One window: inputs and targets, (max_length,) each."""
         return self.input_ids[window], self.target_ids[window]
+
+    def batch(self, numbers: Integer[Array, "B"]) -> tuple[Integer[Array, "B T"], Integer[Array, "B T"]]:
+        """The windows of these numbers: inputs and targets, as new int64 arrays."""
+        inputs, targets = self.input_ids[numbers], self.target_ids[numbers]
+        return np.asarray(inputs, np.int64), np.asarray(targets, np.int64)
 
 
 class GPTDatasetV1(TokenWindows):

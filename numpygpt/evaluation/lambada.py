@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from numpygpt.data.records import json_object, lines_of, text_of
 from numpygpt.data.tokenizer import Encoding
 from numpygpt.errors import InputError
 from numpygpt.evaluation.perplexity import perplexity
-from numpygpt.evaluation.records import json_object, lines_of, text_of
 from numpygpt.evaluation.scores import LogitsOf, completion, score_completions
 
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from numpygpt.data.records import json_object, lines_of, text_of
 from numpygpt.data.tokenizer import Encoding
 from numpygpt.errors import InputError
-from numpygpt.evaluation.records import json_object, lines_of, text_of
 from numpygpt.evaluation.scores import CompletionScore, LogitsOf, completion, score_completions
 
 

@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from numpygpt.data.tokenizer import ENDOFTEXT, Encoding, byte_level_encoding, gpt2_ranks
+from numpygpt.data.tokenizer import ENDOFTEXT, PLUS, Encoding, byte_level_encoding, gpt2_ranks
 from numpygpt.errors import InputError
 from numpygpt.reading import inside, read_file, read_json
 from numpygpt.sections import value_of
@@ -28,6 +28,8 @@ TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 #: What `write_tokenizer` writes.
 WRITTEN = {VOCABULARY, MERGES, TOKENIZER, SETTINGS}
 
+#: The tokens of GPT-2 without the special one.
+GPT2_TOKENS = 50_256
 #: The most bytes that one of these files has. GPT-2's have 1 to 4 million.
 MOST_BYTES = 2**23
 
@@ -52,11 +54,25 @@ class Vocabulary(NamedTuple):
 
 
 def named(name: str) -> Vocabulary:
-    """The vocabulary of our tokenizer "bytes" or "gpt2"; the latter's ranks ship with numpygpt."""
-    if name == "bytes":
-        return Vocabulary({bytes([value]): value for value in range(256)}, {})
-    ranks = gpt2_ranks()
-    return Vocabulary(ranks, {ENDOFTEXT: len(ranks)})
+    """The vocabulary of one of our tokenizers, "bytes" or "gpt2", perhaps with special tokens after its name."""
+    base, *added = name.split(PLUS)
+    if base == "bytes":
+        ranks, special = {bytes([value]): value for value in range(256)}, {}
+    else:
+        ranks = gpt2_ranks()  # they ship with numpygpt
+        special = {ENDOFTEXT: len(ranks)}
+    first = len(ranks) + len(special)
+    return Vocabulary(ranks, {**special, **{token: number for number, token in enumerate(added, first)}})
+
+
+def _name_of(vocabulary: Vocabulary) -> str | None:
+    """The name of our tokenizer of this vocabulary; None if it is none of ours."""
+    in_order = sorted(vocabulary.special, key=vocabulary.special.__getitem__)
+    for base, tokens in (("bytes", 256), ("gpt2", GPT2_TOKENS)):
+        if len(vocabulary.ranks) == tokens:
+            name = PLUS.join([base, *in_order[len(named(base).special) :]])
+            return name if vocabulary == named(name) else None
+    return None
 
 
 # Reading
@@ -88,10 +104,9 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
         return TokenizerFiles(None, _refusing(str(error)))
     if vocabulary is None:
         return NO_TOKENIZER
-    if vocabulary == named("bytes"):
-        return TokenizerFiles("bytes", None)
-    if vocabulary.special.keys() == {ENDOFTEXT} and vocabulary == named("gpt2"):
-        return TokenizerFiles("gpt2", None)
+    name = _name_of(vocabulary)
+    if name is not None:
+        return TokenizerFiles(name, None)
     return TokenizerFiles(None, lambda: byte_level_encoding(folder.name, *vocabulary))
 
 
@@ -233,11 +248,11 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary, context_length: int) -
     sides = (_in_alphabet(pair[side] for pair in pairs) for side in (0, 1))
     merges = [" ".join(pair) for pair in zip(*sides, strict=True)]
     settings = {
-        "tokenizer_class": "GPT2Tokenizer" if vocabulary.special else "PreTrainedTokenizerFast",
+        "tokenizer_class": "GPT2Tokenizer" if ENDOFTEXT in vocabulary.special else "PreTrainedTokenizerFast",
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": context_length,
-        **{f"{role}_token": text for role in ("bos", "eos", "unk") for text in vocabulary.special},
+        **{f"{role}_token": ENDOFTEXT for role in ("bos", "eos", "unk") if ENDOFTEXT in vocabulary.special},
     }
     write_json(folder / TOKENIZER, _in_one(ids, merges, vocabulary.special))
     write_json(folder / SETTINGS, settings)

@@ -34,9 +34,8 @@ import numpy as np
 
 from numpygpt.errors import InputError
 from numpygpt.parallel import over_rows
+from numpygpt.shapes import IGNORE_INDEX as IGNORE_INDEX  # for other modules too
 from numpygpt.shapes import Array, Inexact, Integer
-
-IGNORE_INDEX = -100
 
 
 class Saved(NamedTuple):

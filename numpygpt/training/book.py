@@ -30,7 +30,8 @@ def calc_loss_loader(data_loader: DataLoader, model: GPTModel, num_batches: int 
     n_batches = len(data_loader) if num_batches is None else min(num_batches, len(data_loader))
     if n_batches == 0:
         return math.nan
-    return sum(calc_loss_batch(*batch, model) for batch in islice(data_loader, n_batches)) / n_batches
+    batches = islice(data_loader, n_batches)
+    return sum(calc_loss_batch(inputs, targets, model) for inputs, targets in batches) / n_batches
 
 
 def evaluate_model(
