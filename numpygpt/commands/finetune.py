@@ -14,10 +14,10 @@ from numpygpt.model.config import GPTConfig
 from numpygpt.model.saving import saved_config, saved_tokenizer
 from numpygpt.parallel import use_own_threads
 from numpygpt.training.backend import Maker
-from numpygpt.tuning.maker import FinetuneMaker
-from numpygpt.tuning.options import ADAPTER_OPTIONS, OBJECTIVES, FinetuneOptions
 from numpygpt.training.options import Options
 from numpygpt.training.progress import Progress
+from numpygpt.tuning.maker import FinetuneMaker
+from numpygpt.tuning.options import ADAPTER_OPTIONS, OBJECTIVES, FinetuneOptions
 
 #: Options of training that the model brings with it, or that have another name here.
 NOT_HERE = ("text", "tokens", "tokenizer")

@@ -18,9 +18,9 @@ from numpygpt.model.saving import saved_tokenizer
 from numpygpt.pictures.figure import token_label
 from numpygpt.sections import SavedSections, named_in_errors, value_of
 from numpygpt.shapes import Array
-from numpygpt.tuning.options import FinetuneOptions
 from numpygpt.training.options import Options
 from numpygpt.training.run import SECTION as RUN
+from numpygpt.tuning.options import FinetuneOptions
 
 #: The help of --checkpoint.
 CHECKPOINT_HELP = "folder of a training run, or of a GPT-2 that another program wrote (numpygpt convert --help)"

@@ -22,8 +22,11 @@ For p, with s = log p - log q, dp = p * (da - sum(p * da)) and sum(dp) = 0:
     dy = sum(dp * s) + sum(p * d(log p)) = sum(dp * s) + 0
     d_a = d_y p * (s - y)                          since sum(p * s) = y; 0 where p = 0
 
+Where q excludes a token (q = 0) that p does not, y is infinite, and the gradient of the first logits is not a number.
+
 Saved: log p, log q and y.
-Trap: where p = 0, log p = -inf and the product is 0 · inf = NaN, unless the term is left out, in the backward too.
+Traps: where p = 0, log p = -inf and the product is 0 · inf = NaN, unless the term is left out, in the backward too; d_a
+without "- y": the gradient of logits must sum to 0 in each row, because a constant added to them changes nothing.
 """
 
 from typing import NamedTuple

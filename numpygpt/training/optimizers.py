@@ -12,7 +12,6 @@ import numpy as np
 
 from numpygpt.errors import InputError
 from numpygpt.model.config import GPTConfig
-from numpygpt.model.gpt import GPTModel
 from numpygpt.model.sizes import matrices_of_blocks, num_parameters
 from numpygpt.training.adagrad import Adagrad
 from numpygpt.training.adam import Adam

@@ -82,7 +82,10 @@ def answer_lengths(rows: TokenBatch) -> Array:
 
 
 def sums_of(model: GPTModel, rows: TokenBatch) -> Inexact[Array, "B"]:
-    """The log-probability of each answer: the sum over its tokens, without dropout. InputError for another vocabulary."""
+    """The log-probability of each answer, the sum over its tokens, without dropout.
+
+    Raises InputError for token ids outside the model's vocabulary.
+    """
     refuse_another_vocabulary(model, rows, "reference")
     return token_log_probs.forward(logits_of(model, rows), rows.targets)[0].sum(axis=1)
 

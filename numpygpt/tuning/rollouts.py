@@ -56,7 +56,7 @@ class Drawn(NamedTuple):
         return {}
 
     def facts(self) -> dict[str, float]:
-        """What a person wants to see of it: the mean reward and length, and how far the policy is from the reference."""
+        """What a person wants to see of it: mean reward and length, and how far the policy is from the reference."""
         counted = int(self.weights.sum())
         apart = float((self.log_probs - self.reference_log_probs).sum()) / max(1, counted)
         return {"reward": float(self.rewards.mean()), "length": counted / len(self.rewards), "kl": apart}

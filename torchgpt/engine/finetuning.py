@@ -23,9 +23,9 @@ from numpygpt.model.gpt import GPTModel
 from numpygpt.model.scheme import Scheme
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import SavedSections
+from numpygpt.training.options import Options
 from numpygpt.tuning.backend import ADAPTER, Tuned, begun, taken_up
 from numpygpt.tuning.options import FinetuneOptions
-from numpygpt.training.options import Options
 from torchgpt import four_bit
 from torchgpt.adapters import with_adapters
 from torchgpt.bridge import tensors_of
