@@ -26,7 +26,8 @@ NOT_HERE = ("text", "tokens", "tokenizer")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_folder_options(parser, FinetuneOptions, NOT_HERE)
-    parser.add_argument("--data", dest="text", nargs="+", metavar="FILE", help="files of text or of records to learn from")
+    data_help = "files of text or of records to learn from"
+    parser.add_argument("--data", dest="text", nargs="+", metavar="FILE", help=data_help)
     parser.set_defaults(tokens=None, tokenizer=None)
     add_run_options(parser, {field.name for field in fields(FinetuneOptions)} - set(NOT_HERE), of=FinetuneOptions)
 

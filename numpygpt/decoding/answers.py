@@ -24,7 +24,7 @@ from numpygpt.shapes import Array, Integer
 
 
 class Answer(NamedTuple):
-    """New tokens (S), with the one that ends the answer if the model has written it, and their log-probabilities (S)."""
+    """New tokens (S), up to the one that ends the answer if the model has written it; their log-probabilities (S)."""
 
     token_ids: Integer[Array, "S"]
     log_probs: Array

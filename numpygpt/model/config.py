@@ -82,10 +82,7 @@ class GPTConfig:
         # a NumPy float64 would widen float32 arithmetic
         object.__setattr__(self, "drop_rate", float(self.drop_rate))
         object.__setattr__(self, "norm_eps", float(self.norm_eps))
-        if self.classes is not None:
-            object.__setattr__(self, "classes", _size("classes", self.classes))
-            if self.tie_weights:
-                raise InputError(f"a head of {self.classes} classes cannot be tied to the token embedding")
+        self._check_classes()
         if self.emb_dim % self.n_heads:
             raise InputError(
                 f"emb_dim {self.emb_dim} is not divisible by n_heads {self.n_heads}: "
@@ -96,6 +93,13 @@ class GPTConfig:
                 f"emb_dim {self.emb_dim} is odd; sinusoidal positions pair a sine with a cosine: "
                 f"make it even, or position \"learned\""
             )
+
+    def _check_classes(self) -> None:
+        if self.classes is None:
+            return
+        object.__setattr__(self, "classes", _size("classes", self.classes))
+        if self.tie_weights:
+            raise InputError(f"a head of {self.classes} classes cannot be tied to the token embedding")
 
     @classmethod
     def of(cls, cfg: "GPTConfig | Mapping[str, Any]") -> "GPTConfig":

@@ -39,8 +39,8 @@ class Aids(NamedTuple):
                 before = value_of(values, name, str, type(None))
                 if before != (now := model and fingerprint(model)):
                     raise InputError(
-                        f"the {name.replace('_', ' ')} has the SHA-256 {now}, and the run began with {before}; say with "
-                        f"--{name.replace('_', '-')} where that one is"
+                        f"the {name.replace('_', ' ')} has the SHA-256 {now}, and the run began with {before}; say "
+                        f"with --{name.replace('_', '-')} where that one is"
                     )
 
 

@@ -184,13 +184,13 @@ class FinetuneOptions(Options):
         objective = OBJECTIVES[self.objective]
         for name in OF_OBJECTIVES:
             if getattr(self, name) not in NOT_GIVEN and name not in objective.settings:
-                having = ", ".join(other for other, found in OBJECTIVES.items() if name in found.settings)
-                raise InputError(f"the objective {self.objective} has no {name}; leave it out, or choose one of {having}")
+                others = ", ".join(other for other, found in OBJECTIVES.items() if name in found.settings)
+                raise InputError(f"the objective {self.objective} has no {name}, which is for {others}; leave it out")
         if self.reads_text:
             given = [name for name in objective.settings if getattr(self, name) not in NOT_GIVEN]
             if given:
                 raise InputError(f"{given[0]} is for files of records, and --data is text; leave it out")
-        elif not all(self._is_of_records(path) for path in (*self.text, *self.val_data)) and self.objective != "classify":
+        elif self.objective != "classify" and not all(map(self._is_of_records, (*self.text, *self.val_data))):
             raise InputError(
                 f"--data is text, and {self.objective} learns from records; expected files whose names end in "
                 f"{', '.join(RECORDS)}"
@@ -257,7 +257,8 @@ class FinetuneOptions(Options):
         settled = super().settled()
         assert isinstance(settled, FinetuneOptions)
         folders = {name: getattr(self, name) for name in ("checkpoint", "teacher", "reward_model", "reference")}
-        found: dict[str, Any] = {name: absolute(path) for name, path in folders.items() if path not in (None, NO_REFERENCE)}
+        named = {name: path for name, path in folders.items() if path not in (None, NO_REFERENCE)}
+        found: dict[str, Any] = {name: absolute(path) for name, path in named.items()}
         return replace(settled, val_data=tuple(map(absolute, self.val_data)), **found)
 
     @property

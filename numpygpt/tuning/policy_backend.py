@@ -21,6 +21,7 @@ from numpygpt.data.examples import Example
 from numpygpt.data.instructions import Prompt
 from numpygpt.data.templates import template_of
 from numpygpt.model.gpt import GPTModel
+from numpygpt.model.saving import SECTION as MODEL
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import SavedSections, Section, named_in_errors, value_of
 from numpygpt.training.backend import Task
@@ -53,14 +54,14 @@ class PolicyBackend(FinetuneBackend):
         self._facts: list[dict[str, float]] = []
         taken = super().step(learning_rate)
         names = self._facts[0]
-        return taken._replace(facts={name: float(np.mean([facts[name] for facts in self._facts])) for name in names})
+        return taken._replace(facts={name: float(np.mean([each[name] for each in self._facts])) for name in names})
 
     def evaluate(self) -> tuple[float, float]:
         """See `Backend`."""
-        rng = TorchGenerator(self.options.seed)
+        rng, few = TorchGenerator(self.options.seed), self.options.eval_batches
         training, validation = (
             -float(np.mean([self.drawing.judged(self.model, prompts, rng).rewards.mean() for prompts in batches]))
-            for batches in (islice(loader, self.options.eval_batches) for loader in (self.train_loader, self.val_loader))
+            for batches in (islice(loader, few) for loader in (self.train_loader, self.val_loader))
         )
         return training, validation
 
@@ -129,7 +130,10 @@ class PolicyBackend(FinetuneBackend):
 
 
 class PpoBackend(PolicyBackend):
-    """The backend of PPO. Its critic begins as the reward model, as in InstructGPT (Ouyang et al. 2022, section 3.5)."""
+    """The backend of PPO.
+
+    Its critic begins as the reward model, as in InstructGPT (Ouyang et al. 2022, arXiv:2203.02155, section 3.5).
+    """
 
     critic: Tuned
 
@@ -153,7 +157,8 @@ class PpoBackend(PolicyBackend):
         return model
 
     def _saved_model(self, saved: SavedSections) -> GPTModel:
-        self.critic = taken_up(self.options, Renamed(saved, {"model": CRITIC}), self._critic_path, **self._of_the_model())
+        of_critic = Renamed(saved, {MODEL: CRITIC})
+        self.critic = taken_up(self.options, of_critic, self._critic_path, **self._of_the_model())
         return super()._saved_model(saved)
 
     @property
