@@ -96,7 +96,9 @@ def quantizing() -> None:
     model = quantize(model_of(), **HOW)
     assert quantized_projections(model).keys() == quantized_names()
     agree(model(INPUTS), expected, "quantized")
-    agree(dequantize(model)(INPUTS), expected, "dequantized")
+    whole = dequantize(model)
+    agree(whole(INPUTS), expected, "dequantized")
+    assert whole.frozen == {f"{name}.weight" for name in quantized_names()}
     adapted = quantize(mixed(), "nf4", block_size=32)
     assert any(".lora_" in name for name in adapted.named_parameters())
     assert quantized_projections(adapted).keys() == quantized_projections(quantize(model_of(TIED))).keys()
@@ -112,6 +114,9 @@ def quantized_gradients() -> None:
         for name, gradient in gradients.items():
             if not name.endswith("W_key.bias"):
                 agree(gradient, expected[name], name)
+    adapted = add_lora(model_of(), 2, 3.0, targets=TARGETS_OF)
+    _, gradients = quantize(adapted, **HOW).loss_and_grads(INPUTS, TARGETS)
+    assert gradients.keys() == {name for name in adapted.named_parameters() if adapted.trained(name)}
 
 
 def refused(call: Callable[[], Any]) -> bool:

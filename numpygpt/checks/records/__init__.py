@@ -82,7 +82,7 @@ checks that see the bug:
     adapters_complex_step   adapters' gradients equal complex step's
     merging        a merged model computes the same, is merged once, and unmerged it is what it was
     adapter_files  an adapter that is written and read again, by either names, computes the same
-    adapter_files_of_peft   a folder that peft wrote computes here what it computes there
+    adapter_files_of_peft   a folder that peft wrote computes here what it computes there, and ours there what here
     adapters_decoding       adapters and what they are merged into give the full forward's logits token by token
     adapters_purity         adapting a model does not change it, and shares what stays
     adapters_of_bases       an adapter is loaded into its base, also beside another adapter, and into no other model

@@ -18,7 +18,7 @@ BUGS = (
         "a folder is written without the scale of its paths, which then is 1",
         "no public report known",
         "files.ours.logits",
-        ("adapter_files",),
+        ("adapter_files", "adapter_files_of_peft"),
         (Change("adapt.files:adapter_of", "node.scales[name])", "1.0)"),),
     ),
     Bug(

@@ -32,7 +32,7 @@ BUGS = (
         "the paths beside a projection are gone when it is quantized",
         "no public report known",
         "made.adapted.d_tok_emb.weight",
-        ("quantizing",),
+        ("quantizing", "quantized_gradients"),
         (Change("adapt.quantized:quantize", "return with_base(node, ", "return ("),),
     ),
     Bug(
@@ -48,7 +48,7 @@ BUGS = (
         "matrices that are whole again are trained",
         "no public report known",
         "made.whole.d_trf_blocks.0.att.W_value.weight",
-        ("quantized_gradients",),
+        ("quantizing", "quantized_gradients"),
         (Change("adapt.quantized:dequantize", "frozen=model.frozen | weights", "frozen=model.frozen"),),
     ),
 )
