@@ -11,12 +11,14 @@ from numpygpt.adapt.files import fingerprint, save_adapter
 from numpygpt.adapt.quantized import weight_bytes
 from numpygpt.adapt.saving import Base, adapted_section, base_model, base_of, model_of
 from numpygpt.errors import InputError
+from numpygpt.formats.peft_folder import refuse_other_files
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
 from numpygpt.model.saving import SECTION, model_section
 from numpygpt.model.sizes import check_memory, training_bytes, tuning_bytes
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import SavedSections, Section
+from numpygpt.training.backend import Task
 from numpygpt.training.declared import declaration_of, option
 from numpygpt.training.numpy_backend import NumpyBackend
 from numpygpt.training.optimizers import state_bytes_of
@@ -130,6 +132,12 @@ def taken_up(options: FinetuneOptions, saved: SavedSections, **how: Any) -> Tune
     return Tuned(model, base_of(saved.values(SECTION))._replace(path=path) if options.is_adapted else None)
 
 
+def refuse_another_adapter_folder(task: Task) -> None:
+    """Raise InputError, before the training, if other files are where peft is to find the adapter."""
+    if isinstance(task.options, FinetuneOptions) and task.options.lora is not None:
+        refuse_other_files(task.directory / ADAPTER)
+
+
 class FinetuneBackend(NumpyBackend):
     """NumPy's backend for a model that is tuned: it begins with a trained one, and saves what is trained of it."""
 
@@ -138,6 +146,10 @@ class FinetuneBackend(NumpyBackend):
 
     options: FinetuneOptions
     base: Base | None
+
+    def __init__(self, task: Task) -> None:
+        refuse_another_adapter_folder(task)
+        super().__init__(task)
 
     def _new_model(self) -> GPTModel:
         model, self.base = begun(self.options, self.rng, **self._of_the_model())
