@@ -14,7 +14,10 @@ from torchgpt.adapters import to_peft
 pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")
 
 
-@pytest.mark.parametrize("how", [None, {"scheme": "nf4", "double": True}, {"scheme": "int8", "block_size": 5}])
+INT8 = pytest.param({"scheme": "int8", "block_size": 5}, marks=pytest.mark.long_form)
+
+
+@pytest.mark.parametrize("how", [None, {"scheme": "nf4", "double": True}, INT8])
 def test_training_is_pefts(how):
     """Loss and norm of the gradient along 100 steps, over whole matrices and over quantized ones."""
     base = model_of(CONFIG, 3) if how is None else quantize(model_of(CONFIG, 3), **how)
