@@ -19,6 +19,7 @@ from numpygpt.training.clipping import clip_grad_norm
 from numpygpt.training.step import loss_and_grads_of
 from numpygpt.watch import Watch
 from parity_tests import (
+    adapted_properties,
     adapter_properties,
     numeric_properties,
     optimizer_properties,
@@ -42,6 +43,7 @@ UNSEEN = "none"
 PROPERTIES = {
     **properties.PROPERTIES,
     **adapter_properties.PROPERTIES,
+    **adapted_properties.PROPERTIES,
     **optimizer_properties.PROPERTIES,
     **numeric_properties.PROPERTIES,
     **precision_properties.PROPERTIES,
@@ -73,6 +75,7 @@ def run(config: properties.GPTConfig, watch: Watch) -> None:
     optimizer_properties.tell(watch)
     numeric_properties.tell(watch)
     precision_properties.tell(watch)
+    adapted_properties.tell(watch)
 
 
 def tell_all(prefix: str, tensors: dict[str, Array], watch: Watch) -> None:
@@ -201,6 +204,7 @@ def references(without_checks_of_annotations: None) -> None:
         sound_run(config)
     properties.reference_model()
     precision_properties.references()
+    adapted_properties.references()
     _an_eos()
 
 

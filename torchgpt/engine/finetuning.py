@@ -23,16 +23,20 @@ from numpygpt.model.gpt import GPTModel
 from numpygpt.model.scheme import Scheme
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import SavedSections
+from numpygpt.training.backend import Task
 from numpygpt.training.options import Options
-from numpygpt.tuning.backend import ADAPTER, Tuned, begun, taken_up
+from numpygpt.training.team import OneProcess
+from numpygpt.tuning.backend import ADAPTER, Tuned, begun, refuse_another_adapter_folder, taken_up
 from numpygpt.tuning.options import FinetuneOptions
 from torchgpt import four_bit
 from torchgpt.adapters import with_adapters
 from torchgpt.bridge import tensors_of
 from torchgpt.engine.backend import Maker, TorchBackend
 from torchgpt.engine.precision import DTYPES
+from torchgpt.engine.settings import Settings
 from torchgpt.parallel.model import ParallelModel, whole_name
 from torchgpt.parallel.part import Part, Stage, build_part
+from torchgpt.parallel.team import ProcessTeam
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,10 @@ class FinetuneBackend(TorchBackend):
     base: Base | None
     #: The adapter as the run has begun or gone on with it; None if there is none.
     adapter: Adapter | None
+
+    def __init__(self, task: Task, settings: Settings, team: OneProcess | ProcessTeam, device: torch.device) -> None:
+        refuse_another_adapter_folder(task)
+        super().__init__(task, settings, team, device)
 
     def export(self, directory: Path) -> Path | None:
         """Write the adapter to a folder of peft's in the folder of the run; None if there is no adapter."""

@@ -14,8 +14,10 @@ under a mask); evaluation, decoding, and data; the other optimizers' moments and
 "muon.step2."), and the schedules ("schedules."); numbers of short formats ("bf16.rounded"), then codes, constants and
 values of quantized arrays, and a product with each ("whole_blocks.nf4.3.codes"); a step in bf16 by each of autocast's
 tables, its micro-batches and the weights after it ("bf16_cuda.", "bf16_cpu."); a clipped step with a scale of the loss
-("fp16."); and one whose gradients overflow ("overflow."). It is "none" for a bug that shows only
-at extreme values or in another dtype. `properties` are the kinds of checks that see the bug:
+("fp16."); and one whose gradients overflow ("overflow."); models that
+are frozen or quantized, which bases an adapter fits, and an optimizer with its moments on the disk ("made.",
+"on_disk."). It is "none" for a bug that shows only at extreme values or in another dtype. `properties` are the kinds of
+checks that see the bug:
 
     forward        activations equal PyTorch's in float64
     gradients      gradients equal PyTorch's in float64, present and of the right shape
@@ -80,9 +82,16 @@ at extreme values or in another dtype. `properties` are the kinds of checks that
     adapters_complex_step   adapters' gradients equal complex step's
     merging        a merged model computes the same, is merged once, and unmerged it is what it was
     adapter_files  an adapter that is written and read again, by either names, computes the same
-    adapter_files_of_peft   a folder that peft wrote computes here what it computes there
+    adapter_files_of_peft   a folder that peft wrote computes here what it computes there, and ours there what here
     adapters_decoding       adapters and what they are merged into give the full forward's logits token by token
     adapters_purity         adapting a model does not change it, and shares what stays
+    adapters_of_bases       an adapter is loaded into its base, also beside another adapter, and into no other model
+    freezing       what is not frozen has PyTorch's gradient, and nothing else has one
+    frozen_steps   a step of an optimizer moves what is not frozen, and nothing else
+    quantizing     the targets alone are quantized, and the model computes what PyTorch's does with the codes' values
+    quantized_gradients     what is not quantized has PyTorch's gradient, and the matrices have none
+    moments_on_disk         moments in a file are those in memory, bit for bit
+    optimizers_on_disk      with them, the parameters and the moments equal PyTorch's
     loader         batches equal PyTorch's for the same seed
 """
 
