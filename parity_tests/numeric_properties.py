@@ -244,8 +244,8 @@ def largest_errors(quantized, size):
     The last term is for a step that is off by half of the smallest number of float32, as often as a code is large.
     """
     roundings = 8 * np.finfo(np.float32).eps
-    if hasattr(quantized, "steps"):  # the rounded zero may clip one end by half a step more
-        return np.repeat(quantized.steps.astype(np.float64) * (1 + roundings * 256), quantized.block_size)[:size]
+    if hasattr(quantized, "steps"):
+        return np.repeat(quantized.steps.astype(np.float64) * (0.5 + roundings * 256), quantized.block_size)[:size]
     if isinstance(quantized, codebook.Codebook):
         absmax = codebook.constants(quantized, 0, -(-size // quantized.block_size)).astype(np.float64)
         levels = np.sort(quantized.levels.astype(np.float64))

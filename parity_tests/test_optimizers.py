@@ -279,11 +279,11 @@ def test_muon_is_for_the_matrices_inside_the_blocks_alone():
     assert {"tok_emb.weight", "pos_emb.weight", "out_head.weight"} <= set(optimizer.exp_avg)
 
 
-# A run
+# A run, without the checks of annotations, which the tests above have
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
+def text(without_checks_of_annotations, tmp_path_factory):
     return write_text(tmp_path_factory.mktemp("text"))
 
 
@@ -308,7 +308,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped_bit_for_bit(kind, tmp_path,
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(without_checks_of_annotations, tmp_path, monkeypatch):
     """The current folder, with text.txt in it. No picture is drawn."""
     monkeypatch.setattr(TrainingRun, "plot", lambda training: "no picture")
     monkeypatch.chdir(tmp_path)

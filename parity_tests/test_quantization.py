@@ -219,14 +219,59 @@ def measured(scheme, block_size, seed=3):
     return means.mean(), means.std() / math.sqrt(len(means))
 
 
-@pytest.mark.parametrize(("scheme", "bits"), [("int8", 8), ("int4", 4)])
-def test_the_error_of_whole_numbers_is_that_of_the_step(scheme, bits):
-    """The mean of step² / 12 over the blocks; the largest of a block has no error."""
-    x = normal(2**20, seed=3)
-    steps = absmax.steps(quantize(x, scheme, 64), np.float64)
+@pytest.mark.parametrize("scheme", ["int8", "int4", "zero_point8", "zero_point4"])
+def test_the_error_of_whole_numbers_is_that_of_the_step(scheme):
+    """The mean of step² / 12 over the blocks. By absmax, the largest of a block has no error."""
+    quantized = quantize(normal(2**20, seed=3), scheme, 64)
+    by_absmax = scheme.startswith("int")
+    steps = absmax.steps(quantized, np.float64) if by_absmax else quantized.steps.astype(np.float64)
     error, deviation = measured(scheme, 64)
-    expected = (steps**2).mean() / 12 * 63 / 64
+    expected = (steps**2).mean() / 12 * (63 / 64 if by_absmax else 1)
     assert abs(error - expected) <= 5 * deviation
+
+
+def root_of_error(x, quantized):
+    """The root of the mean square error of an array."""
+    return math.sqrt(((dequantize(quantized, np.float64) - x) ** 2).mean())
+
+
+def test_what_the_docstrings_tell_of_normal_values():
+    x = normal(2**14, 64, seed=3)
+    errors = {(scheme, size): root_of_error(x, quantize(x, scheme, size)) for size in (4, 64)
+              for scheme in ("int8", "int4", "nf4", "zero_point4")}  # fmt: skip
+    assert (f"{errors['int8', 64]:.3f}", f"{errors['int4', 64]:.2f}") == ("0.006", "0.11")
+    assert errors["int4", 4] < errors["nf4", 4]
+    assert errors["zero_point4", 64] < errors["nf4", 64] < errors["int4", 64]
+    spoiled = x.copy()
+    spoiled[:, 0] = 26
+    assert f"{root_of_error(spoiled, quantize(spoiled, 'int8', 64)) / errors['int8', 64]:.0f}" == "10"
+    ranges, twice = x.max(axis=1) - x.min(axis=1), 2 * np.abs(x).max(axis=1)
+    assert f"{1 - ranges.mean() / twice.mean():.1f}" == "0.1"
+
+
+def test_the_levels_of_the_dynamic_code_are_as_dense_as_its_docstring_says():
+    large = dynamic.LEVELS[dynamic.LEVELS >= 0.1].astype(np.float64)
+    assert agree(np.array([np.diff(large).max() / 2]), np.array([0.9 / 128]), single=True)
+    smallest = dynamic.LEVELS[dynamic.LEVELS > 0][0]
+    assert (dynamic.LEVELS[codebook.nearest(np.float32([1e-6, -1e-6]), dynamic.LEVELS)] == [smallest, -smallest]).all()
+
+
+def test_an_outlier_spoils_the_nested_constants_of_other_blocks_as_bitsandbytes_does(bitsandbytes):
+    """The trap of double quantization in the docstring of `codebook`."""
+    x = (0.02 * normal(256, 64, seed=5)).astype(np.float32)
+    expected = root_of_error(x[1:], quantize(x[1:], "nf4", double=True))
+    for outlier in (100, 1000):
+        x[0, 10] = outlier
+        ours = dequantize(quantize(x, "nf4", double=True))
+        codes, state = bitsandbytes.quantize_4bit(torch.from_numpy(x), quant_type="nf4", compress_statistics=True)
+        theirs = bitsandbytes.dequantize_4bit(codes, state).numpy()
+        for values in (ours, theirs):
+            others, signs = values[1:].astype(np.float64), np.sign(values[1:]) * np.sign(x[1:])
+            if outlier == 100:
+                assert f"{math.sqrt(((others - x[1:]) ** 2).mean()) / expected:.1f}" == "3.6"
+                assert (signs >= 0).all()
+            else:
+                assert (signs <= 0).all()
 
 
 @pytest.mark.parametrize("block_size", [32, 64, 256])

@@ -29,6 +29,8 @@ from numpygpt.tree import named
 from parity_tests.command import TEXT, TRAINING, files, run, write_text
 from parity_tests.small_models import assert_agrees
 
+pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")  # whole commands run
+
 IDS = np.array([[72, 101, 32, 99]])
 PROMPT = ("--prompt", "The ", "--max-new-tokens", 4, "--temperature", 0)
 SCHEMES = ("nf4,double,block=8", "int8", "int4,block=8", "zero_point8", "zero_point4", "quantile4,block=16", "dynamic8")
@@ -40,7 +42,7 @@ QUERY = "trf_blocks.0.att.W_query"
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(without_checks_of_annotations, tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     assert run("train", "--text", write_text(folder), "--out", folder / "run", *TRAINING) == 0
     return folder / "run"

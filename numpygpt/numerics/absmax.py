@@ -17,8 +17,8 @@ Error. The step is s = a / Q. Rounding is off by at most s/2, and if it is unifo
     E (x' - x)² = 1/s ∫ from -s/2 to s/2 of e² de = s²/12
 
 In a block of 64 normal values of deviation σ, a is about 2.6 σ. So the root of the mean square error is about
-2.6 σ / (Q sqrt 12): 0.006 σ with 8 bits, 0.11 σ with 4. One outlier of 26 σ makes all errors of its block ten times as
-large, and of no other block: this is why blocks are small.
+2.6 σ / (Q sqrt 12): 0.006 σ with 8 bits, 0.11 σ with 4. With 8 bits, one outlier of 26 σ makes all errors of its block
+ten times as large, and of no other block: this is why blocks are small.
 
 Traps: the largest value instead of the largest absolute one clips the negative side. A block of zeros has a = 0, and
 0/0 must not become its code. For a below SMALLEST, Q / a would be infinite: such a block is multiplied by LIFT before
