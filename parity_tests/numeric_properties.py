@@ -84,6 +84,8 @@ def patterns() -> None:
         numbers = ~np.isnan(values)
         assert np.array_equal(encode(values, format_)[numbers], every[numbers]), format_.name
         assert np.isnan(decode(encode(values[~numbers], format_), format_)).all(), format_.name
+        quiet = np.array([np.nan, -np.nan], np.float32)
+        assert np.array_equal(encode(quiet, format_), quiet.astype(dtype).view(every.dtype)), format_.name
 
 
 def nearest_number() -> None:
