@@ -27,7 +27,7 @@ from numpygpt.training.adamw import AdamW
 from numpygpt.training.loss_scale import LossScale
 from numpygpt.training.run import TrainingRun
 from numpygpt.training.step import training_step
-from parity_tests.command import TRAINING, run, write_text
+from parity_tests.command import TRAINING, but_the_log, files, run, write_text
 from parity_tests.tolerances import FACTOR
 from parity_tests.torch_command import run as run_program
 from torchgpt.bridge import dropout_masks, tensors_of, to_torch
@@ -296,9 +296,13 @@ def test_gradients_that_overflow_at_every_scale_end_the_run(tmp_path, monkeypatc
     monkeypatch.setattr(loss_scale, "FIRST_SCALE", 2.0**120)
     monkeypatch.setattr(loss_scale, "SMALLEST_SCALE", 2.0**119)
     assert run("train", "--text", write_text(tmp_path), "--out", tmp_path / "run", *FP16_RUN) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"the gradients overflow fp16 at every scale down to {2.0**119:g}; use bf16" in error
+    line = f"the gradients overflow fp16 at every scale down to {2.0**119:g}; use bf16"
+    assert line in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+    before = but_the_log(files(trained(tmp_path / "before", *TRAINING)))
+    assert run("train", "--resume", tmp_path / "before", "--steps", 5, "--precision", "fp16") == 2
+    assert line in capsys.readouterr().err.strip().splitlines()[-1]
+    assert but_the_log(files(tmp_path / "before")) == before
 
 
 @unchecked
