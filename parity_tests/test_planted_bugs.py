@@ -21,6 +21,7 @@ from numpygpt.watch import Watch
 from parity_tests import (
     adapted_properties,
     adapter_properties,
+    instruction_properties,
     numeric_properties,
     optimizer_properties,
     precision_properties,
@@ -47,6 +48,7 @@ PROPERTIES = {
     **optimizer_properties.PROPERTIES,
     **numeric_properties.PROPERTIES,
     **precision_properties.PROPERTIES,
+    **instruction_properties.PROPERTIES,
 }
 
 
@@ -63,6 +65,7 @@ def holds(name: str) -> bool:
 
 
 def run(config: properties.GPTConfig, watch: Watch) -> None:
+    instruction_properties.tell(watch)
     tell_all("loaded.", model_of(config).state_dict(), watch)
     watch_training_step(model_of(config), watch)
     optimize(model_of(config), watch)
@@ -76,6 +79,7 @@ def run(config: properties.GPTConfig, watch: Watch) -> None:
     numeric_properties.tell(watch)
     precision_properties.tell(watch)
     adapted_properties.tell(watch)
+    instruction_properties.tell_resized(watch)
 
 
 def tell_all(prefix: str, tensors: dict[str, Array], watch: Watch) -> None:
