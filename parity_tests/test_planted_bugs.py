@@ -21,6 +21,7 @@ from numpygpt.watch import Watch
 from parity_tests import (
     adapter_properties,
     numeric_properties,
+    objective_properties,
     optimizer_properties,
     precision_properties,
     properties,
@@ -45,6 +46,7 @@ PROPERTIES = {
     **optimizer_properties.PROPERTIES,
     **numeric_properties.PROPERTIES,
     **precision_properties.PROPERTIES,
+    **objective_properties.PROPERTIES,
 }
 
 
@@ -73,6 +75,7 @@ def run(config: properties.GPTConfig, watch: Watch) -> None:
     optimizer_properties.tell(watch)
     numeric_properties.tell(watch)
     precision_properties.tell(watch)
+    objective_properties.tell(watch)
 
 
 def tell_all(prefix: str, tensors: dict[str, Array], watch: Watch) -> None:
@@ -201,6 +204,7 @@ def references(without_checks_of_annotations: None) -> None:
         sound_run(config)
     properties.reference_model()
     precision_properties.references()
+    objective_properties.references()
     _an_eos()
 
 

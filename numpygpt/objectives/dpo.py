@@ -6,25 +6,32 @@
     beta                                     β     how strongly the policy is held to the reference
     loss                                     ()    the mean over the pairs
 
+    s₁, s₂                                   (N)   1, or 1 / length of the chosen and of the rejected answers
+    m                                        (N)   by how much the policy prefers the chosen answer more than ρ does
+
 Forward (Rafailov et al. 2023, arXiv:2305.18290, equation 7):
 
-    (1)  m = (chosen - rejected) - (reference_chosen - reference_rejected)
+    (1)  m = s₁ (chosen - reference_chosen) - s₂ (rejected - reference_rejected)
     (2)  "sigmoid":  losses = -(1 - ε) log σ(β m) - ε log σ(-β m)
-                     ε is the share of pairs that may be the wrong way round (Mitchell 2023, conservative DPO)
+                     ε is the share of pairs that may be the wrong way round (Mitchell 2023, "A note on DPO with noisy
+                     preferences & relationship to IPO": conservative DPO)
          "ipo":      losses = (m - 1 / (2 β))²     of a margin that has a goal (Azar et al. 2023, arXiv:2310.12036,
-                     equation 17); with lengths, of the mean log-probability of a token
+                     equation 17); with lengths, m is of the mean log-probability of a token, as trl has it
     (3)  loss = sum(losses) / N
+
+Why. The policy that has the highest reward R less β times its divergence from ρ is ρ exp(R / β) / Z, with one Z for
+all answers to a prompt. Solved for R, R = β log(π / ρ) + β log Z; in the difference of two answers Z is gone. So β m is
+the difference of two rewards, and "sigmoid" is the loss of a reward model (`reward`) with β log(π / ρ) for its scores.
 
 Without a reference, its two terms are 0: the policy is then compared with the uniform distribution over answers.
 
-Derivation: each log-probability is in m once, with the sign that (1) shows, and
+Derivation: each log-probability is in m once, with the sign and the factor that (1) shows, and
 
     d_m = d_loss / N · β (σ(β m) - (1 - ε))        the logistic loss with the label 1 - ε, of β m
-    d_m = d_loss / N · 2 (m - 1 / (2 β))
+    d_m = d_loss / N · 2 (m - 1 / (2 β))           "ipo"
+    d_chosen = s₁ d_m, d_rejected = -s₂ d_m, and the opposites for the reference
 
-The implicit rewards, whose difference is β m, are β (chosen - reference_chosen) and the same of the rejected answer.
-
-Saved: m, the coefficients of the log-probabilities in it, and what the logistic loss saves.
+Saved: m, s₁ and s₂, and what the logistic loss saves.
 Traps: the tokens of the prompt counted in one of the sums; the mask of answer and prompt exchanged; log-probabilities
 of tokens that are not shifted by one; a mean over tokens in the place of the sum.
 """
@@ -41,14 +48,14 @@ FORMS = ("sigmoid", "ipo")
 
 
 class Saved(NamedTuple):
-    """`margins` and `rewards` (2, N) are also what a run reports: how far the answers are apart, and who is ahead."""
+    """`rewards` (2, N) is also what a run reports: the β log(π / ρ) of the chosen and of the rejected answers."""
 
     margins: Inexact[Array, "N"]
     rewards: Inexact[Array, "2 N"]
     shares: tuple[Any, Any]  # what chosen and rejected are multiplied by in m: 1, or 1 / length
     logistic_loss: logistic_loss.Saved | None
     beta: float
-    normalizer: float
+    divisor: float
     has_reference: bool
 
 
@@ -73,7 +80,7 @@ def forward(
     tokens, and one of two references or lengths without the other.
     """
     _refuse(beta, form, label_smoothing)
-    _refuse_one_alone("reference", reference_chosen, reference_rejected)
+    _refuse_one_alone("reference log-probabilities", reference_chosen, reference_rejected)
     _refuse_one_alone("lengths", chosen_lengths, rejected_lengths)
     shares = _share(chosen_lengths, chosen, "chosen"), _share(rejected_lengths, rejected, "rejected")
     ahead, behind = chosen, rejected
@@ -84,7 +91,7 @@ def forward(
         losses, saved = logistic_loss.forward(beta * margins, np.full(margins.shape, 1 - label_smoothing))  # (2)
     else:
         losses, saved = (margins - 1 / (2 * beta)) ** 2, None
-    divisor = normalizer or max(1, len(margins))
+    divisor = float((len(margins) if normalizer is None else normalizer) or 1)
     loss = losses.sum() / margins.dtype.type(divisor)  # (3)
     rewards = np.stack([beta * ahead, beta * behind])
     return loss, Saved(margins, rewards, shares, saved, beta, divisor, reference_chosen is not None)
@@ -98,7 +105,7 @@ class Gradients(NamedTuple):
 
 
 def backward(d_loss: Any, saved: Saved) -> Gradients:
-    d_losses = np.full(saved.margins.shape, d_loss / saved.normalizer, saved.margins.dtype)  # undoes (3)
+    d_losses = np.full(saved.margins.shape, d_loss / saved.divisor, saved.margins.dtype)  # undoes (3)
     if saved.logistic_loss is not None:
         d_margins = saved.beta * logistic_loss.backward(d_losses, saved.logistic_loss).x  # undoes (2)
     else:
@@ -114,7 +121,7 @@ def _share(lengths: Array | None, log_probs: Array, which: str) -> Any:
     empty = np.flatnonzero(np.asarray(lengths) < 1)
     if empty.size:
         raise InputError(f"the {which} answer {empty[0]} has {lengths[empty[0]]} tokens; expected at least 1")
-    return 1 / np.asarray(lengths, log_probs.real.dtype)
+    return 1 / np.asarray(lengths, log_probs.dtype)
 
 
 def _refuse(beta: float, form: str, label_smoothing: float) -> None:
@@ -128,4 +135,5 @@ def _refuse(beta: float, form: str, label_smoothing: float) -> None:
 
 def _refuse_one_alone(what: str, first: Any, second: Any) -> None:
     if (first is None) != (second is None):
-        raise InputError(f"the {what} of the chosen or the rejected answers are missing; expected both or none")
+        missing = "chosen" if first is None else "rejected"
+        raise InputError(f"the {what} of the {missing} answers are missing; expected those of both or of none")

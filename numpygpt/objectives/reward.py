@@ -1,18 +1,28 @@
-"""The objective of a reward model: of two answers, the better one has the higher score (Bradley & Terry 1952).
+"""The objective of a reward model: of two answers, the better one has the higher score.
 
     chosen     (N)   scores of the better answers
     rejected   (N)   scores of the others
     margin     (N)   how much better the first should score, constants; None: 0
+    z          (N)   by how much it is better, beyond that
     loss       ()    the mean over the pairs, in nats
 
-The probability that the first is preferred is σ(chosen - rejected) (Ouyang et al. 2022, arXiv:2203.02155, section 3.5;
-with a margin, Touvron et al. 2023, arXiv:2307.09288, section 3.2.2):
+Forward. The first answer is preferred with the probability σ(chosen - rejected) (Bradley & Terry 1952, Biometrika 39),
+and the loss is its negative logarithm (Ouyang et al. 2022, arXiv:2203.02155, equation 1; with a margin, Touvron et al.
+2023, arXiv:2307.09288, equation 2):
 
     (1)  z = chosen - rejected - margin
-    (2)  loss = sum(-log σ(z)) / N                 the logistic loss with the label 1
+    (2)  losses = -log σ(z)                          the logistic loss with the label 1
+    (3)  loss = sum(losses) / N
 
-Derivation: each score is in z once, so d_chosen = d_z and d_rejected = -d_z. A constant added to all scores changes
-nothing: the scores of a reward model have no zero.
+Derivation. Each score is in z once, and the logistic loss has the slope σ(z) - 1 = -σ(-z):
+
+    d_chosen = -d_loss σ(-z) / N
+    d_rejected = -d_chosen
+
+Saved: what the logistic loss saves, and N.
+Traps: a pair the other way round trains a model that prefers the worse answer, with a loss that falls all the same; a
+constant added to all scores changes nothing, so the scores have no zero of their own, and whoever uses them as rewards
+chooses one.
 """
 
 from typing import Any, NamedTuple
@@ -25,7 +35,7 @@ from numpygpt.shapes import Array, Inexact
 
 class Saved(NamedTuple):
     logistic_loss: logistic_loss.Saved
-    normalizer: float
+    divisor: float
 
 
 def forward(
@@ -39,10 +49,11 @@ def forward(
 
     normalizer   what the sum is divided by; None: N. A part of a batch has the number of pairs of the whole
     """
-    z = chosen - rejected if margin is None else chosen - rejected - np.asarray(margin, chosen.real.dtype)  # (1)
+    z = chosen - rejected if margin is None else chosen - rejected - np.asarray(margin, chosen.dtype)  # (1)
     losses, saved = logistic_loss.forward(z, np.ones(z.shape))  # (2)
-    divisor = normalizer or max(1, len(z))
-    return losses.sum() / chosen.dtype.type(divisor), Saved(saved, divisor)
+    divisor = float((len(z) if normalizer is None else normalizer) or 1)
+    loss = losses.sum() / chosen.dtype.type(divisor)  # (3)
+    return loss, Saved(saved, divisor)
 
 
 class Gradients(NamedTuple):
@@ -51,7 +62,7 @@ class Gradients(NamedTuple):
 
 
 def backward(d_loss: Any, saved: Saved) -> Gradients:
-    count = saved.logistic_loss.probability.shape
-    d_losses = np.full(count, d_loss / saved.normalizer, saved.logistic_loss.probability.dtype)
+    yes = saved.logistic_loss.yes
+    d_losses = np.full(yes.shape, d_loss / saved.divisor, yes.dtype)  # undoes (3)
     d_z = logistic_loss.backward(d_losses, saved.logistic_loss).x  # undoes (2)
     return Gradients(d_z, -d_z)  # undoes (1)

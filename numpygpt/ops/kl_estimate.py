@@ -52,7 +52,12 @@ def forward(
         raise InputError(f"the estimate of the divergence is {kind!r}; expected one of {', '.join(map(repr, KINDS))}")
     excluded = log_probs.real == -np.inf
     u = np.where(excluded, 0, reference_log_probs) - np.where(excluded, 0, log_probs)
-    y = {"k1": lambda: -u, "k2": lambda: u * u / 2, "k3": lambda: np.expm1(u) - u}[kind]()  # (1)
+    if kind == "k1":
+        y = -u  # (1)
+    elif kind == "k2":
+        y = u * u / 2
+    else:
+        y = np.expm1(u) - u
     return y, Saved(u, excluded, kind)
 
 
@@ -63,6 +68,11 @@ class Gradients(NamedTuple):
 
 def backward(d_y: Inexact[Array, "*shape"], saved: Saved) -> Gradients:
     u = saved.u
-    slope = {"k1": lambda: np.ones_like(u), "k2": lambda: -u, "k3": lambda: -np.expm1(u)}[saved.kind]()
-    d_log_probs = np.where(saved.excluded, 0, d_y * slope)  # undoes (1), by (2)
+    if saved.kind == "k1":
+        slope = np.ones_like(u)  # (2)
+    elif saved.kind == "k2":
+        slope = -u
+    else:
+        slope = -np.expm1(u)
+    d_log_probs = np.where(saved.excluded, 0, d_y * slope)  # undoes (1)
     return Gradients(d_log_probs, -d_log_probs)

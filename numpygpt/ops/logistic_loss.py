@@ -8,17 +8,20 @@ Forward:
 
     (1)  y = -t log σ(x) - (1 - t) log σ(-x)
            = log(1 + exp(x)) - t x
-           = max(x, 0) - t x + log(1 + exp(-|x|))       the form that neither overflows nor loses small values
+           = log(1 + exp(-|x|)) + c x         c = 1 - t where x >= 0, and -t elsewhere; c x is 0 where c is 0
 
-Derivation, from the second line, as d log(1 + exp(x)) / dx = σ(x):
+The last form neither overflows nor loses what is small, and gives 0 for an infinite score that is right.
 
-    d_x = d_y (σ(x) - t)
+Derivation, from the second line, as d log(1 + exp(x)) / dx = σ(x), and σ(x) + σ(-x) = 1:
+
+    d_x = d_y (σ(x) - t) = d_y ((1 - t) σ(x) - t σ(-x))
 
 A pair in which the first answer is the better one has the loss of x = score₁ - score₂ with t = 1 (Bradley & Terry
 1952), and with t = 1 - ε if a share ε of the pairs is the wrong way round.
 
-Saved: σ(x) and the labels.
-Trap: log(σ(x)) for x = -1000 is log(0).
+Saved: σ(x), σ(-x) and the labels.
+Traps: σ(x) - 1 for a score that is right by far is what is left of 1 - 1, in float32 nothing from x = 17 on; log(σ(x))
+for x = -1000 is log(0); max(x, 0) - t x for an infinite x and t = 1 is inf - inf.
 """
 
 from typing import NamedTuple
@@ -30,17 +33,20 @@ from numpygpt.shapes import Array, Inexact
 
 
 class Saved(NamedTuple):
-    probability: Inexact[Array, "..."]
-    labels: Array
+    yes: Inexact[Array, "..."]
+    no: Inexact[Array, "..."]
+    labels: Inexact[Array, "..."]
 
 
 def forward(x: Inexact[Array, "*shape"], labels: Array) -> tuple[Inexact[Array, "*shape"], Saved]:
     """The labels are booleans or numbers (...)."""
-    t = np.asarray(labels, x.real.dtype)
-    size = np.where(x.real < 0, -x, x)  # |x|, analytic on either side of 0
-    y = np.where(x.real < 0, 0, x) - t * x + np.log1p(np.exp(-size))  # (1)
-    probability, _ = sigmoid.forward(x)
-    return y, Saved(probability, t)
+    t = np.asarray(labels, x.dtype)
+    negative = x.real < 0
+    size = np.where(negative, -x, x)  # |x|, analytic on either side of 0
+    c = np.where(negative, -t, 1 - t)
+    y = np.log1p(np.exp(-size)) + c * np.where(c == 0, 0, x)  # (1)
+    (yes, _), (no, _) = sigmoid.forward(x), sigmoid.forward(-x)
+    return y, Saved(yes, no, t)
 
 
 class Gradients(NamedTuple):
@@ -48,4 +54,5 @@ class Gradients(NamedTuple):
 
 
 def backward(d_y: Inexact[Array, "*shape"], saved: Saved) -> Gradients:
-    return Gradients(d_y * (saved.probability - saved.labels))  # undoes (1)
+    yes, no, t = saved
+    return Gradients(d_y * ((1 - t) * yes - t * no))  # undoes (1)

@@ -5,13 +5,14 @@
 
 Forward:
 
-    (1)  y = x where x > 0, and 0 elsewhere
+    (1)  y = 0 where x <= 0, and x elsewhere
 
 Derivation, for either side:
 
-    d_x = d_y where x > 0, and 0 elsewhere         at the kink, x = 0, the slope is taken to be 0, as PyTorch does
+    d_x = 0 where x <= 0, and d_y elsewhere        at the kink, x = 0, the slope is taken to be 0, as PyTorch does
 
-Saved: where x > 0.
+Saved: where x <= 0.
+Trap: "x where x > 0, and 0 elsewhere" turns a NaN into 0, and so hides it.
 """
 
 from typing import NamedTuple
@@ -22,12 +23,12 @@ from numpygpt.shapes import Array, Bool, Inexact
 
 
 class Saved(NamedTuple):
-    positive: Bool[Array, "..."]
+    flat: Bool[Array, "..."]
 
 
 def forward(x: Inexact[Array, "*shape"]) -> tuple[Inexact[Array, "*shape"], Saved]:
-    positive = x.real > 0
-    return np.where(positive, x, 0), Saved(positive)  # (1)
+    flat = x.real <= 0
+    return np.where(flat, 0, x), Saved(flat)  # (1)
 
 
 class Gradients(NamedTuple):
@@ -35,4 +36,4 @@ class Gradients(NamedTuple):
 
 
 def backward(d_y: Inexact[Array, "*shape"], saved: Saved) -> Gradients:
-    return Gradients(np.where(saved.positive, d_y, 0))  # undoes (1)
+    return Gradients(np.where(saved.flat, 0, d_y))  # undoes (1)

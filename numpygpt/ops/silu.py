@@ -1,5 +1,7 @@
-"""The sigmoid linear unit, also called swish (Hendrycks & Gimpel 2016, arXiv:1606.08415, section 2; Ramachandran et
-al. 2017, arXiv:1710.05941).
+"""The sigmoid linear unit, also called swish.
+
+It is the SiLU of Hendrycks & Gimpel (2016, arXiv:1606.08415, section 2) and the Swish-1 of Ramachandran et al. (2017,
+arXiv:1710.05941).
 
     x   (...)   input
     s   (...)   σ(x)
@@ -16,7 +18,7 @@ Derivation, with ds = s (1 - s) dx:
     d_x = d_y s (1 + x (1 - s))
 
 Saved: x and s.
-Trap: the slope is not s: it passes 1 near x = 1.3, and is negative below -1.28.
+Trap: the slope is not s: it is above 1 from x = 1.28 on, and negative below x = -1.28.
 """
 
 from typing import NamedTuple

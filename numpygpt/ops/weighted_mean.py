@@ -51,8 +51,9 @@ def forward(
 
     Raises InputError for another word than "tokens", "sequences" or "sum".
     """
-    w = np.asarray(weights, x.real.dtype)
-    divisor = total(weights, over=over) if normalizer is None else normalizer
+    w = np.asarray(weights, x.dtype)
+    whole = total(weights, over=over)
+    divisor = whole if normalizer is None else normalizer
     if over == "sequences":
         lengths = w.sum(axis=1, keepdims=True)
         w = w / np.where(lengths == 0, 1, lengths)
@@ -63,13 +64,16 @@ def forward(
 
 
 def total(weights: Array, *, over: str = "tokens") -> float:
-    """What a mean over these weights divides by: their sum, or the number of sequences with any. InputError as forward."""
-    w = np.asarray(weights, np.float64)
+    """What a mean over these weights divides by: their sum, the number of sequences with any, or 1.
+
+    Raises InputError as `forward`.
+    """
+    w = np.asarray(weights).real
     if over not in WAYS:
         raise InputError(f"the mean is over {over!r}; expected one of {', '.join(map(repr, WAYS))}")
     if over == "sum":
         return 1.0
-    return float(w.sum() if over == "tokens" else np.count_nonzero(w.any(axis=1)))
+    return float(w.sum(dtype=np.float64) if over == "tokens" else np.count_nonzero(w.any(axis=1)))
 
 
 class Gradients(NamedTuple):
