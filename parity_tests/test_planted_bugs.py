@@ -23,6 +23,7 @@ from parity_tests import (
     adapter_properties,
     instruction_properties,
     numeric_properties,
+    objective_properties,
     optimizer_properties,
     precision_properties,
     properties,
@@ -48,7 +49,7 @@ PROPERTIES = {
     **optimizer_properties.PROPERTIES,
     **numeric_properties.PROPERTIES,
     **precision_properties.PROPERTIES,
-    **instruction_properties.PROPERTIES,
+    **objective_properties.PROPERTIES,
 }
 
 
@@ -78,8 +79,7 @@ def run(config: properties.GPTConfig, watch: Watch) -> None:
     optimizer_properties.tell(watch)
     numeric_properties.tell(watch)
     precision_properties.tell(watch)
-    adapted_properties.tell(watch)
-    instruction_properties.tell_resized(watch)
+    objective_properties.tell(watch)
 
 
 def tell_all(prefix: str, tensors: dict[str, Array], watch: Watch) -> None:
@@ -208,7 +208,7 @@ def references(without_checks_of_annotations: None) -> None:
         sound_run(config)
     properties.reference_model()
     precision_properties.references()
-    adapted_properties.references()
+    objective_properties.references()
     _an_eos()
 
 
