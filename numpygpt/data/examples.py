@@ -120,7 +120,7 @@ class Limit:
         """What was made of the records. InputError if they were all left out."""
         kept = Kept(list(items), self._dropped, self._truncated, alike)
         if not kept.items:
-            raise InputError(f"no record of {path} is left: {'; '.join(kept.notes)}, at most {self._tokens} tokens each")
+            raise InputError(f"of {path} no record is left: {'; '.join(kept.notes)}; the most is {self._tokens} tokens")
         return kept
 
     def _refuse_long_prompt(self, example: Example, place: str) -> None:

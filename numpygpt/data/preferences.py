@@ -33,8 +33,8 @@ def read_preferences(path: Path, template: Template, tokenizer: Encoding, limit:
 
     limit   how long an example may be; a pair is left out as a whole
 
-    A pair whose answers are the same, perhaps because their ends were cut off, says nothing. It is left out, and counted
-    in the result. Raises InputError for a file that cannot be read, and, with its place, for a record that lacks a
+    A pair whose answers are the same, perhaps because their ends were cut off, says nothing. It is left out and
+    counted. Raises InputError for a file that cannot be read, and, with its place, for a record that lacks a
     prompt or one of its answers, whose two prompts differ, or that is too long.
     """
     pairs = []
