@@ -103,7 +103,7 @@ def test_every_path_and_module_in_code_quotes_is_there(name):
 # The rooms
 
 
-ROOMS = re.findall(r"^numpygpt/([a-z]+) ", TEXTS["docs/library.md"], re.M)
+ROOMS = re.findall(r"^numpygpt/([a-z0-9]+) ", TEXTS["docs/library.md"], re.M)
 
 
 def imported_by(path):
