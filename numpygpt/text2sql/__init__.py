@@ -10,5 +10,6 @@ to write the query, and every query that it writes runs in a real SQLite databas
     scores      exact match and execution accuracy
     pairs       preference pairs whose better answer executes correctly
     reward      what a query earns by its execution
+    writing     how a model reads examples, and writes queries
     stages      the stages of the training, and what is measured after each
 """
