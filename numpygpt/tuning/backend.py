@@ -32,6 +32,8 @@ from numpygpt.tuning.options import FinetuneOptions
 
 #: The folder within the run's in which peft finds the adapter.
 ADAPTER = "adapter"
+#: What is shown in the place of a sample.
+CANNOT_WRITE = "the model scores classes, and writes nothing"
 
 
 class Tuned(NamedTuple):
@@ -124,7 +126,7 @@ class FinetuneBackend(NumpyBackend):
     def sample(self, prompt: str) -> str:
         """See `Backend`. A model that scores classes writes nothing."""
         if self.model.config.classes is not None:
-            return "the model scores classes, and writes nothing"
+            return CANNOT_WRITE
         return super().sample(prompt)
 
     def state(self) -> dict[str, Section]:

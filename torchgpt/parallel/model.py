@@ -210,6 +210,12 @@ class ParallelModel:
         self._sum_gradients()
         return self._over_all(total) / max(1, n_targets)
 
+    def rows_of_process(self, rows: int) -> slice:
+        """Which of the rows of a batch this process computes, among those of ddp and fsdp; it may be none."""
+        share = -(-rows // self.scheme.data)
+        first = min(share * (self._grid.data_rank if self._grid else 0), rows)
+        return slice(first, min(first + share, rows))
+
     def gradients_by(
         self, loss_of: Callable[[Any, Any], Tensor], shares: Sequence[Share], scale: Tensor | float = 1.0,
         *, dropout: bool = True,
