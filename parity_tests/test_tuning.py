@@ -32,7 +32,7 @@ def assert_close(ours, expected, scale=None):
 
 
 def assert_gradients_close(ours, expected):
-    """As `assert_close`; a gradient that is 0 in exact arithmetic, as that of the keys' bias, has the largest's scale."""
+    """As `assert_close`; a gradient that is 0 in exact arithmetic, as that of keys' biases, has the largest's scale."""
     assert ours.keys() == expected.keys()
     sizes = {name: np.linalg.norm(gradient) for name, gradient in expected.items()}
     largest = max(sizes.values())

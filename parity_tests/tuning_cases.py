@@ -54,7 +54,8 @@ def pairs(count: int) -> list[Pair]:
 
 
 def prompts(count: int) -> list[Prompt]:
-    return [Prompt(example.token_ids[:length], {}) for length, example in zip((2, 4, 3, 3) * count, examples(count, 3))]
+    """Of 2 to 4 tokens."""
+    return [Prompt(example.token_ids[: 2 + k % 3], {}) for k, example in enumerate(examples(count, 3))]
 
 
 def drawn(dtype: Any = np.float64) -> Drawn:
