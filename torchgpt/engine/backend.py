@@ -18,6 +18,7 @@ import torch
 from numpygpt.data.loader import DataLoader, Position
 from numpygpt.data.tokenizer import text_to_token_ids, token_ids_to_text
 from numpygpt.errors import InputError
+from numpygpt.model.config import GPTConfig
 from numpygpt.model.saving import SECTION as MODEL
 from numpygpt.model.saving import checked
 from numpygpt.model.scheme import Scheme
@@ -69,7 +70,7 @@ class Maker:
 
     def start(self, task: Task) -> "TorchBackend":
         """See `numpygpt.training.backend.Maker`."""
-        return self.kind.start(task, self.settings, self.team, self.device)
+        return self.kind_of(task).start(task, self.settings, self.team, self.device)
 
     def load(self, task: Task, saved: SavedSections) -> "TorchBackend":
         """See `numpygpt.training.backend.Maker`."""
@@ -81,11 +82,10 @@ class Maker:
                 settings = replace(Settings.of(kept), **{**self.given, **here})
         elif task.options.precision != "fp32":  # of a run that NumPy has begun
             settings = replace(settings, **{"precision": task.options.precision, **self.given})
-        return self.kind.load(task, saved, settings, self.team, self.device)
+        return self.kind_of(task).load(task, saved, settings, self.team, self.device)
 
-    @property
-    def kind(self) -> type["TorchBackend"]:
-        """Of the backends."""
+    def kind_of(self, task: Task) -> type["TorchBackend"]:
+        """Of the backend for a task."""
         return TorchBackend
 
 
@@ -265,11 +265,11 @@ class TorchBackend:
             model.fill(name, torch.from_numpy(np.ascontiguousarray(array)))
         return model
 
-    def _unfilled_model(self) -> ParallelModel:
+    def _unfilled_model(self, config: GPTConfig | None = None) -> ParallelModel:
         scheme = Scheme.of(self.settings.parallel, self.team.size)
         how = self._how_to_compute()
         return ParallelModel.build(
-            self.config, scheme, self.team, device=self.device, compiled=self.settings.compile, **how
+            config or self.config, scheme, self.team, device=self.device, compiled=self.settings.compile, **how
         )
 
     def _how_to_compute(self) -> dict[str, Any]:

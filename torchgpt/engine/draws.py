@@ -25,6 +25,10 @@ class DefaultGenerator:
         """As `TorchGenerator.random_int64`."""
         return int(torch.empty((), dtype=torch.int64).random_())
 
+    def multinomial(self, probabilities: Array) -> Array:
+        """As `TorchGenerator.multinomial`: a draw (N, 1) for each row (N, K)."""
+        return torch.multinomial(torch.from_numpy(probabilities), 1).numpy()
+
     def to_torch_state(self) -> Array:
         """As `TorchGenerator.to_torch_state`."""
         return torch.get_rng_state().numpy()

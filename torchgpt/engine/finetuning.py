@@ -9,7 +9,6 @@ draws each when its projection computes. Without --lora dropout the two take the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ from numpygpt.sections import SavedSections, Section
 from numpygpt.shapes import Array
 from numpygpt.training.backend import Task
 from numpygpt.training.goal import Goal
-from numpygpt.training.options import Options
 from numpygpt.training.step import StepTaken
 from numpygpt.training.team import OneProcess
 from numpygpt.tree import mapped, named
@@ -52,7 +50,7 @@ from numpygpt.tuning.options import FinetuneOptions
 from torchgpt import four_bit
 from torchgpt.adapters import with_adapters
 from torchgpt.bridge import tensors_of
-from torchgpt.engine.backend import Maker, TorchBackend
+from torchgpt.engine.backend import TorchBackend
 from torchgpt.engine.draws import DefaultGenerator
 from torchgpt.engine.goals import Aid, loss_of
 from torchgpt.engine.precision import DTYPES
@@ -60,19 +58,6 @@ from torchgpt.engine.settings import Settings
 from torchgpt.parallel.model import ParallelModel, Share, whole_name
 from torchgpt.parallel.part import Part, Stage, build_part
 from torchgpt.parallel.team import ProcessTeam
-
-
-@dataclass(frozen=True)
-class FinetuneMaker(Maker):
-    """Makes backends that tune a model."""
-
-    command: str = "finetune"
-    options_type: type[Options] = FinetuneOptions
-
-    @property
-    def kind(self) -> type[TorchBackend]:
-        """Of the backends."""
-        return FinetuneBackend
 
 
 class FinetuneBackend(TorchBackend):
@@ -160,7 +145,9 @@ class FinetuneBackend(TorchBackend):
         self.goal = goal_of(self.options, self.aids)
         helper = self.aids.reference or self.aids.teacher
         self.aid = None if helper is None else self._computing(helper)
-        return self._twin_of(tuned)
+        self.base, sha256 = tuned.base, tuned.base and tuned.base.sha256
+        self.adapter = adapter_of(tuned.model)._replace(base_sha256=sha256) if paths_of(tuned.model) else None
+        return self._twin_of(tuned.model)
 
     def _computing(self, model: GPTModel) -> Aid:
         """What computes with a NumPy model on the device, without gradients: see `torchgpt.parallel.part.Part`."""
@@ -235,11 +222,9 @@ class FinetuneBackend(TorchBackend):
     def _model_values(self) -> dict[str, Any]:
         return {} if self.base is None else adapted_values(self.base, self.options.adaptation)
 
-    def _twin_of(self, tuned: Tuned) -> ParallelModel:
+    def _twin_of(self, model: GPTModel) -> ParallelModel:
         """The twin of a NumPy model on the device. On a CPU it uses the memory of the NumPy model's base."""
-        model, self.base = tuned
-        has_paths, sha256 = bool(paths_of(model)), self.base and self.base.sha256
-        self.adapter = adapter_of(model)._replace(base_sha256=sha256) if has_paths else None
+        has_paths = bool(paths_of(model))
         if self.team.size > 1:
             return self._shared(model)
         part = self._part_of(remove_lora(model) if has_paths else model)
@@ -249,10 +234,10 @@ class FinetuneBackend(TorchBackend):
             with_adapters(part.model, model)  # it changes the part's modules
         shapes = {name: array.shape for name, array in model.named_parameters().items() if model.trained(name)}
         for name, parameter in part.model.named_parameters():
-            parameter.requires_grad_(whole_name(name, self.config) in shapes)
+            parameter.requires_grad_(whole_name(name, model.config) in shapes)
         part.to(self.device)
         dtype = getattr(torch, self.options.dtype)
-        return ParallelModel(self.config, Scheme(), None, part, self.device, dtype, shapes)
+        return ParallelModel(model.config, Scheme(), None, part, self.device, dtype, shapes)
 
     def _shared(self, model: GPTModel) -> ParallelModel:
         """The twin of a model of which all is trained, shared among the processes. InputError for any other."""
@@ -260,7 +245,7 @@ class FinetuneBackend(TorchBackend):
             raise InputError(
                 f"{self.options.adaptation} is computed in one process; start it without torchrun, or tune all weights"
             )
-        shared = self._unfilled_model()
+        shared = self._unfilled_model(model.config)
         if not self.options.reads_text and (shared.scheme.tp > 1 or shared.scheme.pp > 1):
             raise InputError(f"--parallel is {shared.scheme}; records are learned from with ddp and fsdp alone")
         for name, array in model.named_parameters().items():
@@ -277,7 +262,7 @@ class FinetuneBackend(TorchBackend):
         """Whether quantized matrices stay packed, in layers of bitsandbytes. A note says if they do not."""
         if not quantized_projections(model):
             return False
-        if self.adapter is not None and four_bit.has_layers_for(model):
+        if paths_of(model) and four_bit.has_layers_for(model):
             return True
         self.notes.append(
             "the quantized matrices are whole in memory here, of the values of their codes: bitsandbytes keeps nf4 and "
