@@ -27,6 +27,7 @@ from parity_tests import (
     optimizer_properties,
     precision_properties,
     properties,
+    tuning_properties,
 )
 from parity_tests.adapter_properties import watch_adapters
 from parity_tests.properties import (
@@ -49,7 +50,9 @@ PROPERTIES = {
     **optimizer_properties.PROPERTIES,
     **numeric_properties.PROPERTIES,
     **precision_properties.PROPERTIES,
+    **instruction_properties.PROPERTIES,
     **objective_properties.PROPERTIES,
+    **tuning_properties.PROPERTIES,
 }
 
 
@@ -79,7 +82,10 @@ def run(config: properties.GPTConfig, watch: Watch) -> None:
     optimizer_properties.tell(watch)
     numeric_properties.tell(watch)
     precision_properties.tell(watch)
+    adapted_properties.tell(watch)
+    instruction_properties.tell_resized(watch)
     objective_properties.tell(watch)
+    tuning_properties.tell(watch)
 
 
 def tell_all(prefix: str, tensors: dict[str, Array], watch: Watch) -> None:

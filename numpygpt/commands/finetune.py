@@ -7,7 +7,8 @@ from pathlib import Path
 from numpygpt.adapt.adaptation import lora_of, quantization_of
 from numpygpt.commands.model_options import add_run_options, flag, given_run_options
 from numpygpt.commands.train import add_folder_options, train_with
-from numpygpt.data.tokenizer import TOKENIZERS
+from numpygpt.data.templates import template_of
+from numpygpt.data.tokenizer import PLUS, TOKENIZERS, get_tokenizer
 from numpygpt.errors import InputError
 from numpygpt.formats.kinds import read_model
 from numpygpt.model.config import GPTConfig
@@ -66,8 +67,22 @@ def begun_with(maker: Maker, parsed: argparse.Namespace) -> tuple[Options, GPTCo
         usual = {**OBJECTIVES[parsed.objective].usual, **usual}
     options = FinetuneOptions.of({**usual, **given, "tokenizer": tokenizer})
     assert isinstance(options, FinetuneOptions)
-    _ = options.settings  # InputError for one that the objective needs and that is missing
+    options = replace(options, tokenizer=_tokenizer_with_the_template(options))
     config = saved_config(base)
+    tokens = get_tokenizer(options.tokenizer, options.vocab).n_vocab
+    config = replace(config, vocab_size=max(config.vocab_size, tokens))
     if options.head is not None:
         config = replace(config, classes=options.head, tie_weights=False)
     return options, config
+
+
+def _tokenizer_with_the_template(options: FinetuneOptions) -> str:
+    """The name of the run's tokenizer: the model's, with the special tokens of the template that it lacks.
+
+    Raises InputError for an option that the objective needs and that is missing.
+    """
+    template = options.settings.get("template")
+    if options.reads_text or template is None:
+        return options.tokenizer
+    known = get_tokenizer(options.tokenizer, options.vocab).special_tokens_set
+    return PLUS.join([options.tokenizer, *(token for token in template_of(template).tokens if token not in known)])

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from numpygpt.adapt.adapters import remove_lora
 from numpygpt.adapt.files import fingerprint
 from numpygpt.adapt.saving import model_of
+from numpygpt.adapt.vocabulary import resize_embeddings
+from numpygpt.data.tokenizer import get_tokenizer
 from numpygpt.errors import InputError
 from numpygpt.formats.kinds import read_model
 from numpygpt.model.gpt import GPTModel
@@ -63,12 +65,28 @@ def aids_of(options: FinetuneOptions, model: GPTModel) -> Aids:
     return aids
 
 
+def with_tokens_of(options: FinetuneOptions, model: GPTModel) -> GPTModel:
+    """The model with rows for all tokens of the run's tokenizer. InputError if only an adapter is to be trained.
+
+    The new rows are means of the others (`numpygpt.adapt.vocabulary`), and so the same each time.
+    """
+    tokens = get_tokenizer(options.tokenizer, options.vocab).n_vocab
+    if tokens <= model.config.vocab_size:
+        return model
+    if options.is_adapted:
+        raise InputError(
+            f"the model has {model.config.vocab_size} tokens, and the tokenizer {options.tokenizer!r} has {tokens}; its "
+            f"new rows would not be trained beside an adapter or frozen weights: tune all weights first"
+        )
+    return resize_embeddings(model, tokens)
+
+
 def _reference(options: FinetuneOptions, model: GPTModel) -> GPTModel | None:
     if "reference" not in options.settings or options.reference == NO_REFERENCE:
         return None
     if options.reference is not None:
         return _read(options, "reference")
-    return remove_lora(model) if options.lora is not None else _read(options, "checkpoint")
+    return remove_lora(model) if options.lora is not None else with_tokens_of(options, _read(options, "checkpoint"))
 
 
 def _read(options: FinetuneOptions, name: str) -> GPTModel:

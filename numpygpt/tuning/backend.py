@@ -26,7 +26,7 @@ from numpygpt.training.optimizers import state_bytes_of
 from numpygpt.training.options import Options
 from numpygpt.training.step import StepTaken
 from numpygpt.tuning.aids import SECTION as AIDS
-from numpygpt.tuning.aids import Aids, aids_of
+from numpygpt.tuning.aids import Aids, aids_of, with_tokens_of
 from numpygpt.tuning.goals import goal_of
 from numpygpt.tuning.options import FinetuneOptions
 
@@ -59,6 +59,7 @@ def begun(options: FinetuneOptions, rng: TorchGenerator, path: Path, head: int |
             f"{path} scores {model.config.classes} classes and writes no text; the objective {options.objective} needs "
             f"a model that does"
         )
+    model = with_tokens_of(options, model)
     base = Base(path.absolute(), fingerprint(model)) if options.is_adapted else None
     adapted = options.adaptation._replace(head=head).of(model, rng)
     if not adapted.num_parameters(trained_only=True):

@@ -15,9 +15,12 @@ under a mask); evaluation, decoding, and data; the other optimizers' moments and
 "muon.step2."), and the schedules ("schedules."); numbers of short formats ("bf16.rounded"), then codes, constants and
 values of quantized arrays, and a product with each ("whole_blocks.nf4.3.codes"); a step in bf16 by each of autocast's
 tables, its micro-batches and the weights after it ("bf16_cuda.", "bf16_cpu."); a clipped step with a scale of the loss
-("fp16."); one whose gradients overflow ("overflow."); outputs and gradients of the operations and objectives that the
-model itself does not use ("operations.dpo.d_chosen"), and advantages ("advantages.whitened"). It is "none" for a bug
-that shows only at extreme values or in another dtype. `properties` are the kinds of checks that see the bug:
+("fp16."); one whose gradients overflow ("overflow."); models that are frozen or quantized, which bases an adapter fits,
+and an optimizer with its moments on the disk ("made.", "on_disk."); models with more tokens ("resized."); outputs and
+gradients of the operations and objectives that the model itself does not use ("operations.dpo.d_chosen"), and advantages
+("advantages.whitened"); losses and gradients of tuning, and answers that are drawn ("tuned.", "drawn.", "grouped.",
+"valued.", "best."). It is "none" for a bug that shows only at extreme values or in another dtype. `properties` are the
+kinds of checks that see the bug:
 
     forward        activations equal PyTorch's in float64
     gradients      gradients equal PyTorch's in float64, present and of the right shape
@@ -93,6 +96,28 @@ that shows only at extreme values or in another dtype. `properties` are the kind
     moments_on_disk         moments in a file are those in memory, bit for bit
     optimizers_on_disk      with them, the parameters and the moments equal PyTorch's
     loader         batches equal PyTorch's for the same seed
+    answers_learned         of a conversation, the answers and what ends each are learned, and nothing else
+    targets_by_hand         small examples have the targets that can be written down
+    texts_by_hand           conversations have the texts that can be written down, and a message stays text
+    prompts_begin_examples  a prompt has the tokens with which its example begins
+    padding_by_hand         a small padded batch is the one that can be written down
+    padded_as_alone         padded examples have the loss and the gradients that they have alone, under any padding
+    classified_by_last_token   the last token of a padded text has the logits that it has alone
+    packing_by_hand         a small packed row is the one that can be written down
+    packed_as_alone         packed examples have the loss and the gradients that they have alone
+    rows_fit                each example is in one row, and no row is too full
+    pairs_by_hand           both answers of a pair follow one prompt, of which nothing is learned
+    pairs_in_batches        a small batch of pairs is the one that can be written down, the chosen ones first
+    pairs_from_files        a file gives the pairs of its records, without those whose answers are alike
+    old_logits_stay         a larger vocabulary leaves the logits of the old tokens as they are, and a tied head tied
+    new_rows_are_means      its new rows are the means of the old ones
+    goals_in_pytorch        a goal of tuning has PyTorch's loss and gradients on a model
+    goals_in_parts          uneven micro-batches have those of the whole batch, and its weight
+    drawn_as_scored         the log-probabilities of drawn tokens are those of a forward over prompt and answer
+    rewarded_by_hand        values, advantages and returns are those of loops over each answer's tokens
+    groups_by_hand          each token has its answer's advantage among the answers to its prompt
+    best_by_hand            of the answers to each prompt, the one of the highest reward is taken
+    rows_by_hand            a prompt and its answer are one row, whose targets are the answer's tokens
     operations     the operations of objectives, and objectives, equal their oracles in float64, forward and backward
     operations_complex_step   their gradients equal complex step's
     operations_at_extremes    their special calls are right too, in float64 and in float32
@@ -110,7 +135,10 @@ from numpygpt.checks.planting import Bug
 from numpygpt.checks.record import BugsOnly, Record
 
 #: The rooms of the modules, in the order in which their records come.
-_ROOMS = ("numerics", "ops", "layers", "model", "objectives", "adapt", "training", "decoding", "data", "formats")
+_ROOMS = (
+    "numerics", "ops", "layers", "model", "objectives", "adapt", "training", "tuning", "decoding", "data", "formats",
+    "text2sql",
+)  # fmt: skip
 
 
 def _place(record: Record | BugsOnly) -> tuple[int, str]:
