@@ -54,7 +54,8 @@ def folder(tmp_path_factory):
     (folder / "pairs.json").write_text(
         json.dumps([{"prompt": f"say {k}", "chosen": "a" * (1 + k % 5), "rejected": f"no {k}"} for k in range(14)])
     )
-    (folder / "labels.csv").write_text("Label,Text\n" + "".join(f"{k % 2},{'ab' * (1 + k % 7)} {k}\n" for k in range(14)))
+    lines = ["Label,Text", *(f"{k % 2},{'ab' * (1 + k % 7)} {k}" for k in range(14)), ""]
+    (folder / "labels.csv").write_text("\n".join(lines))
     for name, seed in (("first", 1), ("second", 2)):
         assert run("numpygpt", "train", "--text", text, "--out", folder / name, *SMALL, "--seed", seed) == 0
     few = ("--steps", 2, "--batch-size", 4, *QUIET)
@@ -77,7 +78,8 @@ def steps(count):
 
 
 def assert_both_take_the_same_steps(folder, tmp_path, way, count):
-    runs = [tune(program, folder, tmp_path / program, "base", *TUNING, *WAYS[way], *steps(count)) for program in PROGRAMS]
+    options = (*TUNING, *WAYS[way], *steps(count))
+    runs = [tune(program, folder, tmp_path / program, "base", *options) for program in PROGRAMS]
     expected, ours = map(curve, runs)
     assert min(norm for _, norm in expected) > 0
     assert furthest(ours, expected) <= FLOAT64_CURVE

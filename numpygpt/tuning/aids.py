@@ -75,7 +75,7 @@ def with_tokens_of(options: FinetuneOptions, model: GPTModel) -> GPTModel:
         return model
     if options.is_adapted:
         raise InputError(
-            f"the model has {model.config.vocab_size} tokens, and the tokenizer {options.tokenizer!r} has {tokens}; its "
+            f"the model has {model.config.vocab_size} tokens, and the tokenizer {options.tokenizer!r} has {tokens}; "
             f"new rows would not be trained beside an adapter or frozen weights: tune all weights first"
         )
     return resize_embeddings(model, tokens)

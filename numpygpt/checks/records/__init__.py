@@ -17,8 +17,8 @@ values of quantized arrays, and a product with each ("whole_blocks.nf4.3.codes")
 tables, its micro-batches and the weights after it ("bf16_cuda.", "bf16_cpu."); a clipped step with a scale of the loss
 ("fp16."); one whose gradients overflow ("overflow."); models that are frozen or quantized, which bases an adapter fits,
 and an optimizer with its moments on the disk ("made.", "on_disk."); models with more tokens ("resized."); outputs and
-gradients of the operations and objectives that the model itself does not use ("operations.dpo.d_chosen"), and advantages
-("advantages.whitened"); losses and gradients of tuning, and answers that are drawn ("tuned.", "drawn.", "grouped.",
+gradients of the operations and objectives that the model itself does not use ("operations.dpo.d_chosen"), and
+advantages ("advantages.whitened"); losses and gradients of tuning, and answers that are drawn ("tuned.", "drawn.", "grouped.",
 "valued.", "best."). It is "none" for a bug that shows only at extreme values or in another dtype. `properties` are the
 kinds of checks that see the bug:
 
