@@ -18,9 +18,9 @@ tables, its micro-batches and the weights after it ("bf16_cuda.", "bf16_cpu."); 
 ("fp16."); one whose gradients overflow ("overflow."); models that are frozen or quantized, which bases an adapter fits,
 and an optimizer with its moments on the disk ("made.", "on_disk."); models with more tokens ("resized."); outputs and
 gradients of the operations and objectives that the model itself does not use ("operations.dpo.d_chosen"), and
-advantages ("advantages.whitened"); losses and gradients of tuning, and answers that are drawn ("tuned.", "drawn.", "grouped.",
-"valued.", "best."). It is "none" for a bug that shows only at extreme values or in another dtype. `properties` are the
-kinds of checks that see the bug:
+advantages ("advantages.whitened"); losses and gradients of tuning, and answers that are drawn ("tuned.", "drawn.",
+"grouped.", "valued.", "best."). It is "none" for a bug that shows only at extreme values or in another dtype.
+`properties` are the kinds of checks that see the bug:
 
     forward        activations equal PyTorch's in float64
     gradients      gradients equal PyTorch's in float64, present and of the right shape
