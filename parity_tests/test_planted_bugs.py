@@ -75,7 +75,8 @@ def run(config: properties.GPTConfig, watch: Watch) -> None:
     optimizer_properties.tell(watch)
     numeric_properties.tell(watch)
     precision_properties.tell(watch)
-    adapted_properties.tell(watch)
+    if config is TIED:  # these models have their own configurations, and bugs of the model show in it first
+        adapted_properties.tell(watch)
 
 
 def tell_all(prefix: str, tensors: dict[str, Array], watch: Watch) -> None:
