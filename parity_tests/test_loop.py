@@ -539,4 +539,4 @@ def test_what_the_run_keeps_is_of_the_state_when_it_was_saved(tmp_path):
     assert section["options"] == run.options.to_dict()
     assert [entry["step"] for entry in section["history"]] == [0, 2, 4, 5]
     assert section["tokens_seen"] == 5 * run.tokens_per_step == run.tokens_seen
-    assert run.options == replace(options_of(tmp_path), schedule_steps=5)
+    assert run.options == replace(options_of(tmp_path), schedule_steps=5, weight_decay=0.1)
