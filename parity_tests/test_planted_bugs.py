@@ -20,6 +20,7 @@ from numpygpt.training.step import loss_and_grads_of
 from numpygpt.watch import Watch
 from parity_tests import (
     adapter_properties,
+    instruction_properties,
     numeric_properties,
     optimizer_properties,
     precision_properties,
@@ -45,6 +46,7 @@ PROPERTIES = {
     **optimizer_properties.PROPERTIES,
     **numeric_properties.PROPERTIES,
     **precision_properties.PROPERTIES,
+    **instruction_properties.PROPERTIES,
 }
 
 
@@ -61,6 +63,7 @@ def holds(name: str) -> bool:
 
 
 def run(config: properties.GPTConfig, watch: Watch) -> None:
+    instruction_properties.tell(watch)
     tell_all("loaded.", model_of(config).state_dict(), watch)
     watch_training_step(model_of(config), watch)
     optimize(model_of(config), watch)
@@ -73,6 +76,7 @@ def run(config: properties.GPTConfig, watch: Watch) -> None:
     optimizer_properties.tell(watch)
     numeric_properties.tell(watch)
     precision_properties.tell(watch)
+    instruction_properties.tell_resized(watch)
 
 
 def tell_all(prefix: str, tensors: dict[str, Array], watch: Watch) -> None:

@@ -4,7 +4,8 @@
 bugs.
 
 `BUGS` has all planted bugs by name (`numpygpt.checks.planting`). `first_wrong` of a bug names the first tensor that
-differs. The order is: loaded weights; activations of a training step, its loss, and its gradients as the backward
+differs. The order is: conversations, pairs, batches and packed rows of token ids ("chatml.targets", "rows.visible");
+loaded weights; activations of a training step, its loss, and its gradients as the backward
 yields them; loss and gradients of micro-batches ("micro_batches."), the clipped gradients ("clipped."), the optimizer's
 moments and parameters ("step1.", "copied.", "groups."); gradients of recomputed blocks ("recomputed."); a step that
 trains a few leaves ("frozen."); a step on several documents in a row ("packed."); a step in which each token sees all
@@ -14,8 +15,8 @@ under a mask); evaluation, decoding, and data; the other optimizers' moments and
 "muon.step2."), and the schedules ("schedules."); numbers of short formats ("bf16.rounded"), then codes, constants and
 values of quantized arrays, and a product with each ("whole_blocks.nf4.3.codes"); a step in bf16 by each of autocast's
 tables, its micro-batches and the weights after it ("bf16_cuda.", "bf16_cpu."); a clipped step with a scale of the loss
-("fp16."); and one whose gradients overflow ("overflow."). It is "none" for a bug that shows only
-at extreme values or in another dtype. `properties` are the kinds of checks that see the bug:
+("fp16."); one whose gradients overflow ("overflow."); and models with more tokens ("resized."). It is "none" for a bug
+that shows only at extreme values or in another dtype. `properties` are the kinds of checks that see the bug:
 
     forward        activations equal PyTorch's in float64
     gradients      gradients equal PyTorch's in float64, present and of the right shape
@@ -84,6 +85,21 @@ at extreme values or in another dtype. `properties` are the kinds of checks that
     adapters_decoding       adapters and what they are merged into give the full forward's logits token by token
     adapters_purity         adapting a model does not change it, and shares what stays
     loader         batches equal PyTorch's for the same seed
+    answers_learned         of a conversation, the answers and what ends each are learned, and nothing else
+    targets_by_hand         small examples have the targets that can be written down
+    texts_by_hand           conversations have the texts that can be written down, and a message stays text
+    prompts_begin_examples  a prompt has the tokens with which its example begins
+    padding_by_hand         a small padded batch is the one that can be written down
+    padded_as_alone         padded examples have the loss and the gradients that they have alone, under any padding
+    classified_by_last_token   the last token of a padded text has the logits that it has alone
+    packing_by_hand         a small packed row is the one that can be written down
+    packed_as_alone         packed examples have the loss and the gradients that they have alone
+    rows_fit                each example is in one row, and no row is too full
+    pairs_by_hand           both answers of a pair follow one prompt, of which nothing is learned
+    pairs_in_batches        a small batch of pairs is the one that can be written down, the chosen ones first
+    pairs_from_files        a file gives the pairs of its records, without those whose answers are alike
+    old_logits_stay         a larger vocabulary leaves the logits of the old tokens as they are, and a tied head tied
+    new_rows_are_means      its new rows are the means of the old ones
 """
 
 from importlib import import_module
