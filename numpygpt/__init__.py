@@ -3,11 +3,13 @@
 Start reading at `numpygpt.ops`, then `numpygpt.layers`, then `numpygpt.model`.
 """
 
+from numpygpt.adapt import class_head, freeze, replace_linear_with_lora, unfreeze
 from numpygpt.data.book_instructions import (
     InstructionDataset,
     SpamDataset,
     create_balanced_dataset,
     custom_collate_fn,
+    extract_response,
     format_input,
     random_split,
 )
@@ -22,7 +24,7 @@ from numpygpt.formats import load_model
 from numpygpt.formats.openai import assign, download_and_load_gpt2, load_weights_into_gpt
 from numpygpt.model.config import GPT_CONFIG_124M, PRESETS, GPTConfig
 from numpygpt.model.gpt import GPTModel
-from numpygpt.pictures.losses import plot_losses
+from numpygpt.pictures.losses import plot_losses, plot_values
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.training.adagrad import Adagrad
 from numpygpt.training.adam import Adam
@@ -31,8 +33,10 @@ from numpygpt.training.book import (
     calc_loss_batch,
     calc_loss_loader,
     evaluate_model,
+    find_highest_gradient,
     generate_and_print_sample,
     perplexity,
+    train_model,
     train_model_simple,
 )
 from numpygpt.training.clipping import clip_grad_norm
@@ -41,6 +45,7 @@ from numpygpt.training.lion import Lion
 from numpygpt.training.muon import Muon
 from numpygpt.training.rmsprop import RMSprop
 from numpygpt.training.sgd import SGD
+from numpygpt.tuning.book import calc_accuracy_loader, classify_review, train_classifier_simple
 
 __version__ = "0.1.0"
 
@@ -65,15 +70,21 @@ __all__ = [
     "TorchGenerator",
     "assign",
     "beam_search",
+    "calc_accuracy_loader",
     "calc_loss_batch",
     "calc_loss_loader",
+    "class_head",
+    "classify_review",
     "clip_grad_norm",
     "create_balanced_dataset",
     "create_dataloader_v1",
     "custom_collate_fn",
     "download_and_load_gpt2",
     "evaluate_model",
+    "extract_response",
+    "find_highest_gradient",
     "format_input",
+    "freeze",
     "generate",
     "generate_and_print_sample",
     "generate_text_simple",
@@ -82,10 +93,15 @@ __all__ = [
     "load_weights_into_gpt",
     "perplexity",
     "plot_losses",
+    "plot_values",
     "print_sampled_tokens",
     "random_split",
+    "replace_linear_with_lora",
     "softmax_with_temperature",
     "text_to_token_ids",
     "token_ids_to_text",
+    "train_classifier_simple",
+    "train_model",
     "train_model_simple",
+    "unfreeze",
 ]

@@ -1,4 +1,4 @@
-"""The book's data loader and training functions on tensors (chapters 2 and 5).
+"""The book's data loader and training functions on tensors (chapters 2 and 5, appendix D).
 
 They draw from PyTorch's default generator exactly as the book's listings do, so a seed gives the book's batches,
 masks and losses.
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from numpygpt.data.tokenizer import get_tokenizer
 from numpygpt.data.windows import GPTDatasetV1
 from numpygpt.pictures.losses import plot_losses
-from numpygpt.training.book import loss_line
+from numpygpt.training.book import MAX_NORM, book_rate, clips, run_epochs
 from torchgpt.generation import generate_text_simple, text_to_token_ids, token_ids_to_text
 from torchgpt.model import GPTModel
 
@@ -25,8 +25,10 @@ __all__ = [
     "calc_loss_loader",
     "create_dataloader_v1",
     "evaluate_model",
+    "find_highest_gradient",
     "generate_and_print_sample",
     "plot_losses",
+    "train_model",
     "train_model_simple",
 ]
 
@@ -59,13 +61,19 @@ def create_dataloader_v1(
 
 def calc_loss_batch(
     input_batch: Integer[Tensor, "B T"],
-    target_batch: Integer[Tensor, "B T"],
+    target_batch: Integer[Tensor, "B T"] | Integer[Tensor, "B"],
     model: nn.Module,
     device: torch.device | str,
 ) -> Float[Tensor, ""]:
-    """The mean cross-entropy, in nats a token, of the model's logits for one batch."""
-    logits = model(input_batch.to(device))
-    return F.cross_entropy(logits.flatten(0, 1), target_batch.to(device).flatten())
+    """The mean cross-entropy of one batch, in nats.
+
+    target_batch   (B, T): the next tokens; or, as in chapter 6, (B): the classes of the texts, whose scores are read at
+                   the last of the T tokens, be it padding or not
+    """
+    logits, targets = model(input_batch.to(device)), target_batch.to(device)
+    if targets.ndim == 1:
+        return F.cross_entropy(logits[:, -1], targets)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def calc_loss_loader(
@@ -87,7 +95,7 @@ def evaluate_model(
     device: torch.device | str,
     eval_iter: int,
 ) -> tuple[float, float]:
-    """The training and the validation loss, each over `eval_iter` batches, in nats a token, without dropout.
+    """The training and the validation loss, each over `eval_iter` batches, in nats, without dropout.
 
     The model is in training mode afterwards.
     """
@@ -129,13 +137,21 @@ def training_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     input_batch: Integer[Tensor, "B T"],
-    target_batch: Integer[Tensor, "B T"],
+    target_batch: Integer[Tensor, "B T"] | Integer[Tensor, "B"],
     device: torch.device | str,
+    *,
+    max_norm: float | None = None,
 ) -> Float[Tensor, ""]:
-    """Take one step of the optimizer on a batch; returns the loss, in nats a token."""
+    """Take one step of the optimizer on a batch, in training mode; returns the loss, in nats, as `calc_loss_batch`.
+
+    max_norm   clip the gradients to this norm; None: they are not clipped
+    """
+    model.train()
     optimizer.zero_grad()
     loss = calc_loss_batch(input_batch, target_batch, model, device)
     loss.backward()
+    if max_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     optimizer.step()
     return loss.detach()
 
@@ -161,21 +177,66 @@ def train_model_simple(
 
     Returns train_losses and val_losses, in nats a token, and track_tokens_seen, with an entry for each line of losses.
     """
-    train_losses: list[float] = []
-    val_losses: list[float] = []
-    track_tokens_seen: list[int] = []
-    tokens_seen, global_step = 0, -1
-    for epoch in range(num_epochs):
-        model.train()
-        for input_batch, target_batch in train_loader:
-            training_step(model, optimizer, input_batch, target_batch, device)
-            tokens_seen += input_batch.numel()
-            global_step += 1
-            if global_step % eval_freq == 0:
-                train_loss, val_loss = evaluate_model(model, train_loader, val_loader, device, eval_iter)
-                train_losses.append(train_loss)
-                val_losses.append(val_loss)
-                track_tokens_seen.append(tokens_seen)
-                print(loss_line(epoch, global_step, train_loss, val_loss))
-        generate_and_print_sample(model, tokenizer, device, start_context)
-    return train_losses, val_losses, track_tokens_seen
+    tracked = run_epochs(
+        train_loader,
+        num_epochs,
+        eval_freq,
+        take_step=lambda _, inputs, targets: training_step(model, optimizer, inputs, targets, device),
+        evaluate=lambda: evaluate_model(model, train_loader, val_loader, device, eval_iter),
+        end_epoch=lambda: generate_and_print_sample(model, tokenizer, device, start_context),
+        size=torch.numel,
+    )
+    return tracked.train_losses, tracked.val_losses, tracked.track_seen
+
+
+def train_model(
+    model: GPTModel,
+    train_loader: DataLoader,
+    val_loader: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device | str,
+    n_epochs: int,
+    eval_freq: int,
+    eval_iter: int,
+    start_context: str,
+    tokenizer: Any,
+    warmup_steps: int,
+    initial_lr: float = 3e-05,
+    min_lr: float = 1e-6,
+) -> tuple[list[float], list[float], list[int], list[float]]:
+    """The training of appendix D: with a warm-up and a cosine of the learning rate, and with clipping from then on.
+
+    The arguments and the result are those of `numpygpt.train_model`, which says when the gradients are clipped. Every
+    group of the optimizer gets the same rate, and the highest is that of its first group.
+    """
+    peak_lr = optimizer.param_groups[0]["lr"]
+    rate_of = book_rate(peak_lr, len(train_loader) * n_epochs, warmup_steps, initial_lr, min_lr)
+    track_lrs: list[float] = []
+
+    def take_step(global_step: int, inputs: Tensor, targets: Tensor) -> None:
+        track_lrs.append(rate_of(global_step))
+        for group in optimizer.param_groups:
+            group["lr"] = track_lrs[-1]
+        max_norm = MAX_NORM if clips(global_step, warmup_steps) else None
+        training_step(model, optimizer, inputs, targets, device, max_norm=max_norm)
+
+    tracked = run_epochs(
+        train_loader,
+        n_epochs,
+        eval_freq,
+        take_step=take_step,
+        evaluate=lambda: evaluate_model(model, train_loader, val_loader, device, eval_iter),
+        end_epoch=lambda: generate_and_print_sample(model, tokenizer, device, start_context),
+        size=torch.numel,
+        step="Iter",
+    )
+    return tracked.train_losses, tracked.val_losses, tracked.track_seen, track_lrs
+
+
+def find_highest_gradient(model: nn.Module) -> Float[Tensor, ""] | None:
+    """The largest value in the gradients of the model's parameters; None if there are none.
+
+    It is not the largest absolute value.
+    """
+    highest = [parameter.grad.max() for parameter in model.parameters() if parameter.grad is not None]
+    return torch.stack(highest).max() if highest else None

@@ -66,7 +66,7 @@ def add_lora(
     Raises InputError for a rank, an α, a rate, a scaling or a target that cannot be, for a name that is taken, and for
     a model with an adapter that is merged.
     """
-    _refuse_values(rank, alpha, dropout, scaling, name)
+    refuse_values(rank, alpha, dropout, scaling, name)
     refuse_merged(model)
     rank, alpha, dropout = int(rank), float(alpha), float(dropout)
     generator = seed if isinstance(seed, TorchGenerator) else TorchGenerator(seed)
@@ -244,7 +244,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
-def _refuse_values(rank: Any, alpha: Any, dropout: Any, scaling: str, name: str) -> None:
+def refuse_values(rank: Any, alpha: Any, dropout: Any, scaling: str, name: str) -> None:
+    """InputError for what no adapter can have."""
     if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or rank < 1:
         raise InputError(f"rank is {rank!r}; expected an integer of 1 or more")
     if not (_is_number(alpha) and 0 < alpha < float("inf")):

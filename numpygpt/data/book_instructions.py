@@ -1,7 +1,7 @@
 """The book's functions for instruction records (chapter 7) and for spam (chapter 6), under their names.
 
-Batches are NumPy arrays. There is no device argument. A table is a list of records, dicts, in the place of a pandas
-DataFrame; its rows are drawn in the order in which pandas draws them.
+Batches are NumPy arrays. There is no device argument. A table of texts and their classes is a list of records, dicts,
+or a pandas DataFrame, as in the book. Its rows are drawn in the order in which pandas draws them.
 """
 
 import os
@@ -23,6 +23,8 @@ HAM_AND_SPAM = ("ham", "spam")
 SEED = 123
 
 Record = Mapping[str, Any]
+#: A list of records, or a pandas DataFrame.
+Table = Any
 
 
 # Chapter 7: instructions
@@ -37,6 +39,14 @@ def format_input(entry: Record) -> str:
     )
     input_text = f"\n\n### Input:\n{entry['input']}" if entry["input"] else ""
     return instruction_text + input_text
+
+
+def extract_response(response_text: str, input_text: str) -> str:
+    """The answer in a text that a model has generated after `input_text`: without the prompt and the answer's header.
+
+    The book has this as a line: `response_text[len(input_text):].replace("### Response:", "").strip()`.
+    """
+    return response_text[len(input_text) :].replace("### Response:", "").strip()
 
 
 class InstructionDataset:
@@ -81,32 +91,44 @@ def custom_collate_fn(
 # Chapter 6: spam
 
 
-def create_balanced_dataset(records: Sequence[Record]) -> list[Record]:
-    """As many records whose "Label" is "ham", drawn at random, as there are with "spam", and then these.
+def create_balanced_dataset(df: Table) -> Table:
+    """As many rows whose "Label" is "ham", drawn at random, as there are with "spam", and then these.
+
+    df   a list of records, or a DataFrame; the result is of the same kind
 
     Raises InputError for fewer "ham" than "spam".
     """
-    spam = [record for record in records if record["Label"] == "spam"]
-    ham = [record for record in records if record["Label"] == "ham"]
+    labels = df["Label"] if _is_frame(df) else [record["Label"] for record in df]
+    ham, spam = (np.flatnonzero([label == name for label in labels]) for name in HAM_AND_SPAM)
     if len(ham) < len(spam):
         raise InputError(f"there are {len(ham)} records of ham and {len(spam)} of spam; expected at least as many ham")
-    return [*_drawn(ham)[: len(spam)], *spam]
+    return _rows(df, np.concatenate([ham[_drawn(len(ham))][: len(spam)], spam]))
 
 
-def random_split(
-    records: Sequence[Record], train_frac: float, validation_frac: float
-) -> tuple[list[Record], list[Record], list[Record]]:
-    """The records in a random order, in three parts: for training, for validation, and the rest for a test."""
-    shuffled = _drawn(records)
+def random_split(df: Table, train_frac: float, validation_frac: float) -> tuple[Table, Table, Table]:
+    """The rows in a random order, in three parts: for training, for validation, and the rest for a test.
+
+    df   as `create_balanced_dataset` takes it
+    """
+    shuffled = _rows(df, _drawn(len(df)))
+    if _is_frame(df):
+        shuffled = shuffled.reset_index(drop=True)
     train_end = int(len(shuffled) * train_frac)
     validation_end = train_end + int(len(shuffled) * validation_frac)
     return shuffled[:train_end], shuffled[train_end:validation_end], shuffled[validation_end:]
 
 
-def _drawn(records: Sequence[Record]) -> list[Record]:
-    """All records in the order of pandas' `sample(random_state=123)`, which is that of NumPy's earlier generator."""
-    order = np.random.RandomState(SEED).permutation(len(records))
-    return [records[number] for number in order]
+def _drawn(rows: int) -> Integer[Array, "N"]:
+    """The numbers of all rows in the order of pandas' `sample(random_state=123)`: that of NumPy's earlier generator."""
+    return np.random.RandomState(SEED).permutation(rows)
+
+
+def _rows(df: Table, numbers: Integer[Array, "N"]) -> Table:
+    return df.iloc[numbers] if _is_frame(df) else [df[number] for number in numbers]
+
+
+def _is_frame(df: Table) -> bool:
+    return hasattr(df, "iloc")
 
 
 class SpamDataset:
