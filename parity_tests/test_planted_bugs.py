@@ -82,11 +82,11 @@ def run(config: properties.GPTConfig, watch: Watch) -> None:
     optimizer_properties.tell(watch)
     numeric_properties.tell(watch)
     precision_properties.tell(watch)
+    objective_properties.tell(watch)
     if config is TIED:  # these models have their own configurations, and bugs of the model show in it first
         adapted_properties.tell(watch)
-    instruction_properties.tell_resized(watch)
-    objective_properties.tell(watch)
-    tuning_properties.tell(watch)
+        instruction_properties.tell_resized(watch)
+        tuning_properties.tell(watch)
 
 
 def tell_all(prefix: str, tensors: dict[str, Array], watch: Watch) -> None:
