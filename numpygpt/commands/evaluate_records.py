@@ -144,7 +144,8 @@ def _of_policy(asked: Asked, pairs: Pairs) -> tuple[str, Table]:
     parsed, run = asked.parsed, finetune_options_of(asked.checkpoint)
     if parsed.beta is not None and parsed.reference is None:
         raise InputError("--beta is for rewards relative to a reference; leave it out, or name one with --reference")
-    beta = parsed.beta or (run and run.beta) or BETA
+    of_run = BETA if run is None or run.beta is None else run.beta
+    beta: float = of_run if parsed.beta is None else parsed.beta
     reference = None if parsed.reference is None else asked.logits_of(_other(asked, "reference"))
     with progress_bar(len(pairs) * (1 if reference is None else 2), "pair") as advance:
         score = score_preferences(
