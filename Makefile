@@ -24,10 +24,10 @@ MODULES := $(subst /,.,$(patsubst %/__init__,%,$(SOURCES:.py=)))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test lint test-quick parity-long survival-long docs clean
+.PHONY: help demo text2sql install test lint test-quick parity-long survival-long docs clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 	@echo 'Settings, as in `make test PYTHON=python3.12`:'
 	@echo '  PYTHON       the Python (3.11 or newer) that makes $(VENV); now $(PYTHON)'
 	@echo '  TORCH_BUILD  a build of PyTorch from its own index: `cpu` spares a Linux without a GPU several GB'
@@ -38,6 +38,9 @@ demo: $(VENV)/.runtime ## install, train a small GPT in NumPy for a minute, let 
 	$(BIN)/numpygpt train --out $(DEMO) --overwrite
 	$(BIN)/numpygpt generate --checkpoint $(DEMO) --prompt "$(PROMPT)"
 	@echo 'To use the command numpygpt yourself: . $(BIN)/activate'
+
+text2sql: $(VENV)/.runtime ## train a small GPT in NumPy to write SQL, and run what it writes in SQLite
+	$(BIN)/python scripts/text2sql.py
 
 install: $(VENV)/.test ## everything for work on the project, and no more than that
 

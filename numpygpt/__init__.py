@@ -3,7 +3,15 @@
 Start reading at `numpygpt.ops`, then `numpygpt.layers`, then `numpygpt.model`.
 """
 
-from numpygpt.data.loader import create_dataloader_v1
+from numpygpt.data.book_instructions import (
+    InstructionDataset,
+    SpamDataset,
+    create_balanced_dataset,
+    custom_collate_fn,
+    format_input,
+    random_split,
+)
+from numpygpt.data.loader import DataLoader, create_dataloader_v1
 from numpygpt.data.tokenizer import get_tokenizer, text_to_token_ids, token_ids_to_text
 from numpygpt.data.windows import GPTDatasetV1
 from numpygpt.decoding.beams import beam_search
@@ -43,23 +51,29 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "DataLoader",
     "GPTConfig",
     "GPTDatasetV1",
     "GPTModel",
     "Group",
     "InputError",
+    "InstructionDataset",
     "Lion",
     "Muon",
     "RMSprop",
+    "SpamDataset",
     "TorchGenerator",
     "assign",
     "beam_search",
     "calc_loss_batch",
     "calc_loss_loader",
     "clip_grad_norm",
+    "create_balanced_dataset",
     "create_dataloader_v1",
+    "custom_collate_fn",
     "download_and_load_gpt2",
     "evaluate_model",
+    "format_input",
     "generate",
     "generate_and_print_sample",
     "generate_text_simple",
@@ -69,6 +83,7 @@ __all__ = [
     "perplexity",
     "plot_losses",
     "print_sampled_tokens",
+    "random_split",
     "softmax_with_temperature",
     "text_to_token_ids",
     "token_ids_to_text",

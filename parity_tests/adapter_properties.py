@@ -278,6 +278,10 @@ def adapter_files_of_peft() -> None:
     for folder, expected in folders_of_peft():
         agree(load_adapter(model_of(), folder.name)(INPUTS), expected, "peft's folder")
     in_one()
+    with TemporaryDirectory() as made:
+        save_adapter(mixed(), f"{made}/adapter")
+        theirs = peft.PeftModel.from_pretrained(to_torch(model_of(TIED), copy=True), f"{made}/adapter").eval()
+        agree(theirs(torch.from_numpy(INPUTS)).detach().numpy(), logits_of_mixed(), "our folder in peft")
 
 
 PROPERTIES: dict[str, Callable[[], None]] = {

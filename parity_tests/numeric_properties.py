@@ -12,6 +12,7 @@ import torch
 
 from numpygpt.checks.compare import FLOAT64_NORMWISE
 from numpygpt.checks.derivatives import STEP, THRESHOLD
+from numpygpt.numerics import absmax as absmax_module
 from numpygpt.numerics import codebook, dynamic, fp4, nf4
 from numpygpt.numerics.formats import BF16, FORMATS, FP8_E4M3FN, FP8_E5M2, FP16, TF32, decode, encode, rounded
 from numpygpt.numerics.schemes import SCHEMES, dequantize, quantize, rows
@@ -83,6 +84,8 @@ def patterns() -> None:
         numbers = ~np.isnan(values)
         assert np.array_equal(encode(values, format_)[numbers], every[numbers]), format_.name
         assert np.isnan(decode(encode(values[~numbers], format_), format_)).all(), format_.name
+        quiet = np.array([np.nan, -np.nan], np.float32)
+        assert np.array_equal(encode(quiet, format_), quiet.astype(dtype).view(every.dtype)), format_.name
 
 
 def nearest_number() -> None:
@@ -140,11 +143,14 @@ def weights():
     plain[4] -= 3
     odd = rng.standard_normal((7, 19)).astype(np.float32)
     odd[3, 5] = -80.0
+    tiny = rng.standard_normal((6, 64)).astype(np.float32)
+    tiny *= np.array([1e-35, 1e-37, 1e-40, 3e-44, 0, 1e-45], np.float32)[:, np.newaxis]
     return {
         "whole blocks": plain,
         "a tail": odd,
         "one value": np.array([-3.0], np.float32),
         "beside middles": beside_middles(),
+        "tiny": tiny,
     }
 
 
@@ -199,7 +205,7 @@ def bitsandbytes_codes() -> None:
                     theirs = functional.dequantize_4bit(codes, state).numpy()
                     assert np.array_equal(dequantize(ours).ravel(), theirs.ravel()), scheme
         codes, absmax, _ = functional.int8_vectorwise_quant(tensor.reshape(-1, x.shape[-1]))
-        sound = absmax.numpy() > 0
+        sound = absmax.numpy() > absmax_module.SMALLEST  # below it, theirs come from infinity or NaN
         ours = quantize(x, "int8")
         assert np.array_equal(ours.absmax, absmax.numpy())
         assert np.array_equal(ours.codes.reshape(codes.shape)[sound], codes.numpy()[sound])
@@ -235,10 +241,13 @@ def errors_bounded() -> None:
 
 
 def largest_errors(quantized, size):
-    """How far each value may be off: half of a step; half of the widest gap of levels; float32's roundings."""
+    """How far each value may be off: half of a step; half of the widest gap of levels; float32's roundings.
+
+    The last term is for a step that is off by half of the smallest number of float32, as often as a code is large.
+    """
     roundings = 8 * np.finfo(np.float32).eps
-    if hasattr(quantized, "steps"):  # the rounded zero may clip one end by half a step more
-        return np.repeat(quantized.steps.astype(np.float64) * (1 + roundings * 256), quantized.block_size)[:size]
+    if hasattr(quantized, "steps"):
+        return np.repeat(quantized.steps.astype(np.float64) * (0.5 + roundings * 256), quantized.block_size)[:size]
     if isinstance(quantized, codebook.Codebook):
         absmax = codebook.constants(quantized, 0, -(-size // quantized.block_size)).astype(np.float64)
         levels = np.sort(quantized.levels.astype(np.float64))
@@ -248,9 +257,11 @@ def largest_errors(quantized, size):
             rest = quantized.absmax.rest
             off = np.repeat(rest.absmax.astype(np.float64), rest.block_size)[: len(absmax)] / 50
             absmax, share = np.abs(absmax) + off / share, share
+        share = np.where(absmax < codebook.SMALLEST, 1, share)  # bitsandbytes' blocks as small as this have few codes
     else:
         absmax, share = quantized.absmax.astype(np.float64), 0.5 / (2 ** (quantized.bits - 1) - 1) + roundings
-    return np.repeat(absmax * share, quantized.block_size)[:size] + np.finfo(np.float32).tiny
+    smallest = float(np.finfo(np.float32).smallest_subnormal)
+    return np.repeat(absmax * share, quantized.block_size)[:size] + 64 * smallest
 
 
 def blocks_alone() -> None:

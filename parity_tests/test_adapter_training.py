@@ -14,10 +14,13 @@ from torchgpt.adapters import to_peft
 pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")
 
 
-@pytest.mark.parametrize("scheme", [None, "nf4", "int8"])
-def test_training_is_pefts(scheme):
+INT8 = pytest.param({"scheme": "int8", "block_size": 5}, marks=pytest.mark.long_form)
+
+
+@pytest.mark.parametrize("how", [None, {"scheme": "nf4", "double": True}, INT8])
+def test_training_is_pefts(how):
     """Loss and norm of the gradient along 100 steps, over whole matrices and over quantized ones."""
-    base = model_of(CONFIG, 3) if scheme is None else quantize(model_of(CONFIG, 3), scheme)
+    base = model_of(CONFIG, 3) if how is None else quantize(model_of(CONFIG, 3), **how)
     model = add_lora(base, 2, 7.0, targets="all-linear")
     twin = to_peft(model).train()
     optimizer, theirs = AdamW(model, lr=1e-2), torch.optim.AdamW(

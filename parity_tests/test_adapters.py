@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import peft
@@ -28,11 +29,13 @@ from numpygpt.adapt.adapters import paths_of
 from numpygpt.adapt.files import fingerprint
 from numpygpt.adapt.quantized import quantized_projections
 from numpygpt.errors import InputError
+from numpygpt.formats import peft_folder
 from numpygpt.formats.hugging_face import write_folder
 from numpygpt.layers import parameters as p
 from numpygpt.layers.projections import with_projections
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
+from numpygpt.ops import linear, lora
 from numpygpt.training.adamw import AdamW
 from parity_tests.small_models import FEWER, assert_agrees, configs, ids_of, model_of
 from torchgpt.adapters import to_peft
@@ -83,11 +86,20 @@ def test_logits_loss_and_gradients_are_pefts(config, data):
             assert_agrees(gradient, theirs[f"base_model.model.{name}"].numpy())
 
 
-def test_the_full_rank_and_several_adapters_are_pefts():
-    model = adapted(rank=CONFIG.emb_dim, alpha=5.0)
+@pytest.mark.parametrize("tie_weights", [False, True])
+def test_the_full_rank_and_several_adapters_are_pefts(tie_weights):
+    """What they compute, and the gradients of all of them, beside a head that is tied or is not."""
+    model = adapted(GPTConfig(**{**CONFIG.to_dict(), "tie_weights": tie_weights}), rank=CONFIG.emb_dim, alpha=5.0)
     model = add_lora(model, 1, 9.0, targets="out_head", name="other", scaling="rslora")
     model = trained(add_lora(model, 3, 2.0, targets=("W_query", "ff.layers.0"), name="third"))
-    assert_agrees(model(INPUTS), to_peft(model)(torch.from_numpy(INPUTS)).detach().numpy())
+    twin = to_peft(model)
+    assert_agrees(model(INPUTS), twin(torch.from_numpy(INPUTS)).detach().numpy())
+    loss_of(twin, INPUTS, TARGETS).backward()
+    _, gradients = unfreeze(model, "*.lora_*").loss_and_grads(INPUTS, TARGETS)
+    theirs = {name: q.grad for name, q in twin.named_parameters() if q.grad is not None}
+    assert {f"base_model.model.{name}" for name in gradients} == theirs.keys()
+    for name, gradient in gradients.items():
+        assert_agrees(gradient, theirs[f"base_model.model.{name}"].numpy())
 
 
 @pytest.mark.parametrize("tie_weights", [False, True])
@@ -185,6 +197,30 @@ def test_a_quantized_base_is_an_eighth():
         assert sum(node.weight.bytes() for node in nodes) <= share * whole
 
 
+def test_what_is_frozen_costs_no_products(monkeypatch):
+    """An adapter beside the last head alone: the backward ends there, and none of the base's matrices has a product."""
+    shapes = []
+    for module in (linear, lora):
+        monkeypatch.setattr(module, "product", lambda a, b: shapes.append((a.shape, b.shape)) or a @ b)
+    model = adapted(targets="out_head")
+    logits, back = model.forward(INPUTS)
+    shapes.clear()
+    gradients = model.backward(logits, back)
+    assert gradients.keys() == {f"out_head.lora_{matrix}.default.weight" for matrix in "AB"}
+    rows, (V, D) = INPUTS.size, (CONFIG.vocab_size, CONFIG.emb_dim)
+    assert sorted(shapes) == sorted([((V, rows), (rows, 2)), ((rows, V), (V, 2)), ((2, rows), (rows, D))])
+
+
+def test_frozen_and_quantized_models_share_what_they_do_not_change():
+    base = model_of(CONFIG, 3)
+    before = base.state_dict()
+    for model, changed in ((freeze(base, "*"), set()), (quantize(base), set(quantized_projections(quantize(base))))):
+        after = model.state_dict()
+        shared = {name for name in before if name in after and np.shares_memory(after[name], before[name])}
+        assert shared == before.keys() - {f"{name}.weight" for name in changed}
+    assert not base.frozen
+
+
 # Files
 
 
@@ -267,7 +303,6 @@ def test_peft_reads_our_folder_on_hugging_faces_model(tmp_path, targets):
 
 
 @PEFT_IS_OLDER
-@PEFT_IS_OLDER
 def test_paths_of_other_ranks_and_scales_are_written_in_one(tmp_path):
     model = add_lora(model_of(TIED, 3), 1, 5.0, targets="W_key")
     model = trained(add_lora(model, 3, 2.0, targets="trf_blocks.0.att.W_value", name="b", scaling="rslora"))
@@ -321,7 +356,7 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path):
     (tmp_path / "a" / "mine.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "a")
-    for name, message in (("a", "holds other files, such as mine.txt"), ("file", "is no fo"), ("link", "is no fo")):
+    for name, message in (("a", "an adapter's, such as mine.txt"), ("file", "is no fo"), ("link", "is no fo")):
         with pytest.raises(InputError, match=message):
             save_adapter(model, tmp_path / name)
     assert (tmp_path / "a" / "mine.txt").read_text() == "mine"
@@ -443,6 +478,11 @@ def test_another_kind_of_adapter_is_refused(tmp_path, changes, message):
         load_adapter(model_of(CONFIG, 3), file.parent)
 
 
+def test_the_page_names_every_field_for_which_a_folder_is_refused():
+    page = (Path(__file__).parents[1] / "docs" / "adapters.md").read_text(encoding="utf-8")
+    assert {field for field in peft_folder._PLAIN if f"`{field}`" not in page} == set()
+
+
 QUERY = "base_model.model.trf_blocks.0.att.W_query.lora_A.weight"
 
 
@@ -481,6 +521,8 @@ def test_a_missing_or_truncated_adapter_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot read the adapter's configuration"):
         load_adapter(model_of(CONFIG, 3), tmp_path / "none")
     file = saved(tmp_path / "adapter") / "adapter_model.safetensors"
+    with pytest.raises(InputError, match=f"holds no adapter: it has no adapter_config.json; name {file.parent}"):
+        load_adapter(model_of(CONFIG, 3), tmp_path)
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(InputError, match="is truncated, damaged or no safetensors file"):
         load_adapter(model_of(CONFIG, 3), file.parent)

@@ -12,6 +12,7 @@ from numpygpt.adapt.quantized import quantized_projections, weight_bytes
 from numpygpt.adapt.saving import model_of
 from numpygpt.commands.tuned_sizes import tuned_sizes
 from numpygpt.formats.checkpoint import read_checkpoint
+from numpygpt.formats.hugging_face import write_folder
 from numpygpt.formats.kinds import read_model
 from numpygpt.model.sizes import training_bytes
 from numpygpt.training.optimizers import settings_of, state_bytes_of
@@ -238,6 +239,39 @@ def test_what_cannot_be_tuned_is_refused(base, tmp_path, capsys, options, messag
     assert not (tmp_path / "x").exists()
 
 
+def test_other_files_where_the_adapter_goes_are_refused_before_the_training(base, tmp_path, capsys):
+    tuned = tune(base, tmp_path / "run", *LORA, "--steps", 1)
+    (tuned / "adapter" / "mine.txt").write_text("mine")
+    before = files(tuned)
+    capsys.readouterr()
+    assert "such as mine.txt, and is not replaced" in error_of(capsys, "finetune", "--resume", tuned, "--steps", 2)
+    assert files(tuned) == before
+
+
+def test_values_that_are_not_finite_are_refused(base, tmp_path, capsys):
+    """In the files of another program, because ours are not written with such values."""
+    model = model_of(read_model(base))
+    model.named_parameters()["trf_blocks.0.ff.layers.0.weight"][3, 1] = np.nan
+    spoiled, out = tmp_path / "spoiled", tmp_path / "out"
+    write_folder(spoiled, model.config, model.named_parameters(), "bytes")
+    data = ("--data", base.parent / "text.txt", *LORA)
+    for command in (("finetune", *data, "--quantize", "nf4"), ("quantize", "--scheme", "nf4")):
+        line = error_of(capsys, *command, "--checkpoint", spoiled, "--out", out)
+        assert "not finite in transformer.h.0.mlp.c_fc.weight" in line
+        assert not out.exists()
+
+
+def test_quantizing_twice_is_refused(base, tmp_path, capsys):
+    packed, out = tmp_path / "packed", tmp_path / "out"
+    assert run("quantize", "--checkpoint", base, "--scheme", "int8", "--out", packed) == 0
+    capsys.readouterr()
+    data = ("--data", base.parent / "text.txt", *LORA)
+    for command in (("finetune", *data, "--quantize", "nf4"), ("quantize", "--scheme", "nf4")):
+        line = error_of(capsys, *command, "--checkpoint", packed, "--out", out)
+        assert "trf_blocks.0.att.W_query is quantized already; quantize the model that it was made of" in line
+        assert not out.exists()
+
+
 def test_what_is_missing_is_named(base, tmp_path, capsys):
     data = ("--data", base.parent / "text.txt")
     assert error_of(capsys, "finetune", *data) == "--checkpoint is missing; expected the folder of a trained model"
@@ -281,3 +315,4 @@ def test_another_base_is_refused(base, tmp_path, capsys):
     assert "has no adapter; name one with --adapter" in error_of(
         capsys, "merge", "--checkpoint", base, "--out", tmp_path / "m"
     )
+    assert not (tmp_path / "m").exists()

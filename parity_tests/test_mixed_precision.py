@@ -25,8 +25,9 @@ from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.training import loss_scale
 from numpygpt.training.adamw import AdamW
 from numpygpt.training.loss_scale import LossScale
+from numpygpt.training.run import TrainingRun
 from numpygpt.training.step import training_step
-from parity_tests.command import TRAINING, run, write_text
+from parity_tests.command import TRAINING, but_the_log, files, run, write_text
 from parity_tests.tolerances import FACTOR
 from parity_tests.torch_command import run as run_program
 from torchgpt.bridge import dropout_masks, tensors_of, to_torch
@@ -36,6 +37,8 @@ from torchgpt.model import GPTModel as TorchGPTModel
 CONFIG = GPTConfig(vocab_size=13, context_length=8, emb_dim=16, n_heads=2, n_layers=2, drop_rate=0.25, qkv_bias=True)
 INPUTS, TARGETS = np.random.default_rng(0).integers(0, 13, (2, 3, 8))
 DOCUMENT = Path(__file__).parents[1] / "docs" / "number-formats.md"
+#: Steps and runs without the checks of annotations, which come after those with them: see the fixture.
+unchecked = pytest.mark.usefixtures("without_checks_of_annotations")
 #: So many runs with rounding errors; a row has as many values as the model is wide, and is not small by chance.
 PROBES = 16
 
@@ -70,13 +73,9 @@ def autocast_step(model, batch, device="cpu"):
 ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 
 
-@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, tie_weights=True, activation="gelu_erf", qkv_bias=False)])
-@pytest.mark.parametrize(("device", "dropout_seed"), [("cpu", 5), pytest.param("cuda", None, marks=ON_CUDA)])
-def test_a_step_in_bf16_is_off_by_rounding_alone(config, device, dropout_seed):
-    """Activations and gradients, from the same weights; the truth is PyTorch in float64."""
-    batch = Batch(INPUTS, TARGETS, dropout_seed=dropout_seed)
-    model = GPTModel(config, precision="bf16", autocast=device)
-    twin = to_torch(GPTModel.from_state_dict(config, model.named_parameters(), np.float64))
+def assert_off_by_rounding_alone(model, batch, device="cpu"):
+    """Activations and gradients of a step, from the same weights; the truth is PyTorch in float64."""
+    twin = to_torch(GPTModel.from_state_dict(model.config, model.named_parameters(), np.float64))
 
     def in_copies(copies):
         return torch_step(twin, batch, batch.masks(model), copies)
@@ -93,6 +92,34 @@ def test_a_step_in_bf16_is_off_by_rounding_alone(config, device, dropout_seed):
     assert {name for name in pytorch if name in truth} >= {f"d_{name}" for name in model.named_parameters()}
 
 
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, tie_weights=True, activation="gelu_erf", qkv_bias=False)])
+@pytest.mark.parametrize(("device", "dropout_seed"), [("cpu", 5), pytest.param("cuda", None, marks=ON_CUDA)])
+def test_a_step_in_bf16_is_off_by_rounding_alone(config, device, dropout_seed):
+    model = GPTModel(config, precision="bf16", autocast=device)
+    assert_off_by_rounding_alone(model, Batch(INPUTS, TARGETS, dropout_seed=dropout_seed), device)
+
+
+@unchecked
+def test_single_steps_from_the_twins_states_are_off_by_rounding_alone():
+    """The twin trains in bf16 by torch.autocast and torch.optim.AdamW, and a step of ours begins where it is."""
+    model = GPTModel(replace(CONFIG, n_layers=1, drop_rate=0.0), precision="bf16", autocast="cpu")
+    twin = TorchGPTModel(model.config, kernels="fused")
+    twin.load_state_dict(tensors_of(model, copy=True))
+    optimizer, losses = torch.optim.AdamW(twin.parameters(), lr=1e-2), []
+    for _ in range(8):
+        if len(losses) in (3, 7):
+            for name, array in model.named_parameters().items():
+                array[...] = twin.state_dict()[name].numpy()
+            assert_off_by_rounding_alone(model, Batch(INPUTS, TARGETS))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = twin(torch.from_numpy(INPUTS)).flatten(0, 1)
+            losses.append(F.cross_entropy(logits, torch.from_numpy(TARGETS).flatten()))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+
+
 def test_the_rounded_step_is_nearer_to_pytorchs_than_one_in_float32():
     """So the two round the same things, and not only as much. The scale of heads of 16 features, 1/4, is exact."""
     batch, config = Batch(INPUTS, TARGETS), replace(CONFIG, emb_dim=32)
@@ -102,6 +129,7 @@ def test_the_rounded_step_is_nearer_to_pytorchs_than_one_in_float32():
     assert FACTOR * difference(ours, pytorch).tensor < difference(exact, pytorch).tensor
 
 
+@unchecked
 @pytest.mark.parametrize("device", TABLES)
 @pytest.mark.parametrize("attention", ["math", "flash"])
 @pytest.mark.parametrize("recomputed", [False, True])
@@ -194,7 +222,25 @@ def test_an_overflow_of_fp16_is_found_in_the_gradients():
     assert all(np.array_equal(array, before[name]) for name, array in model.named_parameters().items())
 
 
+def test_the_scale_goes_by_the_defaults_of_pytorch():
+    theirs = torch.amp.GradScaler("cpu")
+    assert theirs.state_dict()["scale"] == loss_scale.FIRST_SCALE
+    assert theirs.get_growth_interval() == loss_scale.GROWTH_INTERVAL
+    scale = LossScale("fp16")
+    for _ in range(loss_scale.GROWTH_INTERVAL):
+        assert scale.value == loss_scale.FIRST_SCALE
+        scale.fitted()
+    assert scale.value == loss_scale.FIRST_SCALE * theirs.get_growth_factor()
+    scale.overflowed()
+    assert scale.value == loss_scale.FIRST_SCALE * theirs.get_growth_factor() * theirs.get_backoff_factor()
+
+
 # Runs
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch):
+    monkeypatch.setattr(TrainingRun, "plot", lambda training: "no picture")
 
 
 FP16_RUN = (*TRAINING, "--precision", "fp16")
@@ -210,6 +256,7 @@ def trained(folder, *options):
     return folder
 
 
+@unchecked
 def test_a_run_learns_nearly_what_float32_learns(tmp_path):
     """The validation loss at its end is much nearer to that of a run in float32 than to that at its beginning."""
     before, expected = validation_losses(tmp_path / "float32")
@@ -225,6 +272,7 @@ def validation_losses(folder, *options):
     return history[0]["val_loss"], history[-1]["val_loss"]
 
 
+@unchecked
 def test_a_run_in_fp16_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, capsys):
     """With the scale of its loss: the first steps overflow, and the scale grows after three that do not."""
     monkeypatch.setattr(loss_scale, "FIRST_SCALE", 2.0**22)
@@ -243,15 +291,21 @@ def test_a_run_in_fp16_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, 
         assert all(np.array_equal(array, others[name]) for name, array in arrays.items())
 
 
+@unchecked
 def test_gradients_that_overflow_at_every_scale_end_the_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loss_scale, "FIRST_SCALE", 2.0**120)
     monkeypatch.setattr(loss_scale, "SMALLEST_SCALE", 2.0**119)
     assert run("train", "--text", write_text(tmp_path), "--out", tmp_path / "run", *FP16_RUN) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"the gradients overflow fp16 at every scale down to {2.0**119:g}; use bf16" in error
+    line = f"the gradients overflow fp16 at every scale down to {2.0**119:g}; use bf16"
+    assert line in capsys.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+    before = but_the_log(files(trained(tmp_path / "before", *TRAINING)))
+    assert run("train", "--resume", tmp_path / "before", "--steps", 5, "--precision", "fp16") == 2
+    assert line in capsys.readouterr().err.strip().splitlines()[-1]
+    assert but_the_log(files(tmp_path / "before")) == before
 
 
+@unchecked
 def test_a_run_may_change_its_precision(tmp_path):
     """A run that has no scale begins with the first, and one that no longer needs it leaves it out."""
     folder = trained(tmp_path / "run", *TRAINING)
@@ -265,6 +319,7 @@ def test_a_run_may_change_its_precision(tmp_path):
     assert (options["precision"], options["autocast"]) == ("bf16", "cpu")
 
 
+@unchecked
 def test_pytorch_goes_on_with_a_run_in_fp16_and_its_scale(tmp_path):
     folder = trained(tmp_path / "run", *FP16_RUN)
     assert run_program("torchgpt", "train", "--resume", folder, "--steps", 5) == 0
@@ -272,6 +327,7 @@ def test_pytorch_goes_on_with_a_run_in_fp16_and_its_scale(tmp_path):
     assert own["loss_scale"] == {"value": 2.0**16, "steps_without_overflow": 5}
 
 
+@unchecked
 def test_finetune_has_the_option(tmp_path, capsys):
     base, data = trained(tmp_path / "base", *TRAINING), tmp_path / "text.txt"
     tuning = ("--steps", 2, "--batch-size", 2, "--eval-batches", 1, "--lora", "r=2,alpha=3", "--quantize", "nf4")

@@ -1,6 +1,5 @@
 """Every operation and layer, by its record: complex step, PyTorch in float64 and float32, layouts, purity, dtypes."""
 
-import operator
 from itertools import combinations
 
 import numpy as np
@@ -15,12 +14,18 @@ from numpygpt.checks.derivatives import complex_step
 from numpygpt.checks.own_gradients import judge
 from numpygpt.checks.record import Call, differentiated
 from numpygpt.checks.records import OPERATIONS
-from numpygpt.tree import mapped, mapped_by_name, named
+from parity_tests.call_parity import (
+    assert_parity,
+    cast,
+    cotangent,
+    gradients_by_name,
+    in_numpy,
+    judged,
+    with_input,
+)
 from parity_tests.strategies import calls
 from parity_tests.tolerances import FLOAT64_NORMWISE
 from torchgpt.checks import oracles
-from torchgpt.checks.oracles import ORACLES, WITHOUT_EFFECT
-from torchgpt.checks.parity import reference, run_in_copies
 
 each_record = pytest.mark.parametrize("record", OPERATIONS.values(), ids=list(OPERATIONS))
 SPECIAL_CALLS = [
@@ -34,93 +39,6 @@ each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 #: A call of these takes milliseconds, so there are fewer draws.
 LARGE = {"transformer_block", "recomputed_block", "body"}
 FEWER = settings(max_examples=max(1, settings().max_examples // 3))
-
-
-def inputs_of(call):
-    """The floating-point arrays among the arguments, by name. Derivatives can be taken with respect to these."""
-    return {path: array for path, array in named(dict(call.arguments)) if np.issubdtype(array.dtype, np.inexact)}
-
-
-def with_input(call, path, array):
-    """The call with another array in the place of one of its inputs."""
-    arguments = mapped_by_name(lambda name, own: array if name == path else own, dict(call.arguments))
-    return call._replace(arguments=arguments)
-
-
-def cast(call, dtype):
-    return call.changed(lambda array: array.astype(dtype) if np.issubdtype(array.dtype, np.inexact) else array)
-
-
-def cotangent(output):
-    """A random cotangent, always the same for a shape. With ones, the gradient of a softmax or a norm would be zero."""
-    return np.asarray(np.random.default_rng(1).standard_normal(np.shape(output)), output.dtype)
-
-
-def gradients_by_name(gradients):
-    return {f"d_{path}": array for path, array in named(gradients._asdict())}
-
-
-def same(array):
-    return array
-
-
-def in_numpy(record, call, saved_too=(), cotangent_layout=same):
-    """The output, what is saved under these paths, and the gradients, by name."""
-    output, saved = record.module.forward(*call.arguments.values(), **call.options)
-    d_output = cotangent(output)
-    gradients = record.module.backward(cotangent_layout(d_output) if d_output.ndim else d_output[()], saved)
-    tensors = {f"saved.{path}": operator.attrgetter(path)(saved) for path in saved_too}
-    return {"output": np.asarray(output)} | tensors | gradients_by_name(gradients)
-
-
-def as_tensor(array):
-    return torch.from_numpy(np.ascontiguousarray(array))
-
-
-def in_torch(record, call):
-    """The same in PyTorch, as `torchgpt.checks.parity.reference` takes it."""
-    d_output = cotangent(record.module.forward(*call.arguments.values(), **call.options)[0])
-    asked_for = differentiated(record.module, call)
-    options = {name: value for name, value in call.options.items() if name not in WITHOUT_EFFECT}
-
-    def forward(tensors, watch):
-        """Call the oracle. `tensors` has a tensor for each of the inputs; the other arrays are converted here."""
-        arguments = mapped_by_name(lambda path, array: tensors.get(path, as_tensor(array)), dict(call.arguments))
-        tensor_options = {
-            name: mapped(as_tensor, value) if isinstance(value, np.ndarray | tuple) else value
-            for name, value in options.items()
-        }
-        y, saved = ORACLES[record.name](*arguments.values(), **tensor_options)
-        watch("output", y)
-        for path, tensor in saved.items():
-            watch(f"saved.{path}", tensor)
-        return y
-
-    def prepare(dtype):
-        leaves = {path: torch.tensor(array.astype(dtype)) for path, array in inputs_of(call).items()}
-
-        def run(copies):
-            tensors = run_in_copies(forward, leaves, {"output": d_output.astype(dtype)}, copies)
-            gradients = {f"d_{path}" for path in asked_for}
-            return {name: tensors[name] for name in tensors if not name.startswith("d_") or name in gradients}
-
-        return run
-
-    return prepare
-
-
-def judged(record, call, dtype):
-    """What a call is judged by, and which of the tensors that it saves are judged."""
-    judged_by = reference(in_torch(record, call), dtype)
-    return judged_by, [name.removeprefix("saved.") for name in judged_by.truth if name.startswith("saved.")]
-
-
-def assert_parity(record, call, dtype):
-    call = cast(call, dtype)
-    judged_by, saved_too = judged(record, call, dtype)
-    ours = in_numpy(record, call, saved_too)
-    wrong = [c for c in compare(ours, judged_by.truth, judged_by.allowed, dtype=dtype) if not c.passed]
-    assert not wrong, wrong
 
 
 @each_record

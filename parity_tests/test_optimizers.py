@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numpygpt.checks.compare import compare, normwise
+from numpygpt.commands.main import main as numpygpt_command
 from numpygpt.errors import InputError
 from numpygpt.formats.checkpoint import read_checkpoint, write_checkpoint
 from numpygpt.model.config import PRESETS, GPTConfig
@@ -34,7 +35,7 @@ from numpygpt.training.lion import Lion
 from numpygpt.training.muon import Muon, orthogonalized
 from numpygpt.training.numpy_backend import NumpyBackend
 from numpygpt.training.optimizers import OPTIMIZERS, new_optimizer, settings_of, state_bytes
-from numpygpt.training.options import Options
+from numpygpt.training.options import WEIGHT_DECAYS, Options
 from numpygpt.training.rmsprop import RMSprop
 from numpygpt.training.run import TrainingRun
 from numpygpt.training.schedules import constant, warmup_linear, warmup_stable_decay
@@ -54,6 +55,7 @@ from parity_tests.strategies import scales, seeds
 from parity_tests.tolerances import FACTOR, FLOAT64_CURVE
 from parity_tests.torch_command import EXACT, curve, furthest, refusal, train
 from torchgpt.checks.parity import reference
+from torchgpt.commands.main import main as torchgpt_command
 from torchgpt.engine import own_optimizers
 from torchgpt.engine.optimizer import Optimizer
 from torchgpt.parallel.model import ParallelModel
@@ -278,11 +280,11 @@ def test_muon_is_for_the_matrices_inside_the_blocks_alone():
     assert {"tok_emb.weight", "pos_emb.weight", "out_head.weight"} <= set(optimizer.exp_avg)
 
 
-# A run
+# A run, without the checks of annotations, which the tests above have
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
+def text(without_checks_of_annotations, tmp_path_factory):
     return write_text(tmp_path_factory.mktemp("text"))
 
 
@@ -307,7 +309,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped_bit_for_bit(kind, tmp_path,
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(without_checks_of_annotations, tmp_path, monkeypatch):
     """The current folder, with text.txt in it. No picture is drawn."""
     monkeypatch.setattr(TrainingRun, "plot", lambda training: "no picture")
     monkeypatch.chdir(tmp_path)
@@ -689,6 +691,43 @@ def test_an_old_run_at_a_constant_rate_has_no_warm_up():
         del saved[name]
     assert Options.of_checkpoint(saved).learning_rate(0) == Options.lr
     assert Options.of_checkpoint(saved).optimizer == "adamw"
+
+
+#: The optimizers whose weight decay is a part of the gradient.
+IN_THE_GRADIENT = ("adam", "sgd", "rmsprop", "adagrad")
+
+
+@pytest.mark.parametrize("kind", CHOICES)
+def test_the_weight_decay_of_a_run_is_its_optimizers_unless_it_is_given(kind):
+    """What decays in the gradient decays by 0. The run keeps the number, so that another default changes no old run."""
+    usual = 0.0 if kind in IN_THE_GRADIENT else 1.0 if kind == "lion" else 0.1
+    options = Options(optimizer=kind)
+    assert options.optimizer_settings["weight_decay"] == options.settled().weight_decay == usual
+    for chosen in (0.0, 0.25):
+        options = Options(optimizer=kind, weight_decay=chosen)
+        assert options.optimizer_settings["weight_decay"] == options.settled().weight_decay == chosen
+    assert Options.of_checkpoint(options.to_dict()) == options
+
+
+@pytest.mark.parametrize("kind", CHOICES)
+def test_the_usual_weight_decay_is_0_where_it_reaches_the_moments(kind):
+    """A step without gradients tells: what is in the moments then can only be the decay."""
+    optimizer = new_optimizer(kind, GPTModel(CONFIG), settings_of(kind, {**CHOICES[kind], "weight_decay": 0.5}), [])
+    optimizer.step({name: np.zeros_like(array) for name, array in optimizer.parameters.items()})
+    is_reached = any(array.any() for arrays in optimizer.moments.values() for array in arrays.values())
+    assert is_reached == (kind in IN_THE_GRADIENT) == (WEIGHT_DECAYS[kind] == 0)
+
+
+@pytest.mark.parametrize("program", ["numpygpt", "torchgpt"])
+def test_both_commands_train_and_keep_the_same_usual_weight_decay(program, folder, capsys):
+    main_of = {"numpygpt": numpygpt_command, "torchgpt": torchgpt_command}
+    for kind, usual in (("adam", 0.0), ("lion", 1.0)):
+        trained = read_checkpoint(train(program, folder / kind, *EXACT, "--optimizer", kind, "--steps", 1))
+        assert trained.values("run")["options"]["weight_decay"] == usual
+        assert trained.values("optimizer")["weight_decay"] == usual
+    assert main_of[program](["train", "--help"]) == 0
+    told = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "(default: 0.1 of adamw and muon, 1 of lion; 0 of adam, sgd, rmsprop and adagrad, whose" in told
 
 
 def test_the_backend_makes_what_the_options_say(tmp_path, text):

@@ -19,8 +19,11 @@ from numpygpt.training.clipping import clip_grad_norm
 from numpygpt.training.step import loss_and_grads_of
 from numpygpt.watch import Watch
 from parity_tests import (
+    adapted_properties,
     adapter_properties,
+    instruction_properties,
     numeric_properties,
+    objective_properties,
     optimizer_properties,
     precision_properties,
     properties,
@@ -42,9 +45,11 @@ UNSEEN = "none"
 PROPERTIES = {
     **properties.PROPERTIES,
     **adapter_properties.PROPERTIES,
+    **adapted_properties.PROPERTIES,
     **optimizer_properties.PROPERTIES,
     **numeric_properties.PROPERTIES,
     **precision_properties.PROPERTIES,
+    **objective_properties.PROPERTIES,
 }
 
 
@@ -61,6 +66,7 @@ def holds(name: str) -> bool:
 
 
 def run(config: properties.GPTConfig, watch: Watch) -> None:
+    instruction_properties.tell(watch)
     tell_all("loaded.", model_of(config).state_dict(), watch)
     watch_training_step(model_of(config), watch)
     optimize(model_of(config), watch)
@@ -73,6 +79,7 @@ def run(config: properties.GPTConfig, watch: Watch) -> None:
     optimizer_properties.tell(watch)
     numeric_properties.tell(watch)
     precision_properties.tell(watch)
+    objective_properties.tell(watch)
 
 
 def tell_all(prefix: str, tensors: dict[str, Array], watch: Watch) -> None:
@@ -201,6 +208,7 @@ def references(without_checks_of_annotations: None) -> None:
         sound_run(config)
     properties.reference_model()
     precision_properties.references()
+    objective_properties.references()
     _an_eos()
 
 

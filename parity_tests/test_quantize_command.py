@@ -29,9 +29,14 @@ from numpygpt.tree import named
 from parity_tests.command import TEXT, TRAINING, files, run, write_text
 from parity_tests.small_models import assert_agrees
 
+pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")  # whole commands run
+
 IDS = np.array([[72, 101, 32, 99]])
 PROMPT = ("--prompt", "The ", "--max-new-tokens", 4, "--temperature", 0)
-SCHEMES = ("nf4,double,block=8", "int8", "int4,block=8", "zero_point8", "zero_point4", "quantile4,block=16", "dynamic8")
+SCHEMES = (
+    "nf4,double,block=8", "int8", "int4,block=row", "fp4,block=tensor", "zero_point8", "zero_point4",
+    "quantile4,block=16", "dynamic8",
+)  # fmt: skip
 DOUBLE = "nf4,double,block=8"
 TUNING = ("--steps", 2, "--batch-size", 3, "--eval-every", 2, "--eval-batches", 1, "--warmup-steps", 1, "--lr", 0.01)
 #: Without targets among the matrices of the feed-forward: those stay packed and have no adapter.
@@ -40,7 +45,7 @@ QUERY = "trf_blocks.0.att.W_query"
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(without_checks_of_annotations, tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     assert run("train", "--text", write_text(folder), "--out", folder / "run", *TRAINING) == 0
     return folder / "run"
@@ -373,6 +378,27 @@ def test_constants_that_are_not_finite(packed, tmp_path, capsys, monkeypatch):
     assert f"holds values that are not finite in model.{QUERY}.weight.absmax.mean" in line
 
 
+def test_a_weight_that_is_no_number_is_refused_and_the_packed_model_stays(base, tmp_path, capsys, monkeypatch):
+    out = pack(base, tmp_path / "packed", "int8")
+    before, saved = files(tmp_path), read_checkpoint(base)
+    values, arrays = saved.values("model"), saved.arrays("model")
+    arrays[f"{QUERY}.weight"][1, 2] = np.nan
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint_module, "_is_finite", lambda array: True)
+        write_checkpoint(tmp_path / "nan", {"model": Section(values, arrays)})
+    again = ("quantize", "--checkpoint", tmp_path / "nan", "--scheme", "nf4", "--out", out, "--overwrite")
+    assert f"holds values that are not finite in model.{QUERY}.weight" in error_of(capsys, *again)
+    assert {name: contents for name, contents in files(tmp_path).items() if not name.startswith("nan")} == before
+
+
+@pytest.mark.parametrize("scheme", schemes.SCHEMES)
+def test_a_model_with_a_weight_that_is_no_number_is_not_quantized(base, scheme):
+    model = model_of(read_model(base))
+    model.named_parameters()[f"{QUERY}.weight"][1, 2] = np.nan
+    with pytest.raises(InputError, match=r"1 of 64 values to quantize are not finite .*, the first nan at \(1, 2\)"):
+        quantize(model, scheme)
+
+
 def test_damage_is_found(packed, tmp_path, capsys):
     contents = bytearray((packed / FILE_NAME).read_bytes())
     layout = json.loads(contents[8 : 8 + int.from_bytes(contents[:8], "little")])
@@ -394,6 +420,7 @@ def test_options_that_do_not_fit_are_refused(base, packed, tmp_path, capsys):
     assert "leave out --scheme and --overwrite" in error_of(capsys, *model, "--compare", "--scheme", "nf4")
     assert "--tokens is 1; expected 2 or more" in error_of(capsys, *model, "--compare", "--tokens", 1)
     assert "quantize has 'twice'" in error_of(capsys, *model, "--compare", "--schemes", "nf4,twice")
+    assert "quantize has 'block=x'; expected" in error_of(capsys, *model, "--compare", "--schemes", "nf4,block=x")
     no_run = ("quantize", "--compare", "--checkpoint", packed)
     assert "is a model without a training run, and so without a text; add --text" in error_of(capsys, *no_run)
     itself = (*model, "--scheme", "nf4", "--out", base)

@@ -106,6 +106,34 @@ def test_a_plain_random_source_draws_calls_that_can_be_checked(name):
 
 # What a call asks for
 
+#: The arguments that are numbers and constants, so that they have no gradient.
+CONSTANTS = {
+    "weighted_mean": {"weights"},
+    "logistic_loss": {"labels"},
+    "weighted_next_token": {"weights"},
+    "reward": {"margin"},
+    "reinforce": {"advantages", "weights"},
+    "clipped_policy": {"old_log_probs", "advantages", "weights"},
+    "clipped_value": {"old_values", "returns", "weights"},
+    "grpo": {"old_log_probs", "reference_log_probs", "advantages", "weights"},
+    "distillation": {"weights"},
+    "hidden_match": {"weights"},
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_constants_of_each_operation_are_known_and_all_else_has_a_gradient(name):
+    record = OPERATIONS[name]
+    constants = set()
+    for seed in range(20):
+        arguments = {
+            name: argument
+            for name, argument in record.draw(at_random(seed)).arguments.items()
+            if isinstance(argument, np.ndarray) and argument.dtype == np.float64
+        }
+        constants |= arguments.keys() - differentiated(record.module, Call(arguments, {"wants_x": True})).keys()
+    assert constants == CONSTANTS.get(name, set())
+
 
 def test_a_call_asks_for_the_gradients_of_what_is_wanted():
     arguments = {"x": np.ones((2, 3)), "weight": np.ones((4, 3)), "bias": np.ones(4)}

@@ -90,9 +90,9 @@ def backend_after(monkeypatch, call):
 )
 def test_both_commands_take_the_same_steps(bases, tmp_path, way, base):
     expected, ours = (
-        curve(tune(program, bases / base, tmp_path / program, *WAYS[way], "--steps", 20)) for program in PROGRAMS
+        curve(tune(program, bases / base, tmp_path / program, *WAYS[way], "--steps", 12)) for program in PROGRAMS
     )
-    assert len({loss for loss, _ in expected}) == 20, "each step has another batch"
+    assert len({loss for loss, _ in expected}) == 12, "each step has another batch"
     assert min(norm for _, norm in expected) > 0
     assert furthest(ours, expected) <= FLOAT64_CURVE
     saved = [sections_of(tmp_path / program) for program in PROGRAMS]

@@ -180,7 +180,7 @@ def after_a_step_without_gradients(program, config, options):
     before = {name: array + 1.0 for name, array in model.named_parameters().items()}
     if program == "numpygpt":
         after = {name: array.copy() for name, array in before.items()}
-        optimizer = AdamW(after, lr=options.lr, weight_decay=options.weight_decay, groups=groups_of(options.decay))
+        optimizer = AdamW(after, **options.optimizer_settings, groups=groups_of(options.decay))
         optimizer.step({name: np.zeros_like(array) for name, array in after.items()})
         return before, after
     twin = ParallelModel.build(config, Scheme(), OneProcess(), device=torch.device("cpu"), dtype=torch.float64)

@@ -16,6 +16,7 @@ The model differs from the book's listings in these things:
 - `checkpoint_activations` keeps only the input of each block, and computes the block again in the backward;
 - `position="sinusoidal"` puts fixed sines and cosines in the place of learned positions;
 - `activation`, `bias` and `norm_eps` choose GELU's form, whether there are biases and shifts, and the norms' eps;
+- `positions` and `visible` say where a token stands and what it may see, for several texts in one row;
 - every forward takes a watch, which is told each named activation (`numpygpt.watch`).
 """
 
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -72,10 +73,10 @@ class SinusoidalPositions(nn.Module):
         super().__init__()
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
 
-    def forward(self, positions: Integer[Tensor, "T"]) -> Float[Tensor, "T D"]:
+    def forward(self, positions: Integer[Tensor, "*rows"]) -> Float[Tensor, "*rows D"]:
         pairs = torch.arange(0, self.embedding_dim, 2, dtype=torch.float64, device=positions.device)
-        angles = positions[:, None] * 10_000 ** (-pairs / self.embedding_dim)
-        return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
+        angles = positions[..., None] * 10_000 ** (-pairs / self.embedding_dim)
+        return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
 
 
 class GELU(nn.Module):
@@ -138,6 +139,8 @@ class MultiHeadAttention(nn.Module):
     kernel does not show the (B, H, T, T) tensors, so a watch is not told attn_scores, attn_weights and dropout.
 
     Where each process holds the rows of the projections that belong to some of the heads, H is the number of these.
+
+    `visible` says which keys a query sees; None: itself and those before it. A query always sees itself.
     """
 
     def __init__(self, cfg: GPTConfig, attention: str = "math"):
@@ -151,7 +154,11 @@ class MultiHeadAttention(nn.Module):
         self.out_proj = nn.Linear(cfg.emb_dim, cfg.emb_dim, bias=cfg.bias)
         self.dropout = nn.Dropout(cfg.drop_rate)
 
-    def forward(self, x: Float[Tensor, "B T D"], watch: Watch = unwatched) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, x: Float[Tensor, "B T D"], watch: Watch = unwatched, visible: Bool[Tensor, "B 1 T T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        if visible is not None:
+            visible = visible | torch.eye(x.shape[1], dtype=torch.bool, device=x.device)  # padding would see nothing
         queries = self._split_heads(self.W_query(x))
         keys = self._split_heads(self.W_key(x))
         values = self._split_heads(self.W_value(x))
@@ -159,9 +166,9 @@ class MultiHeadAttention(nn.Module):
         watch("keys", keys)
         watch("values", values)
         if self.attention == "sdpa":
-            context = self._attend_fused(queries, keys, values)
+            context = self._attend_fused(queries, keys, values, visible)
         else:
-            context = self._attend(queries, keys, values, watch)
+            context = self._attend(queries, keys, values, watch, visible)
         context_vec = context.transpose(1, 2).flatten(2)  # heads merged
         watch("context_vec", context_vec)
         output = self.out_proj(context_vec)
@@ -177,10 +184,13 @@ class MultiHeadAttention(nn.Module):
         keys: Float[Tensor, "B H T K"],
         values: Float[Tensor, "B H T K"],
         watch: Watch,
+        visible: Bool[Tensor, "B 1 T T"] | None,
     ) -> Float[Tensor, "B H T K"]:
         n_tokens, head_dim = queries.shape[-2:]
-        future = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=queries.device).triu(diagonal=1)
-        attn_scores = (queries @ keys.transpose(2, 3) / math.sqrt(head_dim)).masked_fill(future, -math.inf)
+        hidden = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=queries.device).triu(diagonal=1)
+        if visible is not None:
+            hidden = ~visible
+        attn_scores = (queries @ keys.transpose(2, 3) / math.sqrt(head_dim)).masked_fill(hidden, -math.inf)
         watch("attn_scores", attn_scores)
         attn_weights = torch.softmax(attn_scores, dim=-1)
         watch("attn_weights", attn_weights)
@@ -193,9 +203,12 @@ class MultiHeadAttention(nn.Module):
         queries: Float[Tensor, "B H T K"],
         keys: Float[Tensor, "B H T K"],
         values: Float[Tensor, "B H T K"],
+        visible: Bool[Tensor, "B 1 T T"] | None,
     ) -> Float[Tensor, "B H T K"]:
         drop_rate = self.dropout.p if self.training else 0.0
-        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, dropout_p=drop_rate)
+        return F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=visible, is_causal=visible is None, dropout_p=drop_rate
+        )
 
 
 class TransformerBlock(nn.Module):
@@ -217,16 +230,22 @@ class TransformerBlock(nn.Module):
         self.norm2 = LayerNorm(cfg.emb_dim, cfg.norm_eps, cfg.bias, kernels)
         self.drop_shortcut = nn.Dropout(cfg.drop_rate)
 
-    def forward(self, x: Float[Tensor, "B T D"], watch: Watch = unwatched) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, x: Float[Tensor, "B T D"], watch: Watch = unwatched, visible: Bool[Tensor, "B 1 T T"] | None = None
+    ) -> Float[Tensor, "B T D"]:
         if self.checkpoint_activations and watch is unwatched and torch.is_grad_enabled():
-            recomputed: Tensor = checkpoint(self._compute, x, watch, use_reentrant=False, preserve_rng_state=True)
+            recomputed: Tensor = checkpoint(
+                self._compute, x, watch, visible, use_reentrant=False, preserve_rng_state=True
+            )
             return recomputed
-        return self._compute(x, watch)
+        return self._compute(x, watch, visible)
 
-    def _compute(self, x: Float[Tensor, "B T D"], watch: Watch) -> Float[Tensor, "B T D"]:
+    def _compute(
+        self, x: Float[Tensor, "B T D"], watch: Watch, visible: Bool[Tensor, "B 1 T T"] | None
+    ) -> Float[Tensor, "B T D"]:
         norm1 = self.norm1(x)
         watch("norm1", norm1)
-        drop_att = self.drop_shortcut(self.att(norm1, under(watch, "att")))
+        drop_att = self.drop_shortcut(self.att(norm1, under(watch, "att"), visible))
         watch("drop_att", drop_att)
         residual = x + drop_att
         watch("residual", residual)
@@ -302,8 +321,16 @@ class GPTModel(nn.Module):
         watch("final_norm", x)
         return x
 
-    def embedded(self, in_idx: Integer[Tensor, "B T"], watch: Watch = unwatched) -> Float[Tensor, "B T D"]:
-        """The input of the first block: the embeddings of tokens and positions, after dropout."""
+    def embedded(
+        self,
+        in_idx: Integer[Tensor, "B T"],
+        watch: Watch = unwatched,
+        positions: Integer[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The input of the first block: the embeddings of tokens and positions, after dropout.
+
+        positions   of the tokens; None: 0, 1, ... in each row
+        """
         n_tokens = in_idx.shape[1]
         if n_tokens > self.config.context_length:
             raise InputError(
@@ -312,7 +339,9 @@ class GPTModel(nn.Module):
             )
         tok_emb = self.tok_emb(in_idx)
         watch("tok_emb", tok_emb)
-        pos_emb = self.pos_emb(torch.arange(n_tokens, device=in_idx.device)).to(tok_emb.dtype)
+        if positions is None:
+            positions = torch.arange(n_tokens, device=in_idx.device)
+        pos_emb = self.pos_emb(positions).to(tok_emb.dtype)
         watch("pos_emb", pos_emb)
         x = self.drop_emb(tok_emb + pos_emb)
         watch("drop_emb", x)

@@ -115,9 +115,14 @@ def quantization_of(words: str) -> tuple[str, dict[str, Any]]:
             options["double"] = True
         elif name == "block" and value is not None and value.isdecimal() and len(value) < MOST_DIGITS:
             options["block_size"] = int(value)
+        elif name == "block" and value in ("row", "tensor"):
+            options["block_size"] = value
         else:
-            known = "a scheme such as nf4, and any of double and block=64"
-            raise InputError(f"quantize has {name!r:.80}; expected {known}")
+            word = name if value is None else f"{name}={value}"
+            raise InputError(
+                f"quantize has {word!r:.80}; expected a scheme such as nf4, and any of double and block=64, =row or "
+                f"=tensor"
+            )
     if nothing is not None:
         raise InputError(f"quantize is {words!r:.80}; expected the name of a scheme first, such as nf4")
     return scheme, options

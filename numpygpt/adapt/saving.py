@@ -87,7 +87,10 @@ def base_model(path: Path, dtype: Any, **options: Any) -> GPTModel:
     try:
         saved = read_model(path)
     except InputError as error:
-        raise InputError(f"the model that was adapted cannot be read: {error}; say with --base where it is") from error
+        raise InputError(
+            f"the model that was adapted cannot be read: {error}; say with --base where it is, or with --checkpoint if "
+            f"its run goes on"
+        ) from error
     if BASE in saved.values(SECTION):
         raise InputError(f"{path} holds an adapter, which has a base itself; make one model of both: numpygpt merge")
     return _without_adapter(saved, dtype, **options)

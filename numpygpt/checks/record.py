@@ -131,14 +131,18 @@ def differentiated(operation: Any, call: Call) -> dict[str, Array]:
     """The arrays among the arguments whose gradients the call asks for, by name.
 
     For an operation, these are the arguments that `wanted` names. For a layer, they are the parameters that are
-    `trained`, and its input if `wants_x` is True.
+    `trained`, and its input if `wants_x` is True. An argument that is no field of `Gradients` is a constant, such as a
+    label or a weight.
     """
+    fields = operation.Gradients._fields if hasattr(operation, "Gradients") else tuple(call.arguments)
     parameters = inspect.signature(operation.forward).parameters
     options = {name: parameter.default for name, parameter in parameters.items()} | dict(call.options)
     trained, wants_x = options.get("trained", everything), options.get("wants_x", True)
 
     def asked_for(name: str) -> bool:
         argument, _, leaf = name.partition(".")
+        if argument not in fields:
+            return False
         if argument == "parameters":
             return bool(trained(leaf))
         return argument in options["wanted"] if "wanted" in options else wants_x

@@ -15,6 +15,7 @@ from numpygpt.layers import transformer_block
 from numpygpt.model.config import ACTIVATIONS, POSITIONS, GPTConfig
 from numpygpt.model.initialization import allocate
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
+from numpygpt.ops.weighted_mean import WAYS
 from numpygpt.shapes import Array
 from numpygpt.tree import Trained, everything, mapped, named
 
@@ -148,6 +149,18 @@ class Source:
         if (targets == ignore_index).all():
             targets.flat[-1] = self.choose.one_of([i for i in range(vocab_size) if i != ignore_index])
         return targets
+
+    def weights(self, shape: tuple[int, int]) -> Array:
+        """Weights of tokens, numbers or booleans. Some are 0, perhaps those of a whole sequence, or all."""
+        weights = np.asarray(self.rng.random(shape) * (self.rng.random(shape) < self.choose.one_of([1.0, 0.7, 0.3])))
+        if self.yes():
+            weights[0] = 0
+        return weights > 0 if self.yes() else weights
+
+    def mean(self) -> dict[str, Any]:
+        """The options of a weighted mean."""
+        options: dict[str, Any] = {"over": self.choose.one_of(WAYS)}
+        return {**options, "normalizer": 7.5} if self.yes() else options
 
     def keep(self, shape: Sequence[int], drop_rate: float) -> Array | None:
         """A mask for dropout, or None, which drops nothing."""

@@ -31,6 +31,7 @@ from numpygpt.training.book import perplexity
 from numpygpt.training.optimizers import OPTIMIZERS, settings_of, state_bytes, state_bytes_of
 from numpygpt.training.options import Options
 from numpygpt.training.run import SECTION, Evaluation
+from numpygpt.tree import named
 
 #: The precisions that are compared if none is named, by the dtype of the parameters. TF32 takes as much as fp32.
 PRECISIONS_COMPARED = {"float32": ("fp32", "bf16", "fp16"), "float64": ("fp32",)}
@@ -178,7 +179,7 @@ def _of_packed_matrices(forms: dict[str, Form]) -> list[str]:
         kinds.setdefault(words, []).append(form)
     lines = []
     for words, alike in kinds.items():
-        size = sum(unfilled(form).bytes() for form in alike)
+        size = sum(array.nbytes for form in alike for _, array in named(unfilled(form)))
         share = size / (4 * sum(form.size for form in alike))
         lines.append(f"{len(alike)} matrices in {words}: {size:,} bytes, {share:.3f} of those in float32")
     return lines

@@ -34,12 +34,12 @@ def run(parsed: argparse.Namespace) -> int:
         if given is not None and given.exists() and parsed.out.exists() and parsed.out.samefile(given):
             raise InputError(f"{parsed.out} is the folder of --{name}, which would be lost; choose another --out")
     refuse_other_models(parsed.out)
-    make_writable(parsed.out)
     checkpoint = read_model(parsed.checkpoint)
     model = trained_model(checkpoint, parsed)
     count = len(paths_of(model))
     if not count:
         raise InputError(f"{parsed.checkpoint} has no adapter; name one with --adapter, or the folder of its run")
+    make_writable(parsed.out)
     model = dequantize(remove_lora(merge_lora(model)))
     path = write_checkpoint(parsed.out, {"model": model_section(model, saved_tokenizer(checkpoint))})
     print(f"added the adapter of {count} projections to their weights")

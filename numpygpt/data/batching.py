@@ -40,7 +40,7 @@ class PairBatch(NamedTuple):
     @property
     def both(self) -> TokenBatch:
         """The chosen examples, then the rejected ones, as 2 N rows for one forward."""
-        return TokenBatch(*map(np.concatenate, zip(self.chosen, self.rejected, strict=True)))
+        return below(self.chosen, self.rejected)
 
 
 class LabelBatch(NamedTuple):
@@ -115,3 +115,8 @@ def padded(examples: Sequence[Example], pad_id: int = 0, width: int | None = Non
     for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):
         inputs[row, :length], targets[row, :length] = example.token_ids, example.targets
     return TokenBatch(inputs, targets, lengths)
+
+
+def below(first: TokenBatch, second: TokenBatch) -> TokenBatch:
+    """The rows of two batches of one width, the second below the first."""
+    return TokenBatch(*map(np.concatenate, zip(first, second, strict=True)))

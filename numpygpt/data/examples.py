@@ -36,13 +36,18 @@ class Example(NamedTuple):
     @property
     def targets(self) -> Integer[Array, "T"]:
         """The token that follows each, where it belongs to an answer."""
-        targets = np.full(len(self.token_ids), IGNORE_INDEX)
-        targets[:-1] = np.where(self.answer[1:], self.token_ids[1:], IGNORE_INDEX)
-        return targets
+        return following(self.token_ids, self.answer)
 
     def first(self, tokens: int) -> "Example":
         """Its first tokens."""
         return Example(self.token_ids[:tokens], self.answer[:tokens])
+
+
+def following(token_ids: Integer[Array, "T"], counts: Bool[Array, "T"]) -> Integer[Array, "T"]:
+    """The token that follows each, if it is one that counts; IGNORE_INDEX elsewhere, and after the last one."""
+    targets = np.full(len(token_ids), IGNORE_INDEX)
+    targets[:-1] = np.where(counts[1:], token_ids[1:], IGNORE_INDEX)
+    return targets
 
 
 class Kept(NamedTuple):
@@ -51,18 +56,24 @@ class Kept(NamedTuple):
     items       examples, pairs, labeled texts or prompts, in the order of the file
     dropped     how many records were left out because they are too long
     truncated   how many lost their end
+    alike       how many pairs were left out because both answers are the same
     """
 
     items: list[Any]
     dropped: int
     truncated: int
+    alike: int = 0
 
     @property
     def notes(self) -> list[str]:
         """Lines that tell a person what was left out; none if all is whole."""
-        told = {"left out": self.dropped, "cut the end of": self.truncated}
-        total = len(self.items) + self.dropped
-        return [f"{what} {count:,} of {total:,} records, which are too long" for what, count in told.items() if count]
+        total = len(self.items) + self.dropped + self.alike
+        told = {
+            "left out {} of {} records, which are too long": self.dropped,
+            "cut the end of {} of {} records, which are too long": self.truncated,
+            "left out {} of {} pairs, whose two answers are the same": self.alike,
+        }
+        return [line.format(f"{count:,}", f"{total:,}") for line, count in told.items() if count]
 
 
 class Limit:
@@ -105,11 +116,11 @@ class Limit:
         self._truncated += 1
         return [example.first(self._tokens) for example in examples]
 
-    def kept(self, items: Iterable[Any], path: Any) -> Kept:
+    def kept(self, items: Iterable[Any], path: Any, *, alike: int = 0) -> Kept:
         """What was made of the records. InputError if they were all left out."""
-        kept = Kept(list(items), self._dropped, self._truncated)
+        kept = Kept(list(items), self._dropped, self._truncated, alike)
         if not kept.items:
-            raise InputError(f"all {kept.dropped} records of {path} have more than {self._tokens} tokens; none is left")
+            raise InputError(f"of {path} no record is left: {'; '.join(kept.notes)}; the most is {self._tokens} tokens")
         return kept
 
     def _refuse_long_prompt(self, example: Example, place: str) -> None:

@@ -71,7 +71,7 @@ def labeled_records(path: Path) -> Iterator[Record]:
     """The records of a file in one of the forms, with the fields "text" and "label". InputError as the file's form."""
     form = Path(path.name.removesuffix(".gz")).suffix
     if form == ".csv":
-        return _of_columns(path)
+        return records_of_columns(path)
     if form == ".tsv":
         return _of_tabs(path)
     return read_records(path)
@@ -89,7 +89,12 @@ def _of_tabs(path: Path) -> Iterator[Record]:
         raise InputError(f"{path} has no record; expected a label, a tab and a text in each line")
 
 
-def _of_columns(path: Path) -> Iterator[Record]:
+def records_of_columns(path: Path) -> Iterator[Record]:
+    """The records of a CSV file, by the names of its columns in small letters: "text", "label" and any others.
+
+    Raises InputError for a file that cannot be read, lacks one of the two columns or has no record, and for a line with
+    another number of columns.
+    """
     rows = csv.reader((f"{line}\n" for line in every_line(path)), strict=True)
     try:
         names = [name.strip().lower() for name in next(rows, [])]

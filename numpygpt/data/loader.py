@@ -1,6 +1,6 @@
 """Batches of a dataset in the order of PyTorch's DataLoader."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
@@ -48,6 +48,17 @@ class Dataset(Protocol):
         """The items of these numbers, as one batch: a tuple of new arrays."""
 
 
+@runtime_checkable
+class Items(Protocol):
+    """What has items, of which a collate_fn makes batches: a list, or the book's InstructionDataset."""
+
+    def __len__(self) -> int:
+        """How many items there are."""
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """The item of this number."""
+
+
 class DataLoader:
     """Batches of a dataset in the order of `torch.utils.data.DataLoader`, from the same random draws.
 
@@ -55,7 +66,7 @@ class DataLoader:
     processes, and which is not used here. A shuffled epoch draws a second seed when its first batch is asked
     for. This one seeds a generator of its own, which orders the items.
 
-    dataset      windows of token ids, a GPTDatasetV1, or another Dataset; or, with a collate_fn, any list of items
+    dataset      windows of token ids, a GPTDatasetV1, or another Dataset; or, with a collate_fn, a list of items
     batch_size   B, items in a batch
     shuffle      whether each epoch has a new random order
     drop_last    whether a last batch of fewer than B items is left out
@@ -63,12 +74,13 @@ class DataLoader:
                  seed; or anything else that draws an int64 as PyTorch's generator does
     collate_fn   makes a batch of a list of items; None: the dataset's own `batch` does
 
-    Raises InputError for a batch_size that is not positive and for items too few for a single batch.
+    Raises InputError for a batch_size that is not positive, for items too few for a single batch, and for items that
+    need a collate_fn.
     """
 
     def __init__(
         self,
-        dataset: Dataset | Sequence[Any],
+        dataset: Dataset | Items,
         batch_size: int,
         *,
         shuffle: bool = False,
@@ -77,6 +89,8 @@ class DataLoader:
         collate_fn: Callable[[list[Any]], Any] | None = None,
     ) -> None:
         check_positive(batch_size=batch_size)
+        if collate_fn is None and not hasattr(dataset, "batch"):
+            raise InputError(f"a {type(dataset).__name__} has items, and no batches; expected a collate_fn for it")
         self.dataset: Any = dataset
         self.collate_fn = collate_fn
         self.batch_size = batch_size

@@ -11,6 +11,8 @@ Both examples of a pair begin with the tokens of the same prompt.
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from numpygpt.data.examples import Example, Kept, Limit
 from numpygpt.data.instructions import messages_of, opening_of
 from numpygpt.data.records import read_records, text_of
@@ -29,17 +31,18 @@ class Pair(NamedTuple):
 def read_preferences(path: Path, template: Template, tokenizer: Encoding, limit: Limit) -> Kept:
     """The pairs of a file of preference records.
 
-    limit   how long an example may be; a pair is left out as a whole. Cut off, both answers may become the same text
+    limit   how long an example may be; a pair is left out as a whole
 
-    Raises InputError for a file that cannot be read, and, with its place, for a record that lacks a prompt or one of
-    its answers, whose two prompts differ, or that is too long.
+    A pair whose answers are the same, perhaps because their ends were cut off, says nothing. It is left out and
+    counted. Raises InputError for a file that cannot be read, and, with its place, for a record that lacks a
+    prompt or one of its answers, whose two prompts differ, or that is too long.
     """
     pairs = []
     for place, record in read_records(path):
         examples = limit.fitted(pair_of(record, place, template, tokenizer), place)
-        if examples is not None:
-            pairs.append(Pair(*examples))
-    return limit.kept(pairs, path)
+        pairs += [Pair(*examples)] if examples is not None else []
+    differing = [pair for pair in pairs if not np.array_equal(pair.chosen.token_ids, pair.rejected.token_ids)]
+    return limit.kept(differing, path, alike=len(pairs) - len(differing))
 
 
 def pair_of(record: dict[str, Any], place: str, template: Template, tokenizer: Encoding) -> Pair:

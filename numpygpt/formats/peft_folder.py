@@ -96,6 +96,7 @@ def read_adapter(folder: Path) -> Adapter:
     Raises InputError for a folder without an adapter, for one of another kind than LoRA, for matrices that are missing
     or do not fit each other, and for values that are not finite.
     """
+    _refuse_without_adapter(folder)
     config = read_json(folder / CONFIG, "adapter's configuration", MOST_BYTES)
     _refuse_other_kinds(config, folder)
     file = TensorFile(folder / WEIGHTS, "adapter", bfloat16=True)
@@ -130,7 +131,7 @@ def write_adapter(folder: Path, adapter: Adapter, *, names: str = OURS) -> None:
         for matrix in "AB"
     }
     metadata = {} if adapter.base_sha256 is None else {BASE_SHA256: adapter.base_sha256}
-    _refuse_other_files(folder)
+    refuse_other_files(folder)
     try:
         with replacing_folder(folder) as unfinished:
             text = json.dumps(peft_config(paths, adapter.drop_rate, names), indent=2) + "\n"
@@ -140,14 +141,27 @@ def write_adapter(folder: Path, adapter: Adapter, *, names: str = OURS) -> None:
         raise InputError(f"cannot write the adapter {folder}: {error.strerror or error}") from error
 
 
-def _refuse_other_files(folder: Path) -> None:
+def _refuse_without_adapter(folder: Path) -> None:
+    """InputError for a folder without an adapter. A folder in it that has one is named, as that of a run has."""
+    if not folder.is_dir() or (folder / CONFIG).exists():
+        return
+    within = sorted(folder.glob(f"*/{CONFIG}"))
+    hint = f"; name {within[0].parent}" if within else ""
+    raise InputError(f"the folder {folder} holds no adapter: it has no {CONFIG}{hint}")
+
+
+def refuse_other_files(folder: Path) -> None:
+    """InputError if there is a folder that holds other files than an adapter's, or something that is no folder."""
     if not folder.exists() and not folder.is_symlink():
         return
     if folder.is_symlink() or not folder.is_dir():
-        raise InputError(f"{folder} is no folder of an adapter, and is not replaced; name another")
+        raise InputError(f"{folder} is no folder of an adapter, and is not replaced; move it, or name another folder")
     others = sorted(entry.name for entry in folder.iterdir() if entry.name not in WRITTEN)
     if others:
-        raise InputError(f"{folder} holds other files, such as {others[0]}, and is not replaced; name another folder")
+        raise InputError(
+            f"{folder} holds other files than an adapter's, such as {others[0]}, and is not replaced; move them, or "
+            f"name another folder"
+        )
 
 
 def peft_config(paths: Mapping[str, LowRank], drop_rate: float, names: str = OURS) -> dict[str, Any]:

@@ -12,15 +12,15 @@
 
 Zero is always in the range, and is exact: padding and dropped values stay zero. For values that are all positive, such
 as those behind a ReLU, the step is half of absmax's. Weights lie around zero, but the largest and the smallest of a
-block are seldom opposite: the range from one to the other is shorter than twice the larger of the two, by a twelfth in
+block are seldom opposite: the range from one to the other is shorter than twice the larger of the two, by a tenth in
 blocks of 64 normal values.
 
 (1) is Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
 Inference", arXiv:1712.05877, equations 1 and 12; LLM.int8 (arXiv:2208.07339, section 2.1) has it as zeropoint
 quantization. For the same constants, PyTorch's fake_quantize_per_tensor_affine gives the same values.
 
-Error. At most s/2, and s²/12 in the mean square, as of `numpygpt.numerics.absmax`. But z is rounded, which moves the
-range by up to s/2: so at one end, values may be clipped, and are off by up to s.
+Error. At most s/2, and s²/12 in the mean square, as of `numpygpt.numerics.absmax`. That z is rounded moves the range by
+up to s/2. So l and h lie at most s/2 beyond it, and a value that is clipped is not off by more than others are.
 
 Traps: without the clip a code of Q + 1 becomes 0 in a byte. 0 times a step is not the smallest value: z has to be
 subtracted, from a type that has room for negative numbers.

@@ -53,8 +53,8 @@ def forward(
     def block(first: Array, second: Array, log_p: Array, log_q: Array, y: Array) -> None:
         _log_softmax(first, log_p)  # (1)
         _log_softmax(second, log_q)
-        terms = np.where(log_p.real == -np.inf, 0, np.exp(log_p) * _difference(log_p, log_q))
-        y[...] = terms.sum(axis=-1, keepdims=True)  # (2)
+        p = np.exp(log_p)
+        y[...] = (p * _difference(p, log_p, log_q)).sum(axis=-1, keepdims=True)  # (2)
 
     over_rows(block, first, second, log_p, log_q, y)
     return y[..., 0], Saved(log_p, log_q, y[..., 0])
@@ -71,7 +71,7 @@ def backward(d_y: Inexact[Array, "*rows"], saved: Saved) -> Gradients:
 
     def block(d_y: Array, log_p: Array, log_q: Array, y: Array, d_first: Array, d_second: Array) -> None:
         p = np.exp(log_p)
-        d_first[...] = np.where(p == 0, 0, d_y * p * (_difference(log_p, log_q) - y))  # undoes (2) and (1)
+        d_first[...] = d_y * p * (_difference(p, log_p, log_q) - y)  # undoes (2) and (1)
         d_second[...] = d_y * (np.exp(log_q) - p)
 
     over_rows(block, d_y[..., np.newaxis], log_p, log_q, y[..., np.newaxis], d_first, d_second)
@@ -83,7 +83,7 @@ def _log_softmax(x: Array, out: Array) -> None:
     out -= np.log(np.exp(out).sum(axis=-1, keepdims=True))
 
 
-def _difference(log_p: Array, log_q: Array) -> Array:
+def _difference(p: Array, log_p: Array, log_q: Array) -> Array:
     """log p - log q; 0 where p is 0."""
-    excluded = log_p.real == -np.inf
+    excluded = p == 0
     return np.where(excluded, 0, log_p) - np.where(excluded, 0, log_q)

@@ -6,11 +6,14 @@
 
 Forward, with u = log ρ - log π and r = exp(u) (Schulman 2020, "Approximating KL divergence"):
 
-    (1)  "k1":  y = -u                    unbiased; its variance is that of the log-ratio, and it may be negative
-         "k2":  y = u² / 2                biased, by a term of the third order in u; small variance; never negative
-         "k3":  y = r - 1 - u             unbiased, as E[r] = 1; small variance; never negative
+    (1)  "k1":  y = -u                    unbiased; its variance is that of u, and it may be negative
+         "k2":  y = u² / 2                biased, by a term of the third order in u; never negative
+         "k3":  y = r - 1 - u             unbiased, as E[r] = 1; never negative
 
-As an estimate k3 is the best of the three. As a loss, through which the policy is trained, it is another matter. The
+If the two are near, u is small: the divergence is about E[u²] / 2, so k1's deviation is far larger than what it
+estimates, while k2 and k3 are about u² / 2 and deviate by about as much as they are. If they are far from each other, r
+has a heavy tail, and k3 may have the largest variance. As an estimate k3 is the best of the three for policies that are
+near. As a loss, through which the policy is trained, it is another matter. The
 derivatives with respect to log π are
 
     (2)  k1: 1        k2: -u        k3: 1 - r

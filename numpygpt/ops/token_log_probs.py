@@ -57,7 +57,9 @@ def forward(
     smoothing: float = 0.0,
     ignore_index: int = IGNORE_INDEX,
 ) -> tuple[Inexact[Array, "*rows"], Saved]:
-    """Raises InputError for an id outside [0, V) that is not ignore_index."""
+    """Raises InputError for an id outside [0, V) that is not ignore_index, and for a smoothing outside [0, 1)."""
+    if not 0 <= smoothing < 1:
+        raise InputError(f"smoothing is {smoothing!r}; expected a number from 0 to below 1")
     rows, flat = logits.reshape(-1, logits.shape[-1]), ids.reshape(-1)
     counted = _counted(flat, ignore_index, rows.shape[1])
     highest, log_sum = np.empty((2, len(rows), 1), logits.dtype)

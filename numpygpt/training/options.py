@@ -31,6 +31,13 @@ AUTOCASTS = tuple(TABLES)
 BEFORE: dict[str, Any] = {"decay": "all"}
 #: The options that are hyper-parameters of an optimizer, if it has them.
 OF_OPTIMIZERS = ("lr", "momentum", "nesterov", "rest_lr_scale", "weight_decay")
+#: The weight decay of each optimizer, unless --weight-decay says otherwise.
+#:
+#: AdamW's is GPT-3's (Brown et al. 2020, arXiv:2005.14165, appendix B). Muon's is that of Liu et al. 2025
+#: (arXiv:2502.16982, section 2.2), who found that large models need one. Lion's is ten times AdamW's, for a tenth of
+#: its learning rate (Chen et al. 2023, arXiv:2302.06675, section 5). The other optimizers have the decay in the
+#: gradient, where 0.1 would be far too much.
+WEIGHT_DECAYS = {"adamw": 0.1, "adam": 0.0, "sgd": 0.0, "rmsprop": 0.0, "adagrad": 0.0, "lion": 1.0, "muon": 0.1}
 #: wsd comes down in one step of so many, unless --decay-steps says otherwise.
 DECAY_SHARE = 5
 
@@ -102,9 +109,10 @@ class Options:
     rest_lr_scale: float | None = option(
         None, "learning rate of what muon leaves to AdamW, as a multiple of --lr (default: 0.015)", smallest=0
     )
-    weight_decay: float = option(
-        0.1, "pull on the weights; of adam, sgd, rmsprop and adagrad a part of the gradient, else beside it", smallest=0
-    )
+    weight_decay: float | None = option(
+        None, "pull on the weights (default: 0.1 of adamw and muon, 1 of lion; 0 of adam, sgd, rmsprop and adagrad, "
+        "whose gradients it is a part of)", smallest=0,
+    )  # fmt: skip
     decay: str = option("matrices", "what decays: matrices and embeddings, or biases and norms, too", choices=DECAYS)
     optimizer_state: str = option(
         "memory", "where the optimizer keeps its moments; disk: slower, for models whose moments memory cannot hold",
@@ -181,8 +189,8 @@ class Options:
     def settled(self) -> "Options":
         """These options as a run keeps them, so that it can go on from another folder and for more steps.
 
-        The paths of files become absolute, and the lengths of the schedule and its end become numbers, so that a run
-        that is made longer keeps its learning rates.
+        The paths of files become absolute. The weight decay, and the lengths of the schedule and its end, become
+        numbers, so that a run that is made longer keeps its learning rates.
         """
         schedule_steps = None if self.schedule == "constant" else self.schedule_steps or self.steps
         return replace(
@@ -191,6 +199,7 @@ class Options:
             tokens=self.tokens and absolute(self.tokens),
             vocab=self.vocab and absolute(self.vocab),
             optimizer_state_dir=self.optimizer_state_dir and absolute(self.optimizer_state_dir),
+            weight_decay=self._weight_decay,
             schedule_steps=schedule_steps,
             decay_steps=self._decay_steps if self.schedule == "wsd" else None,
         )
@@ -213,7 +222,11 @@ class Options:
     def optimizer_settings(self) -> dict[str, Any]:
         """The hyper-parameters of the optimizer. InputError for one that it does not have or that is out of range."""
         given = {name: getattr(self, name) for name in OF_OPTIMIZERS}
-        return settings_of(self.optimizer, given)
+        return settings_of(self.optimizer, {**given, "weight_decay": self._weight_decay})
+
+    @property
+    def _weight_decay(self) -> float:
+        return WEIGHT_DECAYS[self.optimizer] if self.weight_decay is None else self.weight_decay
 
     @property
     def _decay_steps(self) -> int:

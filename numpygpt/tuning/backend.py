@@ -12,6 +12,7 @@ from numpygpt.adapt.quantized import weight_bytes
 from numpygpt.adapt.saving import Base, adapted_section, base_model, base_of, model_of
 from numpygpt.data.batching import PairBatch
 from numpygpt.errors import InputError
+from numpygpt.formats.peft_folder import refuse_other_files
 from numpygpt.model.gpt import GPTModel
 from numpygpt.model.saving import SECTION, model_section
 from numpygpt.model.sizes import check_memory, training_bytes, tuning_bytes
@@ -31,6 +32,8 @@ from numpygpt.tuning.options import FinetuneOptions
 
 #: The folder within the run's in which peft finds the adapter.
 ADAPTER = "adapter"
+#: What is shown in the place of a sample.
+CANNOT_WRITE = "the model scores classes, and writes nothing"
 
 
 class Tuned(NamedTuple):
@@ -77,6 +80,12 @@ def section_of(tuned: Tuned, options: FinetuneOptions, head: int | None) -> Sect
     return adapted_section(tuned.model, options.tokenizer, tuned.base, options.adaptation._replace(head=head))
 
 
+def refuse_another_adapter_folder(task: Task) -> None:
+    """Raise InputError, before the training, if other files are where peft is to find the adapter."""
+    if isinstance(task.options, FinetuneOptions) and task.options.lora is not None:
+        refuse_other_files(task.directory / ADAPTER)
+
+
 class FinetuneBackend(NumpyBackend):
     """NumPy's backend for a model that is tuned: it begins with a trained one, and saves what is trained of it."""
 
@@ -88,6 +97,7 @@ class FinetuneBackend(NumpyBackend):
     aids: Aids
 
     def __init__(self, task: Task) -> None:
+        refuse_another_adapter_folder(task)
         super().__init__(task)
         self.notes += getattr(task.corpus, "notes", [])
 
@@ -116,7 +126,7 @@ class FinetuneBackend(NumpyBackend):
     def sample(self, prompt: str) -> str:
         """See `Backend`. A model that scores classes writes nothing."""
         if self.model.config.classes is not None:
-            return "the model scores classes, and writes nothing"
+            return CANNOT_WRITE
         return super().sample(prompt)
 
     def state(self) -> dict[str, Section]:

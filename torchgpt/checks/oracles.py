@@ -18,6 +18,7 @@ from numpygpt.numerics.absmax import Absmax
 from numpygpt.numerics.zero_point import ZeroPoint
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
 from numpygpt.tree import mapped
+from torchgpt.checks.objective_oracles import OBJECTIVE_ORACLES
 
 #: Options that say what is computed, and in which order, but change no value.
 WITHOUT_EFFECT = {"tile", "wanted", "trained", "wants_x", "recompute"}
@@ -164,69 +165,6 @@ def _looked_up(table: Any, ids: Tensor) -> Tensor:
     return F.embedding(ids, table.unsqueeze(-1)).squeeze(-1)
 
 
-def token_log_probs(
-    logits: Tensor, ids: Tensor, *, smoothing: float = 0.0, ignore_index: int = IGNORE_INDEX
-) -> Outcome:
-    """PyTorch's cross-entropy of each token, with the opposite sign."""
-    rows = logits.flatten(0, -2)
-    losses = F.cross_entropy(
-        rows, ids.flatten(), label_smoothing=smoothing, ignore_index=ignore_index, reduction="none"
-    )
-    highest = logits.detach().amax(dim=-1, keepdim=True)
-    log_sum = (logits.detach() - highest).exp().sum(dim=-1, keepdim=True).log()
-    return -losses.reshape(ids.shape), {"highest": highest, "log_sum": log_sum}
-
-
-def weighted_mean(x: Tensor, weights: Tensor, *, over: str = "tokens", normalizer: float | None = None) -> Outcome:
-    """A loop over the sequences."""
-    w = weights.to(x.dtype)
-    values = torch.where(w == 0, torch.zeros_like(x), x)
-    if over == "sequences":
-        means = [(a * v).sum() / a.sum() for a, v in zip(w, values, strict=True) if a.sum() > 0]
-        return sum(means, values.sum() * 0) / (normalizer or max(1, len(means))), {}
-    divisor = 1.0 if over == "sum" else float(w.sum()) or 1.0
-    return (w * values).sum() / (normalizer or divisor), {}
-
-
-def kl_divergence(first: Tensor, second: Tensor) -> Outcome:
-    """PyTorch's function takes the logarithms, the second first, and leaves out what has no probability."""
-    log_p, log_q = first.log_softmax(dim=-1), second.log_softmax(dim=-1)
-    counts = log_p.detach() > -math.inf
-    zero = torch.zeros_like(log_p)
-    terms = torch.where(counts, log_p.exp(), zero) * (torch.where(counts, log_p, zero) - torch.where(counts, log_q, zero))
-    return terms.sum(dim=-1), {"log_p": log_p.detach(), "log_q": log_q.detach()}
-
-
-def kl_estimate(log_probs: Tensor, reference_log_probs: Tensor, *, kind: str = "k3") -> Outcome:
-    """The formulas, as trl writes k3."""
-    counts = log_probs.detach() > -math.inf
-    zero = torch.zeros_like(log_probs)
-    u = torch.where(counts, reference_log_probs, zero) - torch.where(counts, log_probs, zero)
-    y = {"k1": -u, "k2": u**2 / 2, "k3": torch.expm1(u) - u}[kind]
-    return y, {"u": u.detach()}
-
-
-def logistic_loss(x: Tensor, labels: Tensor) -> Outcome:
-    """This is PyTorch's own function."""
-    y = F.binary_cross_entropy_with_logits(x, labels.to(x.dtype), reduction="none")
-    return y, {"probability": x.detach().sigmoid()}
-
-
-def sigmoid(x: Tensor) -> Outcome:
-    """This is PyTorch's own function."""
-    return x.sigmoid(), {}
-
-
-def relu(x: Tensor) -> Outcome:
-    """This is PyTorch's own function."""
-    return F.relu(x), {}
-
-
-def silu(x: Tensor) -> Outcome:
-    """This is PyTorch's own function."""
-    return F.silu(x), {"s": x.detach().sigmoid()}
-
-
 # Layers
 
 
@@ -329,8 +267,7 @@ ORACLES: Mapping[str, Callable[..., Outcome]] = {
     oracle.__name__: oracle
     for oracle in (
         linear, quantized_linear, lora, embedding, layer_norm, gelu, gelu_erf, softmax, dropout, attention,
-        flash_attention, cross_entropy, token_log_probs, weighted_mean, kl_divergence, kl_estimate, logistic_loss,
-        sigmoid, relu, silu, projection, feed_forward, multi_head_attention, transformer_block, body,
+        flash_attention, cross_entropy, projection, feed_forward, multi_head_attention, transformer_block, body,
         next_token,
     )
-} | {"recomputed_block": transformer_block}  # fmt: skip
+} | {"recomputed_block": transformer_block} | OBJECTIVE_ORACLES  # fmt: skip

@@ -73,7 +73,7 @@ def _softmax(y: Tensor, x: Tensor, dim: int, *_: Any) -> Tensor:
 
 def _log_softmax(y: Tensor, x: Tensor, dim: int, *_: Any) -> Tensor:
     """For (x - max) - log(sum(exp(x - max)))."""
-    depth = x.amax(dim, keepdim=True) - x
+    depth = (x.amax(dim, keepdim=True) - x).masked_fill(y.isneginf(), 0)
     return y.abs() + depth + (y.exp() * depth).sum(dim, keepdim=True) + math.sqrt(x.shape[dim])
 
 
@@ -128,6 +128,8 @@ SCALES: Mapping[Any, Callable[..., Tensor]] = {
     aten.linalg_vector_norm: _norm,
     aten._softmax: _softmax,
     aten._log_softmax: _log_softmax,
+    aten.log_sigmoid_forward: _own_size,
+    aten.log_sigmoid_backward: _own_size,
     aten._softmax_backward_data: _softmax_backward,
     aten._log_softmax_backward_data: _log_softmax_backward,
     aten.tanh_backward: _tanh_backward,
@@ -147,6 +149,7 @@ EXACT = {
     aten.embedding,
     aten.gather,
     aten.masked_fill,
+    aten.masked_fill_,
     aten.neg,
     aten.new_zeros,
     aten.ones,

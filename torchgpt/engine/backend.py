@@ -100,7 +100,7 @@ class TorchBackend:
 
     model: ParallelModel
     optimizer: Optimizer
-    batches: Ahead
+    batches: Any  # Ahead, or the Batches of records
     draws: DefaultGenerator | TorchGenerator
 
     def __init__(self, task: Task, settings: Settings, team: OneProcess | ProcessTeam, device: torch.device) -> None:
@@ -120,7 +120,7 @@ class TorchBackend:
         backend = cls(task, settings, team, device)
         torch.manual_seed(task.options.seed)
         backend.model = backend._new_model()
-        backend.optimizer = Optimizer(backend.model, task.options)
+        backend.optimizer = Optimizer(backend.learner, task.options)
         backend._begin(batch_draws(alone_on_cpu=backend.alone_on_cpu), None)
         backend._seed_masks(task.options.seed)
         return backend
@@ -137,7 +137,7 @@ class TorchBackend:
         """A backend in the state that was saved, by this backend or by NumPy's."""
         backend = cls(task, settings, team, device)
         backend.model = backend._saved_model(saved)
-        backend.optimizer = Optimizer(backend.model, task.options)
+        backend.optimizer = Optimizer(backend.learner, task.options)
         backend.optimizer.load(saved)
         data, random_states = saved.values("data"), saved.arrays("random")
         with named_in_errors(saved):
@@ -152,6 +152,11 @@ class TorchBackend:
         """Whether this one process computes everything on the CPU, as NumPy's backend does."""
         return self.team.size == 1 and self.device.type == "cpu"
 
+    @property
+    def learner(self) -> ParallelModel:
+        """What the optimizer trains: the model."""
+        return self.model
+
     def batches_in_an_epoch(self) -> int:
         """See `Backend`."""
         return len(self.train_loader)
@@ -163,13 +168,20 @@ class TorchBackend:
             self.notes += verified(self, taken)
         n_targets = sum(batch.n_targets for batch in taken)
         loss = self.model.gradients([batch.placed for batch in taken], n_targets, self.scale.value)
-        norms = self.model.norms()
+        return self._stepped(loss, [batch.position["batches_done"] for batch in taken], learning_rate)
+
+    def _stepped(self, loss: torch.Tensor, numbers: list[int], learning_rate: float) -> StepTaken:
+        """Take a step with the gradients that are there.
+
+        numbers   of the micro-batches within their epoch, for a message
+        """
+        norms = self.learner.norms()
         found, *scaled = torch.stack([loss, *norms.values()]).tolist()  # at once, because each waits for the device
         step = StepTaken(found, {name: norm / self.scale.value for name, norm in zip(norms, scaled, strict=True)})
         try:
             self._take(step, learning_rate)
         except InputError as error:
-            raise described(error, [batch.position["batches_done"] for batch in taken], self._norms) from error
+            raise described(error, numbers, self._norms) from error
         self._norms = step.norms
         return step
 
@@ -199,7 +211,7 @@ class TorchBackend:
             arrays[section][name] = array
         arrays[MODEL] = dict(self._whole(None))
         for kind, names in self.optimizer.names.items():
-            moments = self._whole(self.optimizer.moments(kind), names)
+            moments = self._whole(self.optimizer.moments(kind), names, of=self.learner)
             arrays["optimizer"] |= {f"{kind}.{name}": whole for name, whole in moments}
         return {name: Section(values[name], arrays[name]) for name in values}
 
@@ -287,7 +299,7 @@ class TorchBackend:
         norm = common_norm(step.norms)
         factor = min(1.0, self.options.clip / (norm + 1e-6)) if self.options.clip else 1.0
         if factor != self.scale.value:
-            self.model.multiply_gradients(factor / self.scale.value)
+            self.learner.multiply_gradients(factor / self.scale.value)
         self.optimizer.step(learning_rate)
         self.scale.fitted()
 
@@ -353,8 +365,11 @@ class TorchBackend:
             (torch.mps if self.device.type == "mps" else torch).set_rng_state(state)
 
     def _whole(
-        self, pieces: Mapping[str, torch.Tensor] | None, names: Sequence[str] | None = None
+        self,
+        pieces: Mapping[str, torch.Tensor] | None,
+        names: Sequence[str] | None = None,
+        of: ParallelModel | None = None,
     ) -> Iterable[tuple[str, Array]]:
-        """Name and whole array, as a copy; in the processes that do not write, nothing."""
-        for name, whole in self.model.each_whole(pieces, names, wanted=self.team.is_first):
+        """Name and whole array, as a copy, of the model or another; in the processes that do not write, nothing."""
+        for name, whole in (of or self.model).each_whole(pieces, names, wanted=self.team.is_first):
             yield name, whole.numpy()

@@ -9,9 +9,9 @@ To its user a parameter is what this process holds of it, a plain tensor. An opt
 such as AdamW, needs to know no more, and its state is sliced as the parameters are.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,19 @@ if TYPE_CHECKING:
     from torchgpt.parallel.pipeline import Pipeline
 
 TIED = "tok_emb.weight", "out_head.weight"
+
+
+class Share(NamedTuple):
+    """Rows of a micro-batch that this process computes.
+
+    rows      with token ids (rows, T) as `inputs`, on the device
+    factor    what the mean loss of these rows is multiplied by in the loss of all
+    options   what else `Part.forward` takes
+    """
+
+    rows: Any
+    factor: float
+    options: Mapping[str, Any]
 
 
 class ParallelModel:
@@ -196,6 +209,46 @@ class ParallelModel:
             self._parameters[name].grad = slices.local_gradient(parameter)
         self._sum_gradients()
         return self._over_all(total) / max(1, n_targets)
+
+    def rows_of_process(self, rows: int) -> slice:
+        """Which of the rows of a batch this process computes, among those of ddp and fsdp; it may be none."""
+        share = -(-rows // self.scheme.data)
+        first = min(share * (self._grid.data_rank if self._grid else 0), rows)
+        return slice(first, min(first + share, rows))
+
+    def gradients_by(
+        self, loss_of: Callable[[Any, Any], Tensor], shares: Sequence[Share], scale: Tensor | float = 1.0,
+        *, dropout: bool = True,
+    ) -> Tensor:  # fmt: skip
+        """Compute the gradients of scale times a loss of the logits; returns the loss (), the same in every process.
+
+        loss_of   gives the loss of some rows, of what `Part.forward` returns of them and the rows themselves
+        shares    this process's rows of each micro-batch, and what their loss is multiplied by in the whole one
+        dropout   whether there is dropout, at the model's rate
+        """
+        self._part.train(dropout)
+        for parameter in (*self._own.values(), *self._parameters.values()):
+            parameter.grad = None
+        total = torch.zeros((), dtype=self._dtype, device=self.device)
+        module = self._ddp or self._part
+        for left, (rows, factor, options) in zip(reversed(range(len(shares))), shares, strict=True):
+            with self._summing(left == 0):
+                loss = loss_of(module(rows.inputs, **options), rows) * factor
+                (loss * scale).backward()
+            total += loss.detach()
+        for name, parameter in self._own.items():
+            self._parameters[name].grad = slices.local_gradient(parameter)
+        self._sum_gradients()
+        return self._over_all(total)
+
+    @torch.no_grad()
+    def outputs(self, inputs: Tensor, **options: Any) -> Any:
+        """What `Part.forward` returns of token ids on the device, without dropout."""
+        self._part.eval()
+        output = self._part(inputs, **options)
+        if isinstance(self._part, FSDPModule):
+            self._part.reshard()
+        return output
 
     @torch.no_grad()
     def loss(self, inputs: Array, targets: Array) -> float:

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -55,20 +55,34 @@ class Part(nn.Module):
         self.compiled = False
         _leave_only(model, stage)
 
-    def forward(self, x: Tensor, targets: Integer[Tensor, "B T"] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        targets: Integer[Tensor, "B T"] | None = None,
+        *,
+        positions: Integer[Tensor, "B T"] | None = None,
+        visible: Bool[Tensor, "B 1 T T"] | None = None,
+        hidden: bool = False,
+    ) -> Any:
         """Hidden states (B, T, D); in the last stage the sum of the losses (), or, without targets, logits (B, T, V).
 
-        x   token ids (B, T) in the first stage, in any other the hidden states (B, T, D) of the one before it
+        x                    token ids (B, T) in the first stage, in any other the hidden states (B, T, D) of the one
+                             before it
+        positions, visible   as `torchgpt.model.GPTModel` takes them
+        hidden               whether the logits come with the hidden states that they are made of, as a pair
         """
         with self.autocast():
             if self.stage.is_first:
-                x = self.model.embedded(x)
+                x = self.model.embedded(x, positions=positions)
             for block in self.model.trf_blocks.children():
-                x = block(x)
+                x = block(x, visible=visible)
             if not self.stage.is_last:
                 return x
             x = self.model.final_norm(x)
-            return self.model.out_head(x) if targets is None else self._sum_of_losses(x, targets)
+            if targets is not None:
+                return self._sum_of_losses(x, targets)
+            logits = self.model.out_head(x)
+            return (logits, x) if hidden else logits
 
     def compile_parts(self) -> None:
         """Let torch.compile make the code of the blocks, and on a GPU that of the loss."""

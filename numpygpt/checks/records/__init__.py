@@ -4,7 +4,8 @@
 bugs.
 
 `BUGS` has all planted bugs by name (`numpygpt.checks.planting`). `first_wrong` of a bug names the first tensor that
-differs. The order is: loaded weights; activations of a training step, its loss, and its gradients as the backward
+differs. The order is: conversations, pairs, batches and packed rows of token ids ("chatml.targets", "rows.visible");
+loaded weights; activations of a training step, its loss, and its gradients as the backward
 yields them; loss and gradients of micro-batches ("micro_batches."), the clipped gradients ("clipped."), the optimizer's
 moments and parameters ("step1.", "copied.", "groups."); gradients of recomputed blocks ("recomputed."); a step that
 trains a few leaves ("frozen."); a step on several documents in a row ("packed."); a step in which each token sees all
@@ -14,8 +15,9 @@ under a mask); evaluation, decoding, and data; the other optimizers' moments and
 "muon.step2."), and the schedules ("schedules."); numbers of short formats ("bf16.rounded"), then codes, constants and
 values of quantized arrays, and a product with each ("whole_blocks.nf4.3.codes"); a step in bf16 by each of autocast's
 tables, its micro-batches and the weights after it ("bf16_cuda.", "bf16_cpu."); a clipped step with a scale of the loss
-("fp16."); and one whose gradients overflow ("overflow."). It is "none" for a bug that shows only
-at extreme values or in another dtype. `properties` are the kinds of checks that see the bug:
+("fp16."); one whose gradients overflow ("overflow."); outputs and gradients of the operations and objectives that the
+model itself does not use ("operations.dpo.d_chosen"), and advantages ("advantages.whitened"). It is "none" for a bug
+that shows only at extreme values or in another dtype. `properties` are the kinds of checks that see the bug:
 
     forward        activations equal PyTorch's in float64
     gradients      gradients equal PyTorch's in float64, present and of the right shape
@@ -80,10 +82,25 @@ at extreme values or in another dtype. `properties` are the kinds of checks that
     adapters_complex_step   adapters' gradients equal complex step's
     merging        a merged model computes the same, is merged once, and unmerged it is what it was
     adapter_files  an adapter that is written and read again, by either names, computes the same
-    adapter_files_of_peft   a folder that peft wrote computes here what it computes there
+    adapter_files_of_peft   a folder that peft wrote computes here what it computes there, and ours there what here
     adapters_decoding       adapters and what they are merged into give the full forward's logits token by token
     adapters_purity         adapting a model does not change it, and shares what stays
+    adapters_of_bases       an adapter is loaded into its base, also beside another adapter, and into no other model
+    freezing       what is not frozen has PyTorch's gradient, and nothing else has one
+    frozen_steps   a step of an optimizer moves what is not frozen, and nothing else
+    quantizing     the targets alone are quantized, and the model computes what PyTorch's does with the codes' values
+    quantized_gradients     what is not quantized has PyTorch's gradient, and the matrices have none
+    moments_on_disk         moments in a file are those in memory, bit for bit
+    optimizers_on_disk      with them, the parameters and the moments equal PyTorch's
     loader         batches equal PyTorch's for the same seed
+    operations     the operations of objectives, and objectives, equal their oracles in float64, forward and backward
+    operations_complex_step   their gradients equal complex step's
+    operations_at_extremes    their special calls are right too, in float64 and in float32
+    parts_of_batches          losses and gradients of uneven parts, by the normalizer of the whole, add up to its own
+    objectives     losses that can be written down, who is pushed where, what must not count, 0 times infinity
+    objectives_of_trl         losses and gradients equal those of trl's trainers
+    advantages     advantages equal loops over tokens and answers, and PyTorch's means and deviations
+    advantages_relations      what must hold of them: a mean of 0, what comes from the last token alone, equal rewards
 """
 
 from importlib import import_module

@@ -52,7 +52,7 @@ BUGS = (
         "the gradient of a token that both exclude is 0 times infinity",
         "OpenRLHF#1335",
         "none",
-        ("operations_at_extremes",),
+        ("operations_at_extremes", "objectives"),
         (
             Change("ops.kl_estimate:forward", "np.where(excluded, 0, reference_log_probs)", "reference_log_probs"),
             Change("ops.kl_estimate:forward", "np.where(excluded, 0, log_probs)", "log_probs"),
@@ -64,7 +64,7 @@ BUGS = (
         "verl#2953",
         "operations.kl_estimate.d_log_probs",
         ("operations", "operations_complex_step"),
-        (Change("ops.kl_estimate:backward", '"k3": lambda: -np.expm1(u)', '"k3": lambda: np.ones_like(u)'),),
+        (Change("ops.kl_estimate:backward", "slope = -np.expm1(u)", "slope = np.ones_like(u)"),),
     ),
 )
 

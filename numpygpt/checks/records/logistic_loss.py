@@ -24,6 +24,8 @@ def complex_step(source: Source) -> Mapping[str, Call]:
 
 SPECIAL = {
     "scores of 1000": Call({"x": np.array([1e3, -1e3, 1e3, -1e3]), "labels": np.array([0.0, 0.0, 1.0, 1.0])}),
+    "infinite scores that are right": Call({"x": np.array([-np.inf, np.inf]), "labels": np.array([0.0, 1.0])}),
+    "scores that are right by far": Call({"x": np.array([-30.0, 30.0]), "labels": np.array([0.0, 1.0])}),
     "a tie": Call({"x": np.zeros(2), "labels": np.array([0.0, 1.0])}),
 }
 
@@ -33,14 +35,30 @@ BUGS = (
         "the probability is computed before its logarithm is taken, which is log(0) for a large score",
         "no public report known",
         "none",
-        ("operations_at_extremes",),
+        ("operations_at_extremes", "objectives"),
         (
             Change(
                 "ops.logistic_loss:forward",
-                "np.where(x.real < 0, 0, x) - t * x + np.log1p(np.exp(-size))",
+                "np.log1p(np.exp(-size)) + c * np.where(c == 0, 0, x)",
                 "-t * np.log(1 / (1 + np.exp(-x))) - (1 - t) * np.log(1 / (1 + np.exp(x)))",
             ),
         ),
+    ),
+    Bug(
+        "logistic_loss_gradient_cancels",
+        "the slope of a score that is right by far is what is left of 1 - 1",
+        "no public report known",
+        "none",
+        ("operations_at_extremes", "objectives"),
+        (Change("ops.logistic_loss:backward", "((1 - t) * yes - t * no)", "(yes - t)"),),
+    ),
+    Bug(
+        "logistic_loss_of_infinite_scores_is_nan",
+        "an infinite score is multiplied by 0",
+        "OpenRLHF#1335",
+        "none",
+        ("operations_at_extremes", "objectives"),
+        (Change("ops.logistic_loss:forward", "c * np.where(c == 0, 0, x)", "c * x"),),
     ),
     Bug(
         "logistic_loss_gradient_without_label",
@@ -48,7 +66,7 @@ BUGS = (
         "no public report known",
         "operations.logistic_loss.d_x",
         ("operations", "operations_complex_step"),
-        (Change("ops.logistic_loss:backward", "saved.probability - saved.labels", "saved.probability - 1"),),
+        (Change("ops.logistic_loss:backward", "((1 - t) * yes - t * no)", "-no"),),
     ),
 )
 

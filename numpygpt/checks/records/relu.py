@@ -29,7 +29,7 @@ BUGS = (
         "no public report known",
         "operations.relu.d_x",
         ("operations", "operations_complex_step"),
-        (Change("ops.relu:backward", "np.where(saved.positive, d_y, 0)", "np.where(d_y > 0, d_y, 0)"),),
+        (Change("ops.relu:backward", "np.where(saved.flat, 0, d_y)", "np.where(d_y > 0, d_y, 0)"),),
     ),
 )
 

@@ -24,12 +24,18 @@ SPECIAL = {"numbers of 1000": Call({"x": np.array([1e3, -1e3, 0.0])})}
 
 BUGS = (
     Bug(
-        "sigmoid_overflows",
-        "exp(-x) of a large negative number overflows",
+        "sigmoid_of_large_numbers_is_nan",
+        "exp(x) / (1 + exp(x)) of a large number is infinity by infinity",
         "no public report known",
         "none",
-        ("operations_at_extremes",),
-        (Change("ops.sigmoid:forward", "negative = x.real < 0", "negative = x.real < -np.inf"),),
+        ("operations_at_extremes", "objectives"),
+        (
+            Change(
+                "ops.sigmoid:forward",
+                "np.where(negative, small, 1) / (1 + small)",
+                "np.exp(x) / (1 + np.exp(x))",
+            ),
+        ),
     ),
     Bug(
         "sigmoid_slope_of_its_input",

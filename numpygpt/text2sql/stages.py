@@ -1,0 +1,149 @@
+"""The stages of the training, and what is measured after each.
+
+A stage takes a model and returns a model. After each stage the model answers the questions of every part of the test.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+
+from numpygpt.model.config import GPTConfig
+from numpygpt.model.gpt import GPTModel
+from numpygpt.text2sql.draws import Draws
+from numpygpt.text2sql.questions import TEST_PARTS, Example, test_examples, training_examples
+from numpygpt.text2sql.scores import Scores, scores_of
+from numpygpt.text2sql.writing import batch_of, batches_of, write
+from numpygpt.training.adamw import AdamW
+from numpygpt.training.groups import groups_of
+from numpygpt.training.schedules import warmup_cosine
+from numpygpt.training.step import training_step
+
+#: The model. Fixed sinusoids let it find what stands where it copies from much sooner than learned positions do.
+CONFIG = GPTConfig(
+    vocab_size=256,
+    context_length=320,
+    emb_dim=64,
+    n_heads=4,
+    n_layers=3,
+    drop_rate=0.0,
+    qkv_bias=False,
+    position="sinusoidal",
+)
+
+#: Is told after each step how many are done, of how many, and the loss.
+Told: TypeAlias = Callable[[int, int, float], None]
+
+
+def untold(done: int, steps: int, loss: float) -> None:
+    """Nobody is told."""
+
+
+class Trained(NamedTuple):
+    """What a stage returns: the model, and in words what was done."""
+
+    model: GPTModel
+    note: str
+
+
+class Stage(NamedTuple):
+    """A stage: its name, and what it does to a model."""
+
+    name: str
+    train: Callable[[GPTModel, Told], Trained]
+
+
+class Measured(NamedTuple):
+    """A model after a stage.
+
+    stage     the name of the stage
+    scores    {part of the test: scores}
+    seconds   how long the stage took, without the measuring
+    note      in words what was done
+    """
+
+    stage: str
+    model: GPTModel
+    scores: Mapping[str, Scores]
+    seconds: float
+    note: str
+
+
+class Supervised(NamedTuple):
+    """The settings of the first stage: next-token prediction of the reference queries.
+
+    steps, batch_size   how long it takes, and how many examples a step has; no example is used twice
+    lr                  the learning rate after the warm-up
+    seed                draws the examples and their order
+    """
+
+    steps: int = 3000
+    batch_size: int = 8
+    lr: float = 4e-3
+    warmup_steps: int = 30
+    clip: float = 1.0
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    seed: int = 123
+
+
+def supervised(settings: Supervised, model: GPTModel, told: Told = untold) -> Trained:
+    """Train the model, in place, to write the reference query after the prompt.
+
+    Raises InputError, with the weights as they were before that step, if the loss is not finite.
+    """
+    examples = training_examples(settings.steps * settings.batch_size, settings.seed)
+    optimizer = AdamW(
+        model,
+        lr=settings.lr,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        groups=groups_of("matrices"),
+    )
+    losses = []
+    for step, batch in enumerate(batches_of(examples, settings.batch_size, Draws(settings.seed))):
+        optimizer.lr = warmup_cosine(
+            step,
+            peak_lr=settings.lr,
+            warmup_steps=settings.warmup_steps,
+            total_steps=settings.steps,
+            min_lr=settings.lr / 20,
+        )
+        losses.append(training_step(model, optimizer, [batch_of(batch)], max_norm=settings.clip).loss)
+        told(step + 1, settings.steps, losses[-1])
+    last = float(np.mean(losses[-50:])) if losses else float("nan")
+    return Trained(model, f"{settings.steps} steps, at the end {last:.3f} nats a byte")
+
+
+def stages_of(settings: Supervised) -> list[Stage]:
+    """The stages, in order."""
+    return [Stage("supervised", partial(supervised, settings))]
+
+
+def tests_of(count: int, seed: int) -> dict[str, list[Example]]:
+    """So many held-out examples of each part of the test."""
+    return {part: test_examples(part, count, seed) for part in TEST_PARTS}
+
+
+def measured(model: GPTModel, tests: Mapping[str, Sequence[Example]]) -> dict[str, Scores]:
+    """The scores of the model on each part of the test; it takes the likeliest byte each time."""
+    return {
+        part: scores_of(examples, write(model, [example.prompt for example in examples]))
+        for part, examples in tests.items()
+    }
+
+
+def run_stages(
+    model: GPTModel, stages: Sequence[Stage], tests: Mapping[str, Sequence[Example]], told: Mapping[str, Told]
+) -> Iterator[Measured]:
+    """The model after each stage, as soon as it is measured.
+
+    told   {name of a stage: what is told of its steps}
+    """
+    for stage in stages:
+        began = time.perf_counter()
+        model, note = stage.train(model, told.get(stage.name, untold))
+        seconds = time.perf_counter() - began
+        yield Measured(stage.name, model, measured(model, tests), seconds, note)

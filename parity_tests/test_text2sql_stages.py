@@ -1,0 +1,141 @@
+"""The stages of the worked application, on a tiny model: what is trained, what is measured, what the script says."""
+
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from numpygpt.errors import BAD_INPUT, INTERRUPTED, InputError
+from numpygpt.formats.checkpoint import FILE_NAME
+from numpygpt.model.gpt import GPTModel
+from numpygpt.ops.cross_entropy import IGNORE_INDEX
+from numpygpt.pictures.stages import plot_stages
+from numpygpt.random.torch_generator import TorchGenerator
+from numpygpt.text2sql.draws import Draws
+from numpygpt.text2sql.questions import END, TEST_PARTS, test_examples, training_examples
+from numpygpt.text2sql.scores import Scores
+from numpygpt.text2sql.stages import CONFIG, Stage, Supervised, Trained, run_stages, supervised, tests_of
+from numpygpt.text2sql.writing import LONGEST_QUERY, Sampler, batch_of, batches_of, write
+
+test_examples.__test__ = tests_of.__test__ = False  # pytest takes them for tests
+
+pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")
+
+TINY = replace(CONFIG, emb_dim=16, n_heads=2, n_layers=1)
+EXAMPLES = training_examples(40, seed=1)
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+    script = import_module("text2sql")
+
+
+def test_only_the_query_and_its_end_are_targets():
+    inputs, targets = batch_of(EXAMPLES)
+    for example, row, target in zip(EXAMPLES, inputs, targets, strict=True):
+        counted = target != IGNORE_INDEX
+        assert bytes(target[counted].astype(np.uint8)).decode() == example.sql + END
+        read = bytes(row[: np.flatnonzero(counted)[0] + 1].astype(np.uint8)).decode()
+        assert read == example.prompt
+
+
+def test_batches_hold_each_example_once():
+    batches = list(batches_of(EXAMPLES, 8, Draws(1)))
+    assert sorted(example.text for batch in batches for example in batch) == sorted(each.text for each in EXAMPLES)
+    assert all(len(batch) == 8 for batch in batches)
+
+
+def test_every_example_and_its_answer_fit_in_the_context():
+    examples = training_examples(2000, seed=5) + [e for part in TEST_PARTS for e in test_examples(part, 200, seed=5)]
+    assert max(len(example.prompt) for example in examples) + LONGEST_QUERY <= CONFIG.context_length
+    assert max(len(example.sql) for example in examples) < LONGEST_QUERY
+
+
+def test_a_batch_of_prompts_gets_what_each_gets_alone():
+    model = GPTModel(TINY, seed=1, dtype=np.float64)
+    prompts = [example.prompt for example in EXAMPLES[:3]]
+    together = write(model, [*prompts, prompts[0]])
+    assert together == [write(model, [prompt])[0] for prompt in [*prompts, prompts[0]]]
+    assert all(END not in query for query in together)
+
+
+def test_samples_are_grouped_by_prompt():
+    model = GPTModel(TINY, seed=1)
+    prompts = [example.prompt for example in EXAMPLES[:2]]
+    samples = Sampler(model, 1.0, TorchGenerator(1))(prompts, 3)
+    assert [len(each) for each in samples] == [3, 3]
+    assert samples == Sampler(model, 1.0, TorchGenerator(1))(prompts, 3)
+
+
+def test_supervised_training_learns_and_depends_on_the_seed_alone():
+    told: list[tuple[int, int, float]] = []
+    settings = Supervised(steps=60, batch_size=4, warmup_steps=5)
+    first, note = supervised(settings, GPTModel(TINY, seed=1), lambda *step: told.append(step))
+    assert [step[:2] for step in told] == [(done, 60) for done in range(1, 61)]
+    losses = [loss for *_, loss in told]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    assert note.startswith("60 steps")
+    again, _ = supervised(settings, GPTModel(TINY, seed=1))
+    for name, array in first.state_dict().items():
+        assert np.array_equal(array, again.state_dict()[name])
+
+
+def test_each_stage_gets_the_model_of_the_one_before_and_is_measured():
+    models = [GPTModel(TINY, seed=seed) for seed in (1, 2, 3)]
+    given = []
+
+    def to(model):
+        def train(before, told):
+            given.append(before)
+            return Trained(model, "changed")
+
+        return train
+
+    tests = tests_of(2, seed=1)
+    results = list(run_stages(models[0], [Stage("one", to(models[1])), Stage("two", to(models[2]))], tests, {}))
+    assert given == models[:2]
+    assert [result.stage for result in results] == ["one", "two"]
+    assert [result.model for result in results] == models[1:]
+    assert all(result.scores.keys() == TEST_PARTS.keys() for result in results)
+    assert all(isinstance(scores, Scores) for scores in results[0].scores.values())
+
+
+def test_the_script_prints_the_scores_and_writes_a_chart_and_a_model(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(script, "CONFIG", TINY)
+    monkeypatch.setattr(script.tqdm, "monitor_interval", 0)
+    out = tmp_path / "out"
+    assert script.main(["--steps", "2", "--questions", "2", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert all(part in printed for part in TEST_PARTS)
+    assert (out / script.CHART).stat().st_size > 1000
+    assert (out / FILE_NAME).is_file()
+
+
+def test_ctrl_c_leaves_a_message(tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script.tqdm, "monitor_interval", 0)
+    monkeypatch.setattr(script, "run_stages", interrupted)
+    assert script.main(["--out", str(tmp_path)]) == INTERRUPTED
+    assert "stopped; 0 of 1 stages were finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--steps", "--questions"])
+def test_a_number_out_of_range_is_refused(option, tmp_path, capsys):
+    assert script.main([option, "0", "--out", str(tmp_path)]) == BAD_INPUT
+    assert capsys.readouterr().err == f"text2sql: error: {option} is 0; expected 1 or more\n"
+
+
+@pytest.mark.parametrize(
+    ("stages", "accuracies"), [([], {}), (["one"], {"all": [0.1, 0.2]}), (["one"], {"all": [float("nan")]})]
+)
+def test_a_chart_of_anything_else_is_refused(stages, accuracies):
+    with pytest.raises(InputError):
+        plot_stages(stages, accuracies)
+
+
+def test_the_chart_has_a_bar_for_each_share(tmp_path):
+    figure = plot_stages(["one", "two"], {"a": [0.5, 0.75], "b": [0.25, 1.0]}, tmp_path / "chart.png")
+    assert sorted(bar.get_height() for bar in figure.axes[0].patches) == [25, 50, 75, 100]

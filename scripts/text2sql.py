@@ -1,0 +1,105 @@
+"""Train a small GPT, in NumPy, to write SQL for questions in English, and run what it writes in SQLite.
+
+    python scripts/text2sql.py                   # some minutes on two cores
+    python scripts/text2sql.py --steps 300       # a short look, with a model that has learned little
+
+It prints the scores on questions never seen after each stage, and writes a chart and the model. Exit status: 0, 2 for
+unusable input, 130 if interrupted. docs/text2sql.md explains the figures.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from numpygpt.commands.tables import print_table
+from numpygpt.errors import BAD_INPUT, INTERRUPTED, InputError
+from numpygpt.formats.checkpoint import write_checkpoint
+from numpygpt.model.gpt import GPTModel
+from numpygpt.model.saving import SECTION, model_section
+from numpygpt.pictures.stages import plot_stages
+from numpygpt.process import keep_freed_memory
+from numpygpt.text2sql.stages import CONFIG, Measured, Supervised, run_stages, stages_of, tests_of
+from numpygpt.text2sql.writing import TOKENIZER
+from numpygpt.training.run import make_writable
+
+#: Draws the questions of the test, which do not depend on those of the training.
+TEST_SEED = 7
+CHART = "accuracy.png"
+
+
+def bar_of(name: str) -> Any:
+    """What shows the steps of a stage as a bar."""
+    bar: Any = tqdm(total=0, desc=name, unit="step", dynamic_ncols=True)
+
+    def told(done: int, steps: int, loss: float) -> None:
+        bar.total = steps
+        bar.set_postfix({"loss": f"{loss:.3f}"}, refresh=False)
+        bar.update(done - bar.n)
+        if done == steps:
+            bar.close()
+
+    return told
+
+
+def show(results: Sequence[Measured], questions: int, directory: Path) -> None:
+    """Print the table of all stages so far, and write the chart and the last model."""
+    print(f"\nRight answers to {questions} questions never seen, in each part of the test:\n")
+    rows = [
+        (result.stage, part, f"{scores.exact:.1%}", f"{scores.execution:.1%}", f"{scores.runs:.1%}")
+        for result in results
+        for part, scores in result.scores.items()
+    ]
+    print_table("llrrr", rows, head=("stage", "questions", "exact match", "execution", "valid SQL"))
+    print()
+    for result in results:
+        print(f"{result.stage}: {result.seconds:.0f} s, {result.note}")
+    parts = results[0].scores
+    execution = {part: [result.scores[part].execution for result in results] for part in parts}
+    plot_stages([result.stage for result in results], execution, directory / CHART)
+    path = write_checkpoint(directory, {SECTION: model_section(results[-1].model, TOKENIZER)})
+    print(f"wrote {path} and {directory / CHART}")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Train and measure; returns the exit status."""
+    for name in ("steps", "questions"):
+        if getattr(parsed, name) < 1:
+            raise InputError(f"--{name} is {getattr(parsed, name)}; expected 1 or more")
+    make_writable(parsed.out)
+    keep_freed_memory()
+    stages = stages_of(Supervised(steps=parsed.steps, seed=parsed.seed))
+    results: list[Measured] = []
+    try:
+        bars = {stages[0].name: bar_of(stages[0].name)}
+        tests = tests_of(parsed.questions, TEST_SEED)
+        results.extend(run_stages(GPTModel(CONFIG, seed=parsed.seed), stages, tests, bars))
+    except KeyboardInterrupt:
+        if results:
+            show(results, parsed.questions, parsed.out)
+        print(f"stopped; {len(results)} of {len(stages)} stages were finished", file=sys.stderr)
+        return INTERRUPTED
+    show(results, parsed.questions, parsed.out)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--steps", type=int, default=Supervised().steps, help="steps of the supervised stage (default: %(default)s)")
+    add("--questions", type=int, default=200, help="questions in each part of the test (default: %(default)s)")
+    add("--seed", type=int, default=123, help="of the weights and the training's examples (default: %(default)s)")
+    add("--out", type=Path, metavar="DIR", default=Path("runs/text2sql"), help="for what it writes (%(default)s)")
+    try:
+        return run(parser.parse_args(arguments))
+    except InputError as error:
+        print(f"text2sql: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())
