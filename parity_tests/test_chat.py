@@ -305,9 +305,9 @@ def test_ctrl_c_in_a_pipe_ends_it(monkeypatch, capsys, tmp_path):
 
 def test_ctrl_c_on_a_terminal_stops_the_answer_and_at_the_prompt_ends(tmp_path):
     """The model says "a" for as long as it may. Its first answer is stopped, and the conversation goes on."""
-    folder = saved(tmp_path, model_that_says(chain("\n", "a"), context_length=100_000))
+    folder = saved(tmp_path, model_that_says(chain("\n", "a"), context_length=8000))
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "numpygpt", "chat", "--checkpoint", str(folder), "--max-new-tokens", "90000"]
+    command = [sys.executable, "-m", "numpygpt", "chat", "--checkpoint", str(folder), "--max-new-tokens", "7900"]
     process = subprocess.Popen(
         [*command, "--template", "plain", "--temperature", "0"],
         stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=lambda: _own_terminal(theirs),

@@ -5,12 +5,15 @@ import json
 import re
 import shlex
 import sys
+from itertools import takewhile
+from pathlib import Path
 
 import pytest
 
 from numpygpt import GPTConfig, GPTModel
+from numpygpt.commands.model_options import flag
 from numpygpt.training.run import TrainingRun
-from numpygpt.tuning.options import OBJECTIVES
+from numpygpt.tuning.options import ADAPTER_OPTIONS, NEEDED, OBJECTIVES, OF_OBJECTIVES, FinetuneOptions
 from parity_tests.chatting import TOKENIZER, saved
 from parity_tests.command import run, write_text
 
@@ -110,3 +113,44 @@ def test_chat_takes_the_template_of_the_run(capsys, monkeypatch, base, tmp_path)
     monkeypatch.setattr(sys, "stdin", io.StringIO("Add\n"))
     assert run("chat", "--checkpoint", tmp_path / "run", "--max-new-tokens", 1) == 0
     assert bytes(read[0][0].tolist()) == b"Add\n"
+
+
+# The page of the objectives
+
+PAGE = Path(__file__).parents[1] / "docs" / "finetuning.md"
+#: What an option is that has no default.
+OPEN = {"reference": "the start", "clip_high": "`--clip-range`"}
+
+
+def rows_of(head):
+    """The rows of the table of the page that has this head, as lists of cells."""
+    lines = PAGE.read_text(encoding="utf-8").partition(f"| {head} |")[2].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in takewhile(str.strip, lines)]
+
+
+def shown(objective, name):
+    settings = OBJECTIVES[objective].settings
+    if name not in settings:
+        return "–"
+    if (objective, name) in NEEDED:
+        return "needed"
+    value = settings[name]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return OPEN[name] if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def test_the_page_has_each_objective_and_each_option_with_its_default():
+    assert [(row[0], row[1]) for row in rows_of("objective")] == [
+        (f"`{name}`", objective.meaning) for name, objective in OBJECTIVES.items()
+    ]
+    expected = [[f"`{flag(name)}`", *(shown(each, name) for each in OBJECTIVES)] for name in OF_OBJECTIVES]
+    assert rows_of("option") == expected, "\n".join(f"| {' | '.join(row)} |" for row in expected)
+
+
+def test_the_page_has_the_learning_rates():
+    rates = [FinetuneOptions().lr, *(OBJECTIVES[name].usual["lr"] for name in ("dpo", "ppo", "grpo"))]
+    assert rates[2] == rates[3]
+    assert [each for each, objective in OBJECTIVES.items() if "lr" in objective.usual] == ["dpo", "ppo", "grpo"]
+    numbers = "The learning rate is {:g}, and of dpo {:g}, of ppo and grpo {:g}; with an adapter it is {:g}, whatever"
+    assert numbers.format(*rates[:3], ADAPTER_OPTIONS["lr"]) in PAGE.read_text(encoding="utf-8")
