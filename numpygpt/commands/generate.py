@@ -1,15 +1,14 @@
 """numpygpt generate: a trained model continues a prompt."""
 
 import argparse
-import codecs
-from typing import Any
+from collections.abc import Iterable
+from itertools import islice, takewhile
 
 from numpygpt.commands.model_options import flag
 from numpygpt.commands.trained import (
     add_adapter_options,
     add_checkpoint_options,
     encoded,
-    token_bytes,
     tokenizer_of,
     trained_model,
 )
@@ -17,6 +16,7 @@ from numpygpt.data.tokenizer import ENDOFTEXT, Encoding, token_ids_to_text
 from numpygpt.decoding.beams import beam_search
 from numpygpt.decoding.generation import stream
 from numpygpt.decoding.sampling import check_sampling
+from numpygpt.decoding.streaming import token_bytes, whole_characters
 from numpygpt.errors import InputError
 from numpygpt.formats.kinds import read_model
 from numpygpt.model.sizes import check_memory, decoding_bytes
@@ -32,6 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--prompt", required=True, help="text to continue")
     add("--max-new-tokens", type=int, default=200, help="tokens to add")
+    add_sampling_options(parser)
+    add("--num-samples", type=int, default=1, help="how many continuations")
+    add("--num-beams", type=int, help="search for the likeliest whole with this many beams, instead of drawing tokens")
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Declare how tokens are drawn."""
+    add = parser.add_argument
     add(
         "--temperature",
         type=float,
@@ -40,8 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--top-k", type=int, help="choose among the k likeliest tokens only")
     add("--top-p", type=float, help="choose among the likeliest tokens that together have this probability only")
     add("--seed", type=int, help="for the same text again")
-    add("--num-samples", type=int, default=1, help="how many continuations")
-    add("--num-beams", type=int, help="search for the likeliest whole with this many beams, instead of drawing tokens")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -70,7 +76,8 @@ def run(parsed: argparse.Namespace) -> int:
         choices = stream(
             model, idx, model.config.context_length, temperature, parsed.top_k, top_p=parsed.top_p, rng=rng
         )
-        _print_as_it_comes(parsed.prompt, (int(ids[0]) for ids in choices), parsed.max_new_tokens, tokenizer)
+        new_tokens = (int(ids[0]) for ids in islice(choices, parsed.max_new_tokens))
+        _print_as_it_comes(parsed.prompt, new_tokens, tokenizer)
     return 0
 
 
@@ -86,18 +93,11 @@ def _refuse_sampling_options(parsed: argparse.Namespace) -> None:
         raise InputError(f"--num-beams draws no tokens and finds one continuation; leave out {flags}")
 
 
-def _print_as_it_comes(prompt: str, token_ids: Any, how_many: int, tokenizer: Any) -> None:
-    """Print the prompt, and each token as soon as it is chosen.
-
-    A token stands for bytes, and a character may need those of several tokens. The decoder holds bytes back until they
-    make a whole character.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+def _print_as_it_comes(prompt: str, token_ids: Iterable[int], tokenizer: Encoding) -> None:
+    """Print the prompt, and each token up to the end of the text as soon as its last character is whole."""
     end = _end_of_text(tokenizer)
     print(prompt, end="", flush=True)
-    for _ in range(how_many):
-        token_id = next(token_ids)
-        if token_id == end:
-            break
-        print(decoder.decode(token_bytes(token_id, tokenizer)), end="", flush=True)
-    print(decoder.decode(b"", final=True))
+    chunks = (token_bytes(token_id, tokenizer) for token_id in takewhile(lambda chosen: chosen != end, token_ids))
+    for text in whole_characters(chunks):
+        print(text, end="", flush=True)
+    print()

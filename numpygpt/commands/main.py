@@ -26,6 +26,7 @@ COMMANDS = {
     "train": "train a model on text",
     "finetune": "a trained model learns more, whole or with adapters",
     "generate": "continue a prompt with a trained model",
+    "chat": "a conversation with a tuned model",
     "tokenize": "texts of any size as a file of token ids",
     "evaluate": "perplexity of a text, last words, right endings",
     "info": "parameters and memory of a model",

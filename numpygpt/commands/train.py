@@ -166,8 +166,8 @@ def _train(training: TrainingRun, progress: Progress) -> int:
             f"go on with: {_command(training.maker.program, training.maker.command, '--resume', training.directory)}"
         )
         return INTERRUPTED
-    prompt = options.sample_prompt or "The "  # it may be empty if there are no samples
-    say(f"let it write: {_command('numpygpt', 'generate', '--checkpoint', training.directory, '--prompt', prompt)}")
+    what, command = options.what_next(training.directory)
+    say(f"{what}: {_command(*command)}")
     return 0
 
 

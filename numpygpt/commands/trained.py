@@ -9,7 +9,9 @@ from numpygpt.adapt.adapters import paths_of
 from numpygpt.adapt.files import load_adapter
 from numpygpt.adapt.quantized import quantize
 from numpygpt.adapt.saving import model_of
+from numpygpt.data.templates import TEMPLATES, Template, template_of
 from numpygpt.data.tokenizer import Encoding, get_tokenizer, text_to_token_ids
+from numpygpt.decoding.streaming import token_bytes
 from numpygpt.errors import InputError
 from numpygpt.files import check_writable
 from numpygpt.formats.foreign import ForeignModel
@@ -38,6 +40,12 @@ def add_adapter_options(parser: argparse.ArgumentParser) -> None:
     add("--adapter", type=Path, metavar="DIR", help="folder of an adapter of this model, as peft writes it")
     add("--base", type=Path, metavar="DIR", help="where the model of an adapter's run is now (default: where it was)")
     add("--quantize", metavar="WORDS", help="compute with quantized matrices: nf4 or int8, and any of double, block=64")
+
+
+def add_template_option(parser: argparse.ArgumentParser) -> None:
+    """Declare the option of `template_for`."""
+    said = "how messages become text (default: as the model was tuned, or the first that its tokenizer fits)"
+    parser.add_argument("--template", choices=tuple(TEMPLATES), help=said)
 
 
 def trained_model(checkpoint: SavedSections, parsed: argparse.Namespace) -> GPTModel:
@@ -84,23 +92,29 @@ def options_of_run(checkpoint: SavedSections) -> Options:
         return (FinetuneOptions if "checkpoint" in saved else Options).of_checkpoint(saved)
 
 
+def finetune_options_of(checkpoint: SavedSections) -> FinetuneOptions | None:
+    """The options of the run that tuned the model; None if none did."""
+    options = options_of_run(checkpoint) if RUN in checkpoint else None
+    return options if isinstance(options, FinetuneOptions) else None
+
+
+def template_for(checkpoint: SavedSections, tokenizer: Encoding, name: str | None) -> Template:
+    """The template of this name; without a name, that of the model's run, or the first that the tokenizer fits."""
+    run = finetune_options_of(checkpoint)
+    if name is None and run is not None and not run.reads_text:
+        name = run.settings.get("template")
+    if name is not None:
+        return template_of(name)
+    fitting = (template for template in TEMPLATES.values() if set(template.tokens) <= tokenizer.special_tokens_set)
+    return next(fitting, next(iter(TEMPLATES.values())))
+
+
 def encoded(prompt: str, tokenizer: Encoding) -> Array:
     """The prompt's token ids (1, T). InputError if it is empty."""
     idx = text_to_token_ids(prompt, tokenizer)
     if not idx.size:
         raise InputError("the prompt is empty; expected text to continue")
     return idx
-
-
-def token_bytes(token_id: int, tokenizer: Encoding) -> bytes:
-    """The bytes that the token stands for. InputError for an id that the tokenizer does not know."""
-    try:
-        return tokenizer.decode_single_token_bytes(token_id)
-    except KeyError as error:
-        raise InputError(
-            f"token id {token_id} is none of the tokenizer {tokenizer.name}, which has {tokenizer.n_vocab}; "
-            f"the model was trained with another"
-        ) from error
 
 
 def labels(ids: list[int], tokenizer: Encoding) -> list[str]:

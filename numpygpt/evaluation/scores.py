@@ -3,7 +3,7 @@
 A protocol needs no more of a model than its logits, so it takes a function that computes them, on whatever device.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -93,8 +93,7 @@ def score_completions(
             raise InputError(f"completion {number} has {len(tokens)} tokens; the model takes {context_length} at most")
     sequences = [[*context, *tokens][-(context_length + 1) :] for context, tokens in completions]
     found: dict[int, CompletionScore] = {}
-    by_length = sorted(range(len(sequences)), key=lambda index: len(sequences[index]), reverse=True)
-    for batch in _batches(by_length, batch_size):
+    for batch in longest_first([len(sequence) for sequence in sequences], batch_size):
         longest = max(len(sequences[index]) for index in batch)
         ids = np.zeros((len(batch), longest), np.int64)
         for filled, index in zip(ids, batch, strict=True):
@@ -110,8 +109,22 @@ def score_completions(
     return [found[index] for index in range(len(completions))]
 
 
-def _batches(items: Sequence[int], batch_size: int) -> Iterable[Sequence[int]]:
+def longest_first(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """The numbers of items of these lengths in batches, so that a batch that is too large is found out at once."""
+    items = sorted(range(len(lengths)), key=lambda index: lengths[index], reverse=True)
     return (items[start : start + batch_size] for start in range(0, len(items), batch_size))
+
+
+def checked(values: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
+    """The values in float64. InputError if one of them is not finite."""
+    if not np.isfinite(values).all():
+        raise InputError("the model's scores are not finite: its weights are damaged or too large")
+    return values.astype(np.float64)
+
+
+def share_ahead(first: Inexact[Array, "N"], second: Inexact[Array, "N"]) -> float:
+    """The share of pairs in which the first number is the larger one; equal ones count half."""
+    return float(np.mean((first > second) + (first == second) / 2))
 
 
 @contextmanager

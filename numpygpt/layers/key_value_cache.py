@@ -60,6 +60,10 @@ class KeyValueCache:
         buffer.used = stop
         return KeyValueCache(buffer, stop)
 
+    def first(self, length: int) -> "KeyValueCache":
+        """The first positions alone, at most as many as there are. It shares the buffer."""
+        return KeyValueCache(self.buffer, length)
+
     def rows(self, rows: Integer[Array, "N"]) -> "KeyValueCache":
         """The cache of a batch made of these rows of this one's; a row may come several times."""
         held = self.buffer.keys_values

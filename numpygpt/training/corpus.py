@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from numpygpt.data.loader import DataLoader, Draws
 from numpygpt.data.texts import split_text
@@ -18,6 +18,7 @@ from numpygpt.shapes import Array, Integer
 TRAIN_SHARE = 0.9
 
 
+@runtime_checkable
 class Learned(Protocol):
     """What a run learns from."""
 

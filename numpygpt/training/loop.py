@@ -6,7 +6,7 @@ It does not touch arrays. The backend of the run computes, and the progress show
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,9 @@ from numpygpt.training.progress import Progress
 from numpygpt.training.run import TrainingRun
 
 Result = TypeVar("Result")
+
+#: The signals that ask a run to stop.
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,10 @@ class StopRequest:
 
 
 @contextmanager
-def stop_between_steps() -> Iterator[StopRequest]:
+def stop_between_steps(signals: Sequence[int] = ASKING) -> Iterator[StopRequest]:
     """Within the `with`, the first Ctrl-C (or SIGTERM) only sets `requested`, so that the current step is finished.
+
+    signals   which of the three do so; the others are left as they are
 
     A second one interrupts. A terminal that is closed (SIGHUP) asks as well, and may ask twice, so a second SIGHUP does
     not interrupt; if it is ignored, as under nohup, it stays so. A signal that is not handled in Python is left as it
@@ -136,8 +141,8 @@ def stop_between_steps() -> Iterator[StopRequest]:
         if number != signal.SIGHUP:
             signal.signal(number, previous[number])
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    if handlers[signal.SIGHUP] == signal.SIG_IGN:
+    handlers = {number: signal.getsignal(number) for number in signals}
+    if handlers.get(signal.SIGHUP) == signal.SIG_IGN:
         del handlers[signal.SIGHUP]
     previous: dict[int, Any] = {number: handler for number, handler in handlers.items() if handler is not None}
     for number in previous:

@@ -240,6 +240,11 @@ class Options:
         """The text to learn from. InputError if it cannot be read."""
         return read_text(self.text) if self.text else python_reference_text()
 
+    def what_next(self, folder: Path) -> tuple[str, tuple[str, ...]]:
+        """What can be done with the model that a run has left in a folder: in a few words, and as a command."""
+        prompt = self.sample_prompt or "The "  # it may be empty if there are no samples
+        return "let it write", ("numpygpt", "generate", "--checkpoint", str(folder), "--prompt", prompt)
+
     def learning_rate(self, step: int) -> float:
         """The learning rate of step 0, 1, ...; from the end of the schedule on, it stays at its minimum."""
         if self.schedule == "constant":

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from numpygpt.adapt.adaptation import Adaptation
@@ -271,6 +272,16 @@ class FinetuneOptions(Options):
         """See `Options.loss_unit`."""
         return {"classify": "nats a text", "reward": "nats a pair", "dpo": "nats a pair", "grpo": "less is better",
                 "ppo": "less is better"}.get(self.objective, "nats a token")  # fmt: skip
+
+    def what_next(self, folder: Path) -> tuple[str, tuple[str, ...]]:
+        """See `Options.what_next`: a model that learned from records converses, or scores such records."""
+        if self.reads_text:
+            return super().what_next(folder)
+        scores = {"classify": "--labels", "reward": "--pairs"}
+        if self.objective not in scores:
+            return "talk to it", ("numpygpt", "chat", "--checkpoint", str(folder))
+        data = (*self.val_data, *self.text)[0]
+        return "evaluate it", ("numpygpt", "evaluate", "--checkpoint", str(folder), scores[self.objective], data)
 
     def read_corpus(self, tokenizer: Encoding, config: GPTConfig) -> Learned:
         """See `Options.read_corpus`."""
