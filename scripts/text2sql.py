@@ -27,16 +27,18 @@ from numpygpt.text2sql.writing import TOKENIZER
 from numpygpt.training.run import make_writable
 
 #: Draws the questions of the test, which do not depend on those of the training.
-TEST_SEED = 7
+TEST_SEED = 2026
 CHART = "accuracy.png"
 
 
 def bar_of(name: str) -> Any:
-    """What shows the steps of a stage as a bar."""
-    bar: Any = tqdm(total=0, desc=name, unit="step", dynamic_ncols=True)
+    """What shows the steps of a stage as a bar, from its first step on."""
+    bars: list[Any] = []
 
     def told(done: int, steps: int, loss: float) -> None:
-        bar.total = steps
+        if not bars:
+            bars.append(tqdm(total=steps, desc=name, unit="step", dynamic_ncols=True))
+        bar = bars[0]
         bar.set_postfix({"loss": f"{loss:.3f}"}, refresh=False)
         bar.update(done - bar.n)
         if done == steps:
@@ -74,7 +76,7 @@ def run(parsed: argparse.Namespace) -> int:
     stages = stages_of(Supervised(steps=parsed.steps, seed=parsed.seed))
     results: list[Measured] = []
     try:
-        bars = {stages[0].name: bar_of(stages[0].name)}
+        bars = {stage.name: bar_of(stage.name) for stage in stages}
         tests = tests_of(parsed.questions, TEST_SEED)
         results.extend(run_stages(GPTModel(CONFIG, seed=parsed.seed), stages, tests, bars))
     except KeyboardInterrupt:

@@ -6,20 +6,41 @@ A stage takes a model and returns a model. After each stage the model answers th
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from numpygpt.data.batching import Pairs
+from numpygpt.data.instructions import Prompt
+from numpygpt.data.loader import DataLoader
+from numpygpt.data.preferences import Pair
+from numpygpt.decoding.answers import Answer
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
+from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.text2sql.draws import Draws
-from numpygpt.text2sql.questions import TEST_PARTS, Example, test_examples, training_examples
+from numpygpt.text2sql.pairs import pairs_of
+from numpygpt.text2sql.questions import END, TEST_PARTS, Example, test_examples, training_examples
+from numpygpt.text2sql.reward import rewards
 from numpygpt.text2sql.scores import Scores, scores_of
-from numpygpt.text2sql.writing import batch_of, batches_of, write
+from numpygpt.text2sql.writing import (
+    LONGEST_QUERY,
+    Sampler,
+    batch_of,
+    batches_of,
+    example_of,
+    query_of,
+    token_ids,
+    write,
+)
 from numpygpt.training.adamw import AdamW
 from numpygpt.training.groups import groups_of
 from numpygpt.training.schedules import warmup_cosine
 from numpygpt.training.step import training_step
+from numpygpt.tuning.policies import Grpo
+from numpygpt.tuning.preferences import Preferences
+from numpygpt.tuning.rollouts import Drawing, with_group_advantages
 
 #: The model. Fixed sinusoids let it find what stands where it copies from much sooner than learned positions do.
 CONFIG = GPTConfig(
@@ -117,9 +138,99 @@ def supervised(settings: Supervised, model: GPTModel, told: Told = untold) -> Tr
     return Trained(model, f"{settings.steps} steps, at the end {last:.3f} nats a byte")
 
 
-def stages_of(settings: Supervised) -> list[Stage]:
+class Preferred(NamedTuple):
+    """The settings of the second stage: DPO on pairs of the model's own queries (`numpygpt.text2sql.pairs`).
+
+    examples, samples   how many new examples the model answers, and how often each
+    temperature         of the softmax that these queries are drawn from
+    epochs              how often each pair is learned from
+    beta                of DPO
+    """
+
+    examples: int = 240
+    samples: int = 4
+    temperature: float = 1.0
+    epochs: int = 1
+    batch_size: int = 8
+    lr: float = 1e-4
+    beta: float = 0.1
+    clip: float = 1.0
+    seed: int = 456
+
+
+def preferred(settings: Preferred, model: GPTModel, told: Told = untold) -> Trained:
+    """Train the model, in place, to prefer queries that execute correctly. Errors as `supervised`."""
+    examples = training_examples(settings.examples, settings.seed)
+    sample = Sampler(model, settings.temperature, TorchGenerator(settings.seed))
+    found = pairs_of(examples, sample, settings.samples)
+    pairs = Pairs([Pair(example_of(p.prompt, p.chosen), example_of(p.prompt, p.rejected)) for p in found])
+    if not found:
+        return Trained(model, "the model wrote nothing wrong, so there was no pair to learn from")
+    reference = GPTModel.from_state_dict(model.config, model.state_dict())
+    goal, optimizer = Preferences(reference, settings.beta), AdamW(model, lr=settings.lr, weight_decay=0.0)
+    loader = DataLoader(pairs, min(settings.batch_size, len(found)), shuffle=True, rng=settings.seed)
+    steps, losses = settings.epochs * len(loader), []
+    for _ in range(settings.epochs):
+        for batch in loader:
+            losses.append(training_step(model, optimizer, [batch], goal=goal, max_norm=settings.clip).loss)
+            told(len(losses), steps, losses[-1])
+    last = float(np.mean(losses[-10:]))
+    return Trained(model, f"{len(found)} pairs from {settings.examples} questions, {steps} steps, at the end {last:.3f}")
+
+
+class Rewarded(NamedTuple):
+    """The settings of the third stage: GRPO with execution as the reward (`numpygpt.text2sql.reward`).
+
+    questions, group   in a step, and queries that the model writes for each
+    beta               how strongly the model is held to the one that the stage began with
+    """
+
+    steps: int = 60
+    questions: int = 8
+    group: int = 8
+    temperature: float = 1.0
+    lr: float = 1e-4
+    beta: float = 0.02
+    clip: float = 1.0
+    seed: int = 789
+
+
+def rewarded(settings: Rewarded, model: GPTModel, told: Told = untold) -> Trained:
+    """Train the model, in place, on its own queries by what they earn. Errors as `supervised`."""
+    examples = training_examples(settings.steps * settings.questions, settings.seed)
+    prompts = [Prompt(token_ids(example.prompt), {"example": example}) for example in examples]
+    reference = GPTModel.from_state_dict(model.config, model.state_dict())
+    drawing = Drawing(earned, ord(END), LONGEST_QUERY, settings.temperature, settings.group, reference)
+    goal, optimizer = Grpo(settings.temperature, beta=settings.beta), AdamW(model, lr=settings.lr, weight_decay=0.0)
+    rng, means = TorchGenerator(settings.seed), []
+    for step in range(settings.steps):
+        some = prompts[step * settings.questions : (step + 1) * settings.questions]
+        drawn = with_group_advantages(drawing.draw(model, some, rng), settings.group)
+        taken = training_step(model, optimizer, [drawn], goal=goal, max_norm=settings.clip)
+        means.append(float(drawn.rewards.mean()))
+        told(step + 1, settings.steps, taken.loss)
+    first, last = (float(np.mean(some)) for some in (means[:10], means[-10:]))
+    return Trained(model, f"{settings.steps} steps, the mean reward from {first:.3f} to {last:.3f}")
+
+
+def earned(asked: Sequence[Prompt], drawn: Sequence[Answer]) -> list[float]:
+    """What each query earns. The queries for one question stand beside each other."""
+    found: list[float] = []
+    for _, group in groupby(zip(asked, drawn, strict=True), key=lambda pair: id(pair[0])):
+        pairs = list(group)
+        found += rewards(pairs[0][0].record["example"], [query_of(answer.token_ids) for _, answer in pairs]).tolist()
+    return found
+
+
+def stages_of(
+    first: Supervised, second: Preferred | None = None, third: Rewarded | None = None
+) -> list[Stage]:
     """The stages, in order."""
-    return [Stage("supervised", partial(supervised, settings))]
+    return [
+        Stage("supervised", partial(supervised, first)),
+        Stage("DPO", partial(preferred, second or Preferred())),
+        Stage("GRPO", partial(rewarded, third or Rewarded())),
+    ]
 
 
 def tests_of(count: int, seed: int) -> dict[str, list[Example]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from numpygpt.data import examples as learned
 from numpygpt.data.tokenizer import get_tokenizer, text_to_token_ids, token_ids_to_text
 from numpygpt.decoding.generation import generate
 from numpygpt.model.gpt import GPTModel
@@ -75,8 +76,19 @@ def write(
         )
         new = [text[len(prompt) :] for text, prompt in zip(texts, some, strict=True)]
         # prompts of one length come back as one array, filled with the end
-        queries += [token_ids_to_text(each, get_tokenizer(TOKENIZER)).partition(END)[0] for each in new]
+        queries += [query_of(each) for each in new]
     return queries
+
+
+def query_of(new: Integer[Array, "S"]) -> str:
+    """The query in the bytes that a model has written, without the `;` at its end."""
+    return token_ids_to_text(new, get_tokenizer(TOKENIZER)).partition(END)[0]
+
+
+def example_of(prompt: str, sql: str) -> learned.Example:
+    """A prompt and a query with its end, of which the query is learned."""
+    ids = token_ids(f"{prompt}{sql}{END}")
+    return learned.Example(ids, np.arange(len(ids)) >= len(token_ids(prompt)))
 
 
 class Sampler:
