@@ -232,16 +232,10 @@ def test_a_library_that_is_missing_is_named(bases, tmp_path, capsys, monkeypatch
     assert f"install it with: pip install {library}" in refused(capsys, bases, tmp_path / "run", *QLORA)
 
 
-def test_several_processes_are_refused(bases, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    line = refused(capsys, bases, tmp_path / "run")
-    assert "torchgpt finetune computes in one process, and torchrun has started 2" in line
-
-
 def test_a_device_that_is_not_there_is_refused(bases, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "there is no CUDA device here" in refused(capsys, bases, tmp_path / "run", "--device", "cuda")
-    assert "finetune has one; leave it out" in refused(capsys, bases, tmp_path / "run", "--device", "meta")
+    assert "a first model; leave it out" in refused(capsys, bases, tmp_path / "run", "--device", "meta")
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,19 @@ The slice that the suite runs takes 6 steps of each objective; the long form tak
 """
 
 import json
+import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
+from numpygpt.formats.checkpoint import read_checkpoint
 from numpygpt.training.run import TrainingRun
 from parity_tests.command import write_text
-from parity_tests.tolerances import FLOAT64_CURVE
-from parity_tests.torch_command import PROGRAMS, QUIET, SIZES, curve, furthest, left_by, log_of, run
+from parity_tests.parallel_child import free_port
+from parity_tests.tolerances import FLOAT64_CURVE, FLOAT64_SHARED
+from parity_tests.torch_command import PROGRAMS, QUIET, ROOT, SIZES, curve, furthest, left_by, log_of, run
 
 pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")  # whole runs are compared
 #: The context has room for the longest record and its template.
@@ -56,21 +62,26 @@ def folder(tmp_path_factory):
     )
     lines = ["Label,Text", *(f"{k % 2},{'ab' * (1 + k % 7)} {k}" for k in range(14)), ""]
     (folder / "labels.csv").write_text("\n".join(lines))
-    for name, seed in (("first", 1), ("second", 2)):
-        assert run("numpygpt", "train", "--text", text, "--out", folder / name, *SMALL, "--seed", seed) == 0
+    for name, options in (("first", ()), ("second", ("--seed", 2)), ("third", ("--drop-rate", 0))):
+        assert run("numpygpt", "train", "--text", text, "--out", folder / name, *SMALL, *options) == 0
     few = ("--steps", 2, "--batch-size", 4, *QUIET)
-    for out, base, way in (("base", "first", "answers"), ("other", "second", "answers")):
-        assert tune("numpygpt", folder, out, base, *WAYS[way], *few) is not None
+    for out, base in (("base", "first"), ("other", "second"), ("without dropout", "third")):
+        assert tune("numpygpt", folder, out, base, *WAYS["answers"], *few) is not None
     assert tune("numpygpt", folder, "judge", "base", *WAYS["reward"], *few) is not None
     return folder
 
 
 def tune(program, folder, out, base, *options):
     """Run `finetune` in the folder of the records, which has to go well; returns the folder of the run."""
-    files = {"records.jsonl", "pairs.json", "labels.csv", "judge", "other"}
-    words = [folder / word if word in files else word for word in options]
+    words = in_folder(folder, options)
     assert run(program, "finetune", "--checkpoint", folder / base, "--out", folder / out, *words) == 0
     return folder / out
+
+
+def in_folder(folder, options):
+    """The options, with the paths of the files that they name."""
+    files = {"records.jsonl", "pairs.json", "labels.csv", "judge", "other"}
+    return [folder / word if word in files else word for word in options]
 
 
 def steps(count):
@@ -96,6 +107,61 @@ def test_both_programs_take_the_same_steps(folder, tmp_path, way):
 @pytest.mark.parametrize("way", WAYS)
 def test_both_programs_take_the_same_fifty_steps(folder, tmp_path, way):
     assert_both_take_the_same_steps(folder, tmp_path, way, LONG)
+
+
+def shared_by_two(folder, out, way, parallel):
+    """Tune in two processes, which has to go well; returns the folder of the run."""
+    done = in_two(folder, out, *WAYS[way], "--parallel", parallel)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def in_two(folder, out, *options):
+    """Tune in two processes; returns what has become of them."""
+    words = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2),
+        *("--master-addr", "127.0.0.1", "--master-port", free_port(), "-m", "torchgpt", "finetune"),
+        *("--checkpoint", folder / "without dropout", "--out", out, *TUNING, *in_folder(folder, options), *steps(3)),
+        *("--device", "cpu", "--time-limit", 60),
+    ]
+    return subprocess.run(
+        list(map(str, words)), cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        check=False, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (LORA, "is computed in one process; start it without torchrun, or tune all weights"),
+        pytest.param(("--parallel", "tp"), "records are learned from with ddp and fsdp alone", marks=pytest.mark.long_form),
+    ],
+)
+def test_what_two_processes_cannot_share_is_told_by_the_first(folder, tmp_path, options, message):
+    done = in_two(folder, tmp_path / "run", *WAYS["dpo"], *options)
+    assert done.returncode != 0
+    assert done.stderr.count(message) == 1
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("way", "parallel"),
+    [
+        ("dpo", "fsdp"),
+        *(
+            pytest.param(way, parallel, marks=pytest.mark.long_form)
+            for way in ("answers, packed", "classify", "reward", "distill", "grpo", "ppo")
+            for parallel in ("fsdp", "ddp")
+        ),
+    ],
+)
+def test_two_processes_take_the_steps_of_one(folder, tmp_path, way, parallel):
+    alone = tune("numpygpt", folder, tmp_path / "alone", "without dropout", *TUNING, *WAYS[way], *steps(3))
+    shared = shared_by_two(folder, tmp_path / "shared", way, parallel)
+    assert furthest(curve(shared), curve(alone)) <= FLOAT64_SHARED
+    ours, theirs = (read_checkpoint(path).arrays("model") for path in (shared, alone))
+    assert ours.keys() == theirs.keys()
+    assert max(float(np.abs(ours[name] - theirs[name]).max()) for name in theirs) <= FLOAT64_SHARED
 
 
 @pytest.mark.parametrize(("way", "first"), [("dpo", "numpygpt"), ("ppo", "torchgpt"), ("grpo, lora", "numpygpt")])

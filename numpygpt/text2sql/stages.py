@@ -175,7 +175,8 @@ def preferred(settings: Preferred, model: GPTModel, told: Told = untold) -> Trai
             losses.append(training_step(model, optimizer, [batch], goal=goal, max_norm=settings.clip).loss)
             told(len(losses), steps, losses[-1])
     last = float(np.mean(losses[-10:]))
-    return Trained(model, f"{len(found)} pairs from {settings.examples} questions, {steps} steps, at the end {last:.3f}")
+    words = f"{len(found)} pairs from {settings.examples} questions, {steps} steps, at the end {last:.3f} nats a pair"
+    return Trained(model, words)
 
 
 class Rewarded(NamedTuple):
