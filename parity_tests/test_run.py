@@ -471,7 +471,8 @@ def test_every_step_has_the_options_rate_decay_clipping_batches_and_generator(
 
     monkeypatch.setattr("numpygpt.training.numpy_backend.training_step", record)
     assert [training.train_step() for _ in range(4)] == [TAKEN] * 4
-    given = {"rng": training.backend.rng, "max_norm": max_norm, "scale": training.backend.scale}
+    backend = training.backend
+    given = {"goal": backend.goal, "rng": backend.rng, "max_norm": max_norm, "scale": backend.scale}
     assert steps == [(options.learning_rate(step), 0.3, [(9, 6)] * 3, given) for step in range(4)]
 
 

@@ -134,7 +134,7 @@ def in_two(folder, out, *options):
     ("options", "message"),
     [
         (LORA, "is computed in one process; start it without torchrun, or tune all weights"),
-        pytest.param(("--parallel", "tp"), "records are learned from with ddp and fsdp alone", marks=pytest.mark.long_form),
+        pytest.param(("--parallel", "tp"), "learned from with ddp and fsdp alone", marks=pytest.mark.long_form),
     ],
 )
 def test_what_two_processes_cannot_share_is_told_by_the_first(folder, tmp_path, options, message):
