@@ -10,6 +10,7 @@ import torch
 
 from numpygpt.decoding.answers import Answer
 from numpygpt.random.torch_generator import TorchGenerator
+from numpygpt.training.advantages import GROUP_EPS, WHITENING_EPS
 from numpygpt.training.step import loss_and_grads_of
 from numpygpt.tree import mapped
 from numpygpt.tuning import rollouts
@@ -154,7 +155,7 @@ def rewarded_by_hand():
     assert_close(found.values, scores * drawn.weights)
     assert_close(found.returns, (raw + scores) * drawn.weights)
     counted = raw[drawn.weights]
-    white = (counted - counted.mean()) / (counted.std(ddof=1) + 1e-8)
+    white = (counted - counted.mean()) / np.sqrt(counted.var(ddof=1) + WHITENING_EPS)
     assert_close(found.advantages[drawn.weights], white)
 
 
@@ -165,7 +166,7 @@ def groups_by_hand():
     found = rollouts.with_group_advantages(drawn, 3)
     for row, weights in enumerate(drawn.weights):
         same = drawn.rewards[row - row % 3 : row - row % 3 + 3]
-        advantage = (drawn.rewards[row] - same.mean()) / (same.std(ddof=1) + 1e-8)
+        advantage = (drawn.rewards[row] - same.mean()) / (same.std(ddof=1) + GROUP_EPS)
         assert_close(found.advantages[row], advantage * weights)
 
 
@@ -199,12 +200,14 @@ PROPERTIES = {
 
 
 def tell(watch) -> None:
-    """Tell the watch what tuning computes: losses and gradients, then what is drawn."""
+    """Tell the watch what tuning computes: losses and gradients, except for those that are 0, then what is drawn."""
     for name in NAMES:
         goal, model, batch = CASES[name]
         loss, grads = goal.loss_and_grads(model, batch)
         watch(f"tuned.{name}.loss", np.asarray(loss))
-        for parameter, gradient in grads.items():
+        sizes = {parameter: np.linalg.norm(gradient) for parameter, gradient in EXPECTED[name][1].items()}
+        telling = [parameter for parameter in grads if sizes[parameter] > FLOAT64_NORMWISE * max(sizes.values())]
+        for parameter, gradient in ((parameter, grads[parameter]) for parameter in telling):
             watch(f"tuned.{name}.d_{parameter}", gradient)
     drawing = rollouts.Drawing(fixed_reward, END, 6, 0.8, 3, model_of(3))
     drawn = drawing.draw(model_of(), prompts(3), TorchGenerator(5))

@@ -103,7 +103,7 @@ class Optimizer:
     ) -> None:
         self._set(self.checked(values))
         self.model = dict(model) if isinstance(model, Mapping) else model
-        frozen = self.model.frozen if isinstance(self.model, GPTModel) else ()
+        frozen = getattr(self.model, "frozen", ())
         arrays = _arrays_of(self.model)
         parameters = {name: array for name, array in arrays.items() if trained(name) and name not in frozen}
         refuse_what_cannot_be_trained(parameters)

@@ -39,6 +39,11 @@ class ActorCritic(NamedTuple):
         """Those of both; the critic's have its name before theirs."""
         return self.actor.named_parameters() | _of_critic(self.critic.named_parameters())
 
+    @property
+    def frozen(self) -> frozenset[str]:
+        """The names of those that are not trained."""
+        return self.actor.frozen | {f"{CRITIC}.{name}" for name in self.critic.frozen}
+
     def trained(self, name: str) -> bool:
         """Whether the parameter of a name is trained."""
         part, _, rest = name.partition(".")

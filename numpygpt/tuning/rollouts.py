@@ -24,7 +24,7 @@ from numpygpt.model.gpt import GPTModel
 from numpygpt.ops import token_log_probs
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.shapes import IGNORE_INDEX, Array, Bool, Integer
-from numpygpt.training.advantages import generalized, of_groups, whitened
+from numpygpt.training.advantages import generalized, of_groups, penalized_rewards, whitened
 from numpygpt.tuning.classes import last_scores
 from numpygpt.tuning.preferences import refuse_another_vocabulary
 from numpygpt.tuning.through import Plain, logits_of
@@ -126,15 +126,11 @@ def with_group_advantages(drawn: Drawn, group: int, *, scale: bool = True) -> Dr
 def with_values(drawn: Drawn, critic: GPTModel, *, beta: float, gamma: float = 1.0, lam: float = 0.95) -> Drawn:
     """For PPO: the critic's values, and advantages and returns by them.
 
-        r_t = -β (log π - log ρ), and the reward of the answer at its last token
-            (Ziegler et al. 2019, arXiv:1909.08593, equation 2)
-
-    The advantages are those of `advantages.generalized`, whitened over all tokens of the batch.
+    The rewards of tokens are those of `advantages.penalized_rewards`. The advantages are those of
+    `advantages.generalized`, whitened over all tokens of the batch.
     """
     weights = drawn.weights
-    rewards = -beta * (drawn.log_probs - drawn.reference_log_probs).astype(np.float64)
-    last = weights.shape[1] - 1 - weights[:, ::-1].argmax(axis=1)
-    rewards[np.arange(len(rewards)), last] += drawn.rewards
+    rewards = penalized_rewards(drawn.rewards, drawn.log_probs, drawn.reference_log_probs, weights, beta=beta)
     values = logits_of(critic, Plain(drawn.inputs))[..., 0] * weights
     found = generalized(rewards, values, weights, gamma=gamma, lam=lam)
     dtype = drawn.log_probs.dtype

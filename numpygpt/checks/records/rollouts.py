@@ -8,20 +8,20 @@ _VALUES = "tuning.rollouts:with_values"
 
 BUGS = (
     Bug(
-        "reward_at_the_end_of_the_row",
-        "the reward of an answer is given to the last position of its row, which may be padding",
-        "OpenRLHF#294",
-        "valued.advantages",
-        ("rewarded_by_hand",),
-        (Change(_VALUES, "rewards[np.arange(len(rewards)), last] +=", "rewards[:, -1] +="),),
-    ),
-    Bug(
-        "penalty_pays_for_leaving_the_reference",
-        "the divergence from the reference is a reward, and not a penalty",
+        "values_of_another_text",
+        "the critic reads the targets, which are the tokens one place later",
         "no public report known",
         "valued.advantages",
         ("rewarded_by_hand",),
-        (Change(_VALUES, "rewards = -beta *", "rewards = beta *"),),
+        (Change(_VALUES, "Plain(drawn.inputs)", "Plain(np.maximum(drawn.targets, 0))"),),
+    ),
+    Bug(
+        "penalty_forgotten",
+        "the answers' rewards count, and not how far the policy is from the reference",
+        "no public report known",
+        "valued.advantages",
+        ("rewarded_by_hand",),
+        (Change(_VALUES, "weights, beta=beta)", "weights, beta=0.0)"),),
     ),
     Bug(
         "reference_at_temperature_1",
@@ -35,7 +35,7 @@ BUGS = (
         "prompt_learned_with_the_answer",
         "the prompt's tokens are targets, too",
         "OpenRLHF#294",
-        "drawn.targets",
+        "drawn.inputs",
         ("rows_by_hand", "drawn_as_scored"),
         (
             Change(
