@@ -727,7 +727,8 @@ def test_both_commands_train_and_keep_the_same_usual_weight_decay(program, folde
         assert trained.values("optimizer")["weight_decay"] == usual
     assert main_of[program](["train", "--help"]) == 0
     told = re.sub(r"\s+", " ", capsys.readouterr().out)
-    assert "(default: 0.1 of adamw and muon, 1 of lion; 0 of adam, sgd, rmsprop and adagrad, whose" in told
+    assert "(default: 0.1 with adamw and muon, 1 with lion, 0 with the others" in told
+    assert "a part of the gradient with adam, sgd, rmsprop and adagrad" in told
 
 
 def test_the_backend_makes_what_the_options_say(tmp_path, text):

@@ -102,7 +102,8 @@ def lora_of(words: str) -> dict[str, Any]:
         try:
             found[argument] = read(value)
         except ValueError as error:
-            raise InputError(f"lora has {name}={value:.80}; expected a number") from error
+            expected = "a whole number" if read is _whole_number else "a number"
+            raise InputError(f"lora has {name}={value:.80}; expected {expected}") from error
     return found
 
 

@@ -110,8 +110,8 @@ class Options:
         None, "learning rate of what muon leaves to AdamW, as a multiple of --lr (default: 0.015)", smallest=0
     )
     weight_decay: float | None = option(
-        None, "pull on the weights (default: 0.1 of adamw and muon, 1 of lion; 0 of adam, sgd, rmsprop and adagrad, "
-        "whose gradients it is a part of)", smallest=0,
+        None, "pull on the weights, a part of the gradient with adam, sgd, rmsprop and adagrad (default: 0.1 with "
+        "adamw and muon, 1 with lion, 0 with the others)", smallest=0,
     )  # fmt: skip
     decay: str = option("matrices", "what decays: matrices and embeddings, or biases and norms, too", choices=DECAYS)
     optimizer_state: str = option(
