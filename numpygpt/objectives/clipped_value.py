@@ -56,7 +56,7 @@ def forward(
     if not clip > 0:
         raise InputError(f"the clip of the values is {clip!r}; expected a positive number")
     counts = np.asarray(weights) != 0
-    v, old, target = (np.asarray(np.where(counts, array, 0), values.dtype) for array in (values, old_values, returns))
+    v, old, target = (np.where(counts, array, 0).astype(values.dtype) for array in (values, old_values, returns))
     step = v - old
     bounded = old + np.where(step.real < -clip, -clip, np.where(step.real > clip, clip, step))  # (1)
     error, bounded_error = v - target, bounded - target
