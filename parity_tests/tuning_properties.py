@@ -34,7 +34,7 @@ def assert_equal_to_rounding(ours, expected, scale=None):
 
 
 def assert_gradients_close(ours, expected):
-    """As `assert_equal_to_rounding`; a gradient that is 0 in exact arithmetic, as that of keys' biases, has the largest's scale."""
+    """All are equal except for rounding; one that is 0 in exact arithmetic, as keys' biases have, by the largest's."""
     assert ours.keys() == expected.keys()
     sizes = {name: np.linalg.norm(gradient) for name, gradient in expected.items()}
     largest = max(sizes.values())
