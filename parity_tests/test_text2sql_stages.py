@@ -16,8 +16,19 @@ from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.text2sql.draws import Draws
 from numpygpt.text2sql.questions import END, TEST_PARTS, test_examples, training_examples
 from numpygpt.text2sql.scores import Scores
-from numpygpt.text2sql.stages import CONFIG, Stage, Supervised, Trained, run_stages, supervised, tests_of
-from numpygpt.text2sql.writing import LONGEST_QUERY, Sampler, batch_of, batches_of, write
+from numpygpt.text2sql.stages import (
+    CONFIG,
+    Preferred,
+    Rewarded,
+    Stage,
+    Supervised,
+    Trained,
+    run_stages,
+    stages_of,
+    supervised,
+    tests_of,
+)
+from numpygpt.text2sql.writing import LONGEST_QUERY, Sampler, batch_of, batches_of, query_of, token_ids, write
 
 test_examples.__test__ = tests_of.__test__ = False  # pytest takes them for tests
 
@@ -58,6 +69,13 @@ def test_a_batch_of_prompts_gets_what_each_gets_alone():
     together = write(model, [*prompts, prompts[0]])
     assert together == [write(model, [prompt])[0] for prompt in [*prompts, prompts[0]]]
     assert all(END not in query for query in together)
+
+
+def test_what_a_model_has_written_stays_as_it_was():
+    """A model that has learned nothing writes bytes that are not UTF-8; read again, they are as many as before."""
+    written = np.random.default_rng(1).permutation(256)
+    written = written[written != ord(END)]
+    assert np.array_equal(token_ids(query_of(np.append(written, ord(END)))), written)
 
 
 def test_samples_are_grouped_by_prompt():
@@ -101,13 +119,19 @@ def test_each_stage_gets_the_model_of_the_one_before_and_is_measured():
     assert all(isinstance(scores, Scores) for scores in results[0].scores.values())
 
 
+def short_stages(first: Supervised) -> list[Stage]:
+    return stages_of(first, Preferred(examples=8, samples=2), Rewarded(steps=1, questions=2, group=2))
+
+
 def test_the_script_prints_the_scores_and_writes_a_chart_and_a_model(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(script, "CONFIG", TINY)
+    monkeypatch.setattr(script, "stages_of", short_stages)
     monkeypatch.setattr(script.tqdm, "monitor_interval", 0)
     out = tmp_path / "out"
     assert script.main(["--steps", "2", "--questions", "2", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert all(part in printed for part in TEST_PARTS)
+    assert all(f"\n{stage}: " in printed for stage in ("supervised", "DPO", "GRPO"))
     assert (out / script.CHART).stat().st_size > 1000
     assert (out / FILE_NAME).is_file()
 
@@ -119,7 +143,7 @@ def test_ctrl_c_leaves_a_message(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(script.tqdm, "monitor_interval", 0)
     monkeypatch.setattr(script, "run_stages", interrupted)
     assert script.main(["--out", str(tmp_path)]) == INTERRUPTED
-    assert "stopped; 0 of 1 stages were finished" in capsys.readouterr().err
+    assert "stopped; 0 of 3 stages were finished" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--steps", "--questions"])

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from numpygpt.data import examples as learned
-from numpygpt.data.tokenizer import get_tokenizer, text_to_token_ids, token_ids_to_text
 from numpygpt.decoding.generation import generate
 from numpygpt.model.gpt import GPTModel
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
@@ -18,7 +17,10 @@ from numpygpt.shapes import Array, Integer
 from numpygpt.text2sql.draws import Draws
 from numpygpt.text2sql.questions import END, Example
 
+#: The tokenizer, whose ids are the bytes of UTF-8.
 TOKENIZER = "bytes"
+#: How a text has bytes that are not UTF-8: a model that has learned little writes many, and each must stay one byte.
+UNREADABLE = "surrogateescape"
 
 #: The longest query that a model may write, in bytes. The references have 84 at most.
 LONGEST_QUERY = 100
@@ -29,8 +31,13 @@ SORTED_TOGETHER = 16
 
 
 def token_ids(text: str) -> Integer[Array, "T"]:
-    """The bytes of the text, int64."""
-    return text_to_token_ids(text, get_tokenizer(TOKENIZER))[0]
+    """The bytes of the text, int64; of a text that `text_of` made, those that it was made of."""
+    return np.frombuffer(text.encode(errors=UNREADABLE), np.uint8).astype(np.int64)
+
+
+def text_of(ids: Integer[Array, "T"]) -> str:
+    """The text of these bytes. A byte that is not UTF-8 becomes half of a surrogate pair, which SQLite refuses."""
+    return ids.astype(np.uint8).tobytes().decode(errors=UNREADABLE)
 
 
 def batch_of(examples: Sequence[Example]) -> tuple[Integer[Array, "B T"], Integer[Array, "B T"]]:
@@ -82,7 +89,7 @@ def write(
 
 def query_of(new: Integer[Array, "S"]) -> str:
     """The query in the bytes that a model has written, without the `;` at its end."""
-    return token_ids_to_text(new, get_tokenizer(TOKENIZER)).partition(END)[0]
+    return text_of(new).partition(END)[0]
 
 
 def example_of(prompt: str, sql: str) -> learned.Example:
