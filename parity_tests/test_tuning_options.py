@@ -185,6 +185,19 @@ REFUSED = {
     "--over sequences needs a row for each answer; leave out --pack, or count tokens": lambda _: goal_of(
         options("next-token", over="sequences", pack=True), Aids()
     ),
+    "--group is 1, and grpo compares the answers to a prompt with each other; expected 2 or more": lambda _: goal_of(
+        options("grpo", group=1), Aids()
+    ),
+    "gamma is 2.0; expected a number from 0 to 1": lambda _: goal_of(options("ppo", gamma=2.0), Aids()),
+    "clip is 1.0; expected a number between 0 and 1": lambda _: goal_of(options("grpo", clip_range=1.0), Aids()),
+    "clip_high is 0.0; expected a positive number": lambda _: goal_of(options("ppo", clip_high=0.0), Aids()),
+    "the clip of the values is 0.0; expected a positive number": lambda _: ClippedValue(0.0),
+    "the teacher scores classes and no tokens; expected a model that writes text": lambda folders: aids_of(
+        options("distill", teacher=folders["judge"]), BASE
+    ),
+    "the reference scores classes and no tokens; expected a model that writes text": lambda folders: aids_of(
+        options("dpo", reference=folders["judge"]), BASE
+    ),
     "max_new_tokens is 23, and the model reads 24 tokens at once; expected room for a prompt: give fewer new tokens": (
         lambda folders: corpus(folders, "grpo", max_new_tokens=23)
     ),

@@ -73,9 +73,7 @@ def generalized(rewards: Array, values: Array, weights: Array, *, gamma: float =
 
     Raises InputError for a γ or λ outside 0 to 1, and for a reward or value of a token that counts that is not finite.
     """
-    for letter, number in (("gamma", gamma), ("lam", lam)):
-        if not 0 <= number <= 1:
-            raise InputError(f"{letter} is {number!r}; expected a number from 0 to 1")
+    refuse_discounts(gamma, lam)
     counts = np.asarray(weights) != 0
     r, v = (_of_counted(array, counts, what) for what, array in (("reward", rewards), ("value", values)))
     advantages = np.zeros(r.shape)
@@ -87,6 +85,13 @@ def generalized(rewards: Array, values: Array, weights: Array, *, gamma: float =
         next_advantage = np.where(here, advantages[:, t], next_advantage)
         next_value = np.where(here, v[:, t], next_value)
     return Advantages(advantages, advantages + v)
+
+
+def refuse_discounts(gamma: float, lam: float) -> None:
+    """InputError for a γ or λ outside 0 to 1."""
+    for letter, number in (("gamma", gamma), ("lam", lam)):
+        if not 0 <= number <= 1:
+            raise InputError(f"{letter} is {number!r}; expected a number from 0 to 1")
 
 
 def whitened(x: Array, weights: Array, *, shift_mean: bool = True) -> Array:

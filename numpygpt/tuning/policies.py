@@ -133,6 +133,10 @@ class Grpo(OfPolicy):
     clip: float = 0.2
     clip_high: float | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        clipped_policy.refuse_clips(self.clip, self.clip_high)
+
     def objective(self, log_probs: Inexact[Array, "B T"], batch: Drawn) -> tuple[Any, Any]:
         """See `OfPolicy`."""
         return grpo.forward(
@@ -151,6 +155,10 @@ class ClippedPolicy(OfPolicy):
 
     clip: float = 0.2
     clip_high: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        clipped_policy.refuse_clips(self.clip, self.clip_high)
 
     def objective(self, log_probs: Inexact[Array, "B T"], batch: Drawn) -> tuple[Any, Any]:
         """See `OfPolicy`."""
@@ -173,6 +181,7 @@ class ClippedValue(OfLogits):
 
     def __post_init__(self) -> None:
         refuse_another_mean(self.over)
+        clipped_value.refuse_clip(self.clip)
 
     def weight(self, batch: Drawn) -> float:
         """How many tokens were drawn, or how many answers."""
