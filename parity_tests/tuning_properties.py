@@ -142,7 +142,7 @@ def rewarded_by_hand():
     """Values, advantages and returns of a batch are those of loops over the tokens of each answer."""
     drawing = rollouts.Drawing(fixed_reward, END, 6, 1.0, 2, model_of(3))
     drawn = drawing.draw(model_of(), prompts(3), TorchGenerator(5))
-    found = rollouts.with_values(drawn, critic(), beta=0.3, gamma=0.9, lam=0.8)
+    (found,) = rollouts.with_values([drawn], critic(), beta=0.3, gamma=0.9, lam=0.8)
     scores = to_torch(critic(), copy=True)(torch.from_numpy(drawn.inputs))[..., 0].detach().numpy()
     raw = np.zeros(drawn.inputs.shape)
     for row, weights in enumerate(drawn.weights):
@@ -214,7 +214,7 @@ def tell(watch) -> None:
     for found, kind in (
         (drawn, "drawn"),
         (rollouts.with_group_advantages(drawn, 3), "grouped"),
-        (rollouts.with_values(drawn, critic(), beta=0.3, gamma=0.9), "valued"),
+        (*rollouts.with_values([drawn], critic(), beta=0.3, gamma=0.9), "valued"),
     ):
         for field, array in found._asdict().items():
             watch(f"{kind}.{field}", array)

@@ -51,12 +51,15 @@ def aids_of(options: FinetuneOptions, model: GPTModel) -> Aids:
 
     The reference of an adapter is the model without it, which shares its arrays; any other is read from its files.
 
-    Raises InputError for a model that cannot be read, and for one with another vocabulary.
+    Raises InputError for a model that cannot be read, for one with another vocabulary, and for a reference or a teacher
+    that scores classes.
     """
     settings = options.settings
     found = {name: _read(options, name) for name in ("teacher", "reward_model") if settings.get(name)}
     aids = Aids(reference=_reference(options, model), **found)
     for name, other in aids._asdict().items():
+        if name != "reward_model" and other is not None and other.config.classes is not None:
+            raise InputError(f"the {name} scores classes and no tokens; expected a model that writes text")
         if other is not None and other.config.vocab_size != model.config.vocab_size:
             raise InputError(
                 f"the {name.replace('_', ' ')} has a vocabulary of {other.config.vocab_size} tokens; expected "

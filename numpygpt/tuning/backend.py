@@ -56,7 +56,7 @@ def begun(options: FinetuneOptions, rng: TorchGenerator, path: Path, head: int |
     model = base_model(path, options.dtype, **how)
     if head is None and model.config.classes is not None:
         raise InputError(
-            f"{path} scores {model.config.classes} classes and writes no text; the objective {options.objective} needs "
+            f"{path} scores classes and writes no text; the objective {options.objective} needs "
             f"a model that does"
         )
     model = with_tokens_of(options, model)

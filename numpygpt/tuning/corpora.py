@@ -63,9 +63,11 @@ def read_record_corpus(options: Any, tokenizer: Encoding, config: GPTConfig) -> 
     Raises InputError for a file that cannot be read, a record that cannot be used, and for fewer than two records.
     """
     training = _items(options, options.text, tokenizer, config)
-    notes = list(training.notes)
+    notes = training.notes
     if options.val_data:
-        kept, held_out = training.items, _items(options, options.val_data, tokenizer, config).items
+        validating = _items(options, options.val_data, tokenizer, config)
+        kept, held_out = training.items, validating.items
+        notes += [f"validation: {note}" for note in validating.notes]
     else:
         kept, held_out = _split(training.items)
     learned, validation = (_dataset(options, items, config) for items in (kept, held_out))
@@ -91,7 +93,8 @@ def _items(options: Any, paths: Sequence[str], tokenizer: Encoding, config: GPTC
     else:
         read = partial(_reader(options), template=template_of(settings["template"]), tokenizer=tokenizer, limit=limit)
     found = [read(Path(path)) for path in paths]
-    return Kept([item for kept in found for item in kept.items], found[-1].dropped, found[-1].truncated)
+    items, alike = [item for kept in found for item in kept.items], sum(kept.alike for kept in found)
+    return Kept(items, found[-1].dropped, found[-1].truncated, alike)  # the limit counts over all files
 
 
 def _reader(options: Any) -> Any:
