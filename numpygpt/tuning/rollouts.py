@@ -3,7 +3,7 @@
     inputs, targets       (B, T)   prompt and answer; targets of the answer's tokens, IGNORE_INDEX elsewhere
     weights               (B, T)   True where a target counts
     log_probs             (B, T)   log π of each token when it was drawn; 0 elsewhere, as in all that follow
-    reference_log_probs   (B, T)   log ρ of the same tokens by the reference
+    reference_log_probs   (B, T)   log ρ of the same tokens by the reference; log π if there is none
     advantages            (B, T)   how much better each token was than expected
     values, returns       (B, T)   what the critic expected, and what came (PPO only)
     rewards               (B)      of the answers, as they were judged
@@ -108,7 +108,7 @@ class Drawing:
         none = np.zeros(rows.inputs.shape, model.dtype)
         log_probs = none.copy()
         log_probs[rows.targets != IGNORE_INDEX] = np.concatenate([answer.log_probs for answer in drawn])
-        reference = none if self.reference is None else self.log_probs_of(self.reference, rows)
+        reference = log_probs if self.reference is None else self.log_probs_of(self.reference, rows)
         return Drawn(rows.inputs, rows.targets, log_probs, reference, none, none, none, rewards)
 
     def log_probs_of(self, model: GPTModel, rows: TokenBatch) -> Array:
