@@ -61,6 +61,15 @@ def test_records_of_every_form_are_those_of_json(tmp_path_factory, records, inde
             assert [record.fields for record in read_records(path)] == records
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    for name, text in (("data.json", '[{"text": "a", "label": 1}]'), ("data.jsonl", '{"text": "a", "label": 1}'),
+                       ("data.csv", "Text,Label\r\na,1\r\n"), ("data.tsv", "1\ta\n")):  # fmt: skip
+        path = tmp_path / name
+        path.write_bytes(text.encode("utf-8-sig"))
+        (found,) = read_labeled_texts(path, 2, TOKENIZER, limited()).items
+        assert (found.token_ids.tolist(), found.label) == ([97], 1)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

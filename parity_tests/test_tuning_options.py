@@ -171,31 +171,31 @@ REFUSED = {
     "pack is for files of records, and --data is text; leave it out": lambda _: options(
         "next-token", text=("a.txt",), pack=True
     ),
-    "--data is text, and dpo learns from records; expected files whose names end in .json, .jsonl, .json.gz, "
+    "a.txt is text, and dpo learns from records; expected files whose names end in .json, .jsonl, .json.gz, "
     ".jsonl.gz": lambda _: options("dpo", text=("a.json", "a.txt")),
     "--teacher is missing; the objective distill needs the folder of the teacher": lambda _: options(
         "distill", teacher=None
     ).settings,
-    "classes are a a; expected two or more names, or how many there are": lambda _: options(
+    "classes are a a; expected two or more different names, or how many there are": lambda _: options(
         "classify", classes=("a", "a")
     ).class_names,
-    "classes are 0; expected two or more names, or how many there are": lambda _: options(
+    "classes are 1; expected two or more different names, or how many there are": lambda _: options(
         "classify", classes=("1",)
     ).class_names,
-    "--over sequences needs a row for each answer; leave out --pack, or count tokens": lambda _: goal_of(
+    "over sequences needs a row for each answer; leave out pack, or count tokens": lambda _: goal_of(
         options("next-token", over="sequences", pack=True), Aids()
     ),
-    "--group is 1, and grpo compares the answers to a prompt with each other; expected 2 or more": lambda _: goal_of(
+    "group is 1; expected 2 or more, because an answer is compared with its group": lambda _: goal_of(
         options("grpo", group=1), Aids()
     ),
-    "gamma is 2.0; expected a number from 0 to 1": lambda _: goal_of(options("ppo", gamma=2.0), Aids()),
-    "clip is 1.0; expected a number between 0 and 1": lambda _: goal_of(options("grpo", clip_range=1.0), Aids()),
-    "clip_high is 0.0; expected a positive number": lambda _: goal_of(options("ppo", clip_high=0.0), Aids()),
+    "gamma is 2; expected from 0 to 1": lambda _: goal_of(options("ppo", gamma=2.0), Aids()),
+    "clip_range is 1; expected a number between 0 and 1": lambda _: goal_of(options("grpo", clip_range=1.0), Aids()),
+    "clip_high is 0; expected a positive number": lambda _: goal_of(options("ppo", clip_high=0.0), Aids()),
     "the clip of the values is 0.0; expected a positive number": lambda _: ClippedValue(0.0),
-    "the teacher scores classes and no tokens; expected a model that writes text": lambda folders: aids_of(
+    "the teacher has a head of 1 scores and writes no text; expected one that does": lambda folders: aids_of(
         options("distill", teacher=folders["judge"]), BASE
     ),
-    "the reference scores classes and no tokens; expected a model that writes text": lambda folders: aids_of(
+    "the reference has a head of 1 scores and writes no text; expected one that does": lambda folders: aids_of(
         options("dpo", reference=folders["judge"]), BASE
     ),
     "max_new_tokens is 23, and the model reads 24 tokens at once; expected room for a prompt: give fewer new tokens": (

@@ -73,7 +73,7 @@ def generalized(rewards: Array, values: Array, weights: Array, *, gamma: float =
 
     Raises InputError for a γ or λ outside 0 to 1, and for a reward or value of a token that counts that is not finite.
     """
-    refuse_discounts(gamma, lam)
+    _refuse_discounts(gamma, lam)
     counts = np.asarray(weights) != 0
     r, v = (_of_counted(array, counts, what) for what, array in (("reward", rewards), ("value", values)))
     advantages = np.zeros(r.shape)
@@ -87,7 +87,7 @@ def generalized(rewards: Array, values: Array, weights: Array, *, gamma: float =
     return Advantages(advantages, advantages + v)
 
 
-def refuse_discounts(gamma: float, lam: float) -> None:
+def _refuse_discounts(gamma: float, lam: float) -> None:
     """InputError for a γ or λ outside 0 to 1."""
     for letter, number in (("gamma", gamma), ("lam", lam)):
         if not 0 <= number <= 1:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from numpygpt.data.batching import Examples, LabeledTexts, Pairs
 from numpygpt.data.examples import Kept, Limit
 from numpygpt.data.instructions import Prompt, read_instructions, read_prompts
-from numpygpt.data.labels import read_labeled_texts
+from numpygpt.data.labels import LabeledText, read_labeled_texts
 from numpygpt.data.loader import DataLoader, Dataset, Draws
 from numpygpt.data.packing import PackedExamples
 from numpygpt.data.preferences import read_preferences
@@ -70,6 +70,8 @@ def read_record_corpus(options: Any, tokenizer: Encoding, config: GPTConfig) -> 
         notes += [f"validation: {note}" for note in validating.notes]
     else:
         kept, held_out = _split(training.items)
+    if options.objective == "classify":
+        notes += _without_texts(options.class_names, kept)
     learned, validation = (_dataset(options, items, config) for items in (kept, held_out))
     if isinstance(learned, PackedExamples):
         notes.append(learned.note)
@@ -120,6 +122,13 @@ def _split(items: list[Any]) -> tuple[list[Any], list[Any]]:
         )
     first = min(max(1, round(TRAIN_SHARE * len(items))), len(items) - 1)
     return items[:first], items[first:]
+
+
+def _without_texts(names: Sequence[str], texts: Sequence[LabeledText]) -> list[str]:
+    """A line about the classes of which no text is learned, if there are any."""
+    found = {text.label for text in texts}
+    missing = [name for number, name in enumerate(names) if number not in found]
+    return [f"no text to learn from is of the class {', '.join(missing):.200}"] if missing else []
 
 
 def _digest(paths: Sequence[str]) -> str:

@@ -1,10 +1,7 @@
 """The goal of each objective, made of a run's options."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from numpygpt.errors import InputError
-from numpygpt.training.advantages import refuse_discounts
 from numpygpt.training.goal import NEXT_TOKEN, Goal
 from numpygpt.tuning.aids import Aids
 from numpygpt.tuning.answers import Answers
@@ -21,7 +18,6 @@ def goal_of(options: FinetuneOptions, aids: Aids) -> Goal:
     if options.reads_text:
         return NEXT_TOKEN
     had = options.settings
-    _refuse_what_cannot_be_learned(options.objective, had)
     clips: dict[str, Any] = {"clip": had.get("clip_range"), "clip_high": had.get("clip_high")}
     match options.objective:
         case "classify":
@@ -39,13 +35,3 @@ def goal_of(options: FinetuneOptions, aids: Aids) -> Goal:
             policy = ClippedPolicy(had["temperature"], had["over"], **clips)
             return Ppo(policy, ClippedValue(had["clip_range"], had["over"]), had["value_share"])
     return Answers(had["over"], had["label_smoothing"])
-
-
-def _refuse_what_cannot_be_learned(objective: str, had: Mapping[str, Any]) -> None:
-    """InputError, before the first step, for what only steps would find."""
-    if had.get("over") == "sequences" and had.get("pack"):
-        raise InputError("--over sequences needs a row for each answer; leave out --pack, or count tokens")
-    if objective == "grpo" and had["group"] < 2:
-        raise InputError("--group is 1, and grpo compares the answers to a prompt with each other; expected 2 or more")
-    if objective == "ppo":
-        refuse_discounts(had["gamma"], had["lam"])

@@ -3,7 +3,7 @@
     inputs, targets       (B, T)   prompt and answer; targets of the answer's tokens, IGNORE_INDEX elsewhere
     weights               (B, T)   True where a target counts
     log_probs             (B, T)   log π of each token when it was drawn; 0 elsewhere, as in all that follow
-    reference_log_probs   (B, T)   log ρ of the same tokens by the reference; without one, log π again
+    reference_log_probs   (B, T)   log ρ of the same tokens by the reference; log π if there is none
     advantages            (B, T)   how much better each token was than expected
     values, returns       (B, T)   what the critic expected, and what came (PPO only)
     rewards               (B)      of the answers, as they were judged
