@@ -1,5 +1,6 @@
 """The stages of the worked application, on a tiny model: what is trained, what is measured, what the script says."""
 
+from collections import Counter
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,7 @@ from numpygpt.pictures.stages import plot_stages
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.text2sql.draws import Draws
 from numpygpt.text2sql.questions import END, TEST_PARTS, test_examples, training_examples
+from numpygpt.text2sql.schemas import made_up
 from numpygpt.text2sql.scores import Scores
 from numpygpt.text2sql.stages import (
     CONFIG,
@@ -28,7 +30,16 @@ from numpygpt.text2sql.stages import (
     supervised,
     tests_of,
 )
-from numpygpt.text2sql.writing import LONGEST_QUERY, Sampler, batch_of, batches_of, query_of, token_ids, write
+from numpygpt.text2sql.writing import (
+    LONGEST_QUERY,
+    PHRASES,
+    Sampler,
+    batch_of,
+    batches_of,
+    token_ids,
+    tokenizer,
+    write,
+)
 
 test_examples.__test__ = tests_of.__test__ = False  # pytest takes them for tests
 
@@ -46,9 +57,8 @@ def test_only_the_query_and_its_end_are_targets():
     inputs, targets = batch_of(EXAMPLES)
     for example, row, target in zip(EXAMPLES, inputs, targets, strict=True):
         counted = target != IGNORE_INDEX
-        assert bytes(target[counted].astype(np.uint8)).decode() == example.sql + END
-        read = bytes(row[: np.flatnonzero(counted)[0] + 1].astype(np.uint8)).decode()
-        assert read == example.prompt
+        assert tokenizer().decode(target[counted].tolist()) == example.sql + END
+        assert tokenizer().decode(row[: np.flatnonzero(counted)[0] + 1].tolist()) == example.prompt
 
 
 def test_batches_hold_each_example_once():
@@ -58,9 +68,33 @@ def test_batches_hold_each_example_once():
 
 
 def test_every_example_and_its_answer_fit_in_the_context():
+    """Also after a model that has learned nothing: a byte that is not UTF-8 becomes U+FFFD, which has three."""
     examples = training_examples(2000, seed=5) + [e for part in TEST_PARTS for e in test_examples(part, 200, seed=5)]
-    assert max(len(example.prompt) for example in examples) + LONGEST_QUERY <= CONFIG.context_length
-    assert max(len(example.sql) for example in examples) < LONGEST_QUERY
+    assert max(len(token_ids(example.sql)) for example in examples) < LONGEST_QUERY
+    unreadable = len(token_ids("\ufffd")) * LONGEST_QUERY
+    assert max(len(token_ids(example.prompt)) for example in examples) + unreadable < CONFIG.context_length
+
+
+def test_a_text_has_one_reading():
+    """No phrase is the beginning of another, and the tokens of an example are those of its parts."""
+    assert not [(one, other) for one in PHRASES for other in PHRASES if one != other and other.startswith(one)]
+    found: Counter[int] = Counter()
+    for example in training_examples(1000, seed=5):
+        ids = token_ids(example.text)
+        assert np.array_equal(ids, np.concatenate([token_ids(example.prompt), token_ids(example.sql + END)]))
+        assert tokenizer().decode(ids.tolist()) == example.text
+        found.update(ids.tolist())
+    assert all(found[256 + number] for number in range(len(PHRASES)))
+
+
+def test_names_are_bytes():
+    """No phrase hides in a name or a word, wherever it stands: a model copies it byte by byte."""
+    draws = Draws(9)
+    for _ in range(300):
+        name = made_up(draws)
+        for before, after in ((" ", " "), ("(name,", ","), (" of ", "?"), ("'", "'"), (" FROM ", ";")):
+            ids = token_ids(before + name + after)
+            assert bytes(ids[ids < 256].astype(np.uint8)).decode().strip(" ,?';") == name
 
 
 def test_a_batch_of_prompts_gets_what_each_gets_alone():
@@ -69,13 +103,6 @@ def test_a_batch_of_prompts_gets_what_each_gets_alone():
     together = write(model, [*prompts, prompts[0]])
     assert together == [write(model, [prompt])[0] for prompt in [*prompts, prompts[0]]]
     assert all(END not in query for query in together)
-
-
-def test_what_a_model_has_written_stays_as_it_was():
-    """A model that has learned nothing writes bytes that are not UTF-8; read again, they are as many as before."""
-    written = np.random.default_rng(1).permutation(256)
-    written = written[written != ord(END)]
-    assert np.array_equal(token_ids(query_of(np.append(written, ord(END)))), written)
 
 
 def test_samples_are_grouped_by_prompt():
