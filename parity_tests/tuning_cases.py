@@ -73,6 +73,7 @@ def cases(dtype: Any = np.float64) -> dict[str, tuple[Any, Any, Any]]:
     """{name: a goal, a model that is trained for it, and a batch}."""
     four, model = np.arange(4), near(model_of(1, dtype), 0)
     batch, both = Examples(examples(5)).batch(four), Pairs(pairs(4)).batch(four)
+    empty = batch._replace(targets=np.where(four[:, np.newaxis] == 2, IGNORE_INDEX, batch.targets))
     packed = PackedExamples(examples(7), CONFIG["context_length"]).batch(np.arange(3))
     labeled = LabeledTexts([LabeledText(e.token_ids, k % 3) for k, e in enumerate(examples(4))]).batch(four)
     labeled.labels[3] = IGNORE_INDEX
@@ -84,6 +85,7 @@ def cases(dtype: Any = np.float64) -> dict[str, tuple[Any, Any, Any]]:
         "answers": (Answers(), model, batch),
         "answers, packed": (Answers(), model, packed),
         "answers, sequences, smoothed": (Answers("sequences", 0.1), model, batch),
+        "answers, sequences, one of them empty": (Answers("sequences"), model, empty),
         "classes": (Classes(), class_head(model, 3), labeled),
         "rewards": (Rewards(), class_head(model, 1), both),
         "preferences": (Preferences(other), model, both),
