@@ -186,6 +186,10 @@ def packing_by_hand() -> None:
     visible = np.zeros((7, 7), bool)
     visible[:4, :4], visible[4:, 4:] = np.tri(4), np.tri(3)
     assert np.array_equal(row.visible, visible[np.newaxis, np.newaxis])
+    padding = packed([EXAMPLES[:1], EXAMPLES[2:]], PAD).visible[0, 0]
+    assert np.array_equal(padding[:4, :4], np.tri(4, dtype=bool))
+    assert not padding[4:].any(), "padding sees nothing"
+    assert not padding[:, 4:].any(), "nothing sees padding"
 
 
 def packed_as_alone() -> None:

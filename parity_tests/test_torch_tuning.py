@@ -28,7 +28,10 @@ DRAWING = ("--data", "pairs.json", *PLAIN, "--reward-model", "judge", "--max-new
 LORA = ("--lora", "r=2,alpha=6,targets=all-linear")
 #: The options of each objective, by a name. The body has dropout, except where a policy is learned.
 WAYS = {
-    "answers": ("--objective", "next-token", "--data", "records.jsonl", *PLAIN, "--label-smoothing", 0.1),
+    "answers": (
+        "--objective", "next-token", "--data", "records.jsonl", *PLAIN, "--label-smoothing", 0.1,
+        "--val-data", "records.jsonl",
+    ),
     "answers, packed": ("--objective", "next-token", "--data", "records.jsonl", *PLAIN, "--pack"),
     "classify": ("--objective", "classify", "--data", "labels.csv", "--classes", "no", "yes"),
     "classify, lora": ("--objective", "classify", "--data", "labels.csv", "--classes", 2, *LORA),
@@ -40,7 +43,7 @@ WAYS = {
     "grpo, lora": ("--objective", "grpo", *DRAWING, "--group", 2, *LORA, "--over", "tokens"),
     "ppo": ("--objective", "ppo", *DRAWING, "--rounds", 2),
     "ppo, lora": ("--objective", "ppo", *DRAWING, "--rounds", 3, *LORA),
-}
+}  # fmt: skip
 OTHER = {"numpygpt": "torchgpt", "torchgpt": "numpygpt"}
 
 

@@ -9,7 +9,7 @@ from numpygpt import GPTModel
 from numpygpt.adapt.head import class_head
 from numpygpt.data.batching import Examples
 from numpygpt.data.tokenizer import get_tokenizer
-from numpygpt.decoding.answers import answers
+from numpygpt.decoding.answers import Answer, answers
 from numpygpt.errors import InputError
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.tree import mapped
@@ -91,6 +91,15 @@ def test_without_a_reference_nothing_is_paid_for_a_distance():
     assert facts_of([found])["kl"] == 0
     (valued,) = with_values([found], critic(), beta=0.5, lam=1.0)
     assert_close(valued.returns, found.rewards[:, np.newaxis] * found.weights)
+
+
+def test_a_reward_model_reads_each_answer_to_its_end():
+    asked = prompts(3)
+    judge, texts = class_head(model_of(7), 1), [np.array([END]), np.array([3, 7, 2, END]), np.array([1, 2])]
+    scores = reward_of(judge)(asked, [Answer(text, np.zeros(len(text))) for text in texts])
+    rows = [np.concatenate([one.token_ids, text]) for one, text in zip(asked, texts, strict=True)]
+    alone = [judge(row[np.newaxis])[0, -1, 0] for row in rows]
+    assert_close(scores, alone)
 
 
 SETTINGS = {

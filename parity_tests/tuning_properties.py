@@ -110,6 +110,8 @@ def assert_parts_are_the_whole(name):
     assert_close(loss, EXPECTED[name][0])
     assert_gradients_close(grads, EXPECTED[name][1])
     assert goal.weight(batch) == sum(map(goal.weight, parts))
+    if isinstance(goal, Ppo):  # the critic is weighted alone where it is trained alone
+        assert goal.value.weight(batch) == goal.weight(batch)
 
 
 def goals_in_pytorch():
