@@ -82,7 +82,7 @@ def cases(dtype: Any = np.float64) -> dict[str, tuple[Any, Any, Any]]:
     excluded = answers._replace(reference_log_probs=np.where(answers.weights, -np.inf, answers.log_probs))
     both_models = ActorCritic(model, near(critic(dtype), 1))
     by_tokens = Ppo(ClippedPolicy(0.8, clip=0.05), ClippedValue(0.05), 0.3)
-    by_answers = Ppo(ClippedPolicy(0.8, "sequences", 0.05, 0.01), ClippedValue(0.05, "sequences"), 0.3)
+    by_answers = Ppo(ClippedPolicy(0.8, "sequences", 0.05, 0.01), ClippedValue(0.002, "sequences"), 0.3)
     return {
         "answers": (Answers(), model, batch),
         "answers, packed": (Answers(), model, packed),
