@@ -230,3 +230,13 @@ def test_actor_and_critic_are_trained_by_their_own_names():
     assert isinstance(both, ActorCritic)
     assert isinstance(both.actor, GPTModel)
     assert both.actor.config.vocab_size == CONFIG["vocab_size"]
+
+
+def test_what_is_frozen_of_actor_or_critic_has_no_gradient():
+    goal, both, batch = cases()["ppo"]
+    frozen = ActorCritic(freeze(both.actor, ("trf_blocks.*",)), freeze(both.critic, ("tok_emb.weight", "final_norm.*")))
+    of_critic = {"critic.tok_emb.weight", "critic.final_norm.scale", "critic.final_norm.shift"}
+    assert {name for name in frozen.frozen if name.startswith("critic")} == of_critic
+    assert {name.partition(".")[0] for name in frozen.frozen - of_critic} == {"trf_blocks"}
+    _, grads = goal.loss_and_grads(frozen, batch)
+    assert grads.keys() == frozen.named_parameters().keys() - frozen.frozen
