@@ -205,6 +205,8 @@ def test_a_class_head_is_trained_beside_the_rest_and_scores_classes():
         (lambda: answers(model_of(), [np.arange(12)], 5), "prompt 0 has 12 tokens, and an answer may have 5"),
         (lambda: Drawing(lambda asked, found: np.full(len(found), np.nan), END, 3).judged(
             model_of(), prompts(2), TorchGenerator(1)), "the reward of answer 0 is nan"),
+        (lambda: Drawing(lambda asked, found: np.full(len(found), np.inf), END, 3).judged(
+            model_of(), prompts(2), TorchGenerator(1)), "the reward of answer 0 is inf"),
         (lambda: Drawing(lambda asked, found: np.zeros(1), END, 3).judged(
             model_of(), prompts(2), TorchGenerator(1)), r"the reward gave an array of shape \(1,\)"),
     ],
