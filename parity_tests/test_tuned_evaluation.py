@@ -86,9 +86,13 @@ def writer_of(folder, seed):
     return theirs, load_model(folder / f"writer{seed}", np.float64)
 
 
-def scorer_of(folder, classes):
-    """Their model that scores classes, and ours with its body and head. Theirs has no bias; ours gets 0."""
-    theirs = theirs_of(GPT2ForSequenceClassification, classes, num_labels=classes)
+def scorer_of(folder, classes, seed):
+    """Their model that scores classes, and ours with its body and head. Theirs has no bias; ours gets 0.
+
+    The last norm of both has no bias: it would say more of the class than the text does.
+    """
+    theirs = theirs_of(GPT2ForSequenceClassification, seed, num_labels=classes)
+    torch.nn.init.zeros_(theirs.transformer.ln_f.bias)
     whole = theirs_of(GPT2LMHeadModel, 0)
     whole.transformer.load_state_dict(theirs.transformer.state_dict())
     whole.save_pretrained(folder / f"body{classes}")
@@ -104,8 +108,8 @@ def models(tmp_path_factory):
     """{name: (theirs, ours)}."""
     folder = tmp_path_factory.mktemp("models")
     return {
-        "policy": writer_of(folder, 1), "reference": writer_of(folder, 2), "classifier": scorer_of(folder, 3),
-        "reward model": scorer_of(folder, 1),
+        "policy": writer_of(folder, 1), "reference": writer_of(folder, 2), "classifier": scorer_of(folder, 3, 53),
+        "reward model": scorer_of(folder, 1, 1),
     }  # fmt: skip
 
 
@@ -139,6 +143,7 @@ def their_log_prob(theirs, question, answer):
 def test_classes_are_those_of_hugging_faces_classifier(models, data, batch_size):
     theirs, ours = models["classifier"]
     scores = their_scores(theirs, [TOKENIZER.encode(text) for text, _ in TEXTS])
+    assert len(set(scores.argmax(-1).tolist())) == 3
     labels = torch.tensor([label for _, label in TEXTS])
     texts = LabeledTexts(read_labeled_texts(data["labels"], CLASSES, TOKENIZER, LIMIT).items)
     done = []

@@ -110,6 +110,8 @@ def assert_parts_are_the_whole(name):
     assert_equal_to_rounding(loss, EXPECTED[name][0])
     assert_gradients_close(grads, EXPECTED[name][1])
     assert goal.weight(batch) == sum(map(goal.weight, parts))
+    if isinstance(goal, Ppo):  # the critic is weighted alone where it is trained alone
+        assert goal.value.weight(batch) == goal.weight(batch)
 
 
 def goals_in_pytorch():
@@ -131,6 +133,9 @@ def drawn_as_scored():
     """The log-probabilities of drawn tokens are those of a forward over prompt and answer, at the same temperature."""
     drawing = rollouts.Drawing(fixed_reward, END, 7, 0.7, 2, model_of(3))
     found = drawing.draw(model_of(), prompts(4), TorchGenerator(3))
+    ends = found.targets == END
+    assert ends.any(), "an answer has ended"
+    assert not (np.cumsum(ends, axis=1) - ends)[found.weights].any(), "and nothing of it comes after its end"
     twin, other = (to_torch(model, copy=True) for model in (model_of(), model_of(3)))
     for module, ours in ((twin, found.log_probs), (other, found.reference_log_probs)):
         logits = module(torch.from_numpy(found.inputs)) / 0.7
@@ -164,6 +169,8 @@ def groups_by_hand():
     drawing = rollouts.Drawing(fixed_reward, END, 6, 1.0, 3)
     drawn = drawing.draw(model_of(), prompts(2), TorchGenerator(6))
     found = rollouts.with_group_advantages(drawn, 3)
+    for row, prompt in enumerate(prompts(2)[number] for number in (0, 0, 0, 1, 1, 1)):
+        assert np.array_equal(drawn.inputs[row, : len(prompt.token_ids)], prompt.token_ids)
     for row, weights in enumerate(drawn.weights):
         same = drawn.rewards[row - row % 3 : row - row % 3 + 3]
         advantage = (drawn.rewards[row] - same.mean()) / (same.std(ddof=1) + GROUP_EPS)
