@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadMo
 
 from numpygpt import GPTConfig, GPTModel, InputError, get_tokenizer
 from numpygpt.adapt.head import class_head
+from numpygpt.commands import evaluate
 from numpygpt.data.batching import Examples, LabeledTexts, Pairs
 from numpygpt.data.examples import Limit
 from numpygpt.data.instructions import read_instructions
@@ -338,14 +339,14 @@ def test_a_run_knows_its_classes_template_and_length(capsys, models, tmp_path, d
         ("policy", ("--labels", "{labels}"), "scores tokens; expected a classifier for --labels"),
         ("reward model", ("--labels", "{labels}"), "scores answers, as a reward model; expected a classifier"),
         ("classifier", ("--pairs", "{pairs}"), "scores 3 classes; expected a reward model or a model that writes"),
-        ("classifier", ("--text", "{labels}"), "has a head of 3 rows, which scores no tokens, and --text is for a mod"),
-        ("reward model", ("--answers", "{answers}"), "has a head of 1 rows, which scores no tokens, and --answers"),
+        ("classifier", ("--text", "{labels}"), "scores 3 classes; expected a model that writes for --text; a classif"),
+        ("reward model", ("--answers", "{answers}"), "expected a model that writes for --answers; a classif"),
         ("classifier", ("--labels", "{labels}", "--class-names", "a", "b"), "--class-names has 2 names; expected 3"),
         ("classifier", ("--labels", "{labels}", *BY), "--template has no meaning here; leave it out (it goes"),
         ("policy", ("--pairs", "{pairs}", *BY, "--beta", "1"), "--beta is for rewards relative to a reference"),
-        ("policy", ("--pairs", "{pairs}", *BY, "--reference", "{reference}", "--beta", "0"), "beta is 0.0; expected a"),
+        ("policy", ("--pairs", "{pairs}", *BY, "--reference", "{reference}", "--beta", "0"), "--beta is 0; expected"),
         ("policy", ("--pairs", "{pairs}", *BY, "--reference", "nowhere"), "--reference: there is no checkpoint"),
-        ("policy", ("--pairs", "{pairs}", *BY, "--reference", "{classifier}"), "--reference scores 3 classes; exp"),
+        ("policy", ("--pairs", "{pairs}", *BY, "--reference", "{classifier}"), "scores 3 classes; expected a model"),
         ("reward model", ("--pairs", "{pairs}", *BY, "--beta", "1"), "--beta has no meaning for a reward model"),
         ("policy", ("--prompts", "{prompts}"), "--against is missing; --prompts needs the other model, a folder"),
         (
@@ -377,6 +378,16 @@ def test_bad_input_gets_one_line(capsys, folders, data, name, options, said):
     _, line = told(capsys, folders[name], *given, status=2)
     assert line.startswith("numpygpt: error: ")
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol"), [("policy", "labels"), ("classifier", "answers"), ("classifier", "pairs")]
+)
+def test_another_head_is_refused_before_its_weights_are_read(capsys, monkeypatch, folders, data, name, protocol):
+    monkeypatch.setattr(evaluate, "model_of", None)
+    out, line = told(capsys, folders[name], f"--{protocol}", data[protocol], status=2)
+    assert out == ""
+    assert "expected a" in line
 
 
 def test_a_reference_with_another_vocabulary(capsys, folders, tmp_path, data):

@@ -17,6 +17,7 @@ from numpygpt.commands.evaluate_records import (
     of_labels,
     of_pairs,
     of_prompts,
+    refuse_another_head,
 )
 from numpygpt.commands.model_options import flag
 from numpygpt.commands.tables import print_table
@@ -76,13 +77,9 @@ def run(parsed: argparse.Namespace) -> int:
     _refuse_useless_options(parsed, name)
     checkpoint = read_model(parsed.checkpoint)
     tokenizer = tokenizer_of(checkpoint, parsed.vocab)
+    refuse_another_head(name, checkpoint)
     print(*origin_of(checkpoint), sep="\n", flush=True)  # an output that cannot be written is found out before the work
     model = model_of(checkpoint)
-    if name not in OF_ANY_HEAD and model.config.classes is not None:
-        raise InputError(
-            f"{checkpoint.path} has a head of {model.config.classes} rows, which scores no tokens, and {flag(name)} is "
-            f"for a model that writes; a classifier is evaluated with --labels, and a reward model with --pairs"
-        )
     told = protocol(Asked(parsed, checkpoint, model, tokenizer, partial(_logits_of, parsed)))
     print(*told.lines, sep="\n")
     print_table("lr", told.figures)
@@ -203,5 +200,3 @@ PROTOCOLS: dict[str, Callable[[Asked], Told]] = {
     "pairs": of_pairs,
     "prompts": of_prompts,
 }
-#: Those that say themselves which head they are for.
-OF_ANY_HEAD = ("labels", "pairs")
