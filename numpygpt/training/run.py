@@ -260,6 +260,7 @@ class TrainingRun:
             [entry.train_loss for entry in self.history],
             [entry.val_loss for entry in self.history],
             path,
+            unit=self.options.loss_unit.strip("()"),
         )
         return path
 
