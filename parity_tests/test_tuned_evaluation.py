@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -384,7 +385,7 @@ def test_bad_input_gets_one_line(capsys, folders, data, name, options, said):
     ("name", "protocol"), [("policy", "labels"), ("classifier", "answers"), ("classifier", "pairs")]
 )
 def test_another_head_is_refused_before_its_weights_are_read(capsys, monkeypatch, folders, data, name, protocol):
-    monkeypatch.setattr(evaluate, "model_of", None)
+    monkeypatch.setattr(evaluate, "trained_model", None)
     out, line = told(capsys, folders[name], f"--{protocol}", data[protocol], status=2)
     assert out == ""
     assert "expected a" in line
@@ -395,3 +396,17 @@ def test_a_reference_with_another_vocabulary(capsys, folders, tmp_path, data):
     other = saved(tmp_path, small, get_tokenizer(f"bytes+{ENDOFTEXT}"))
     _, line = told(capsys, folders["policy"], "--pairs", data["pairs"], *BY, "--reference", other, status=2)
     assert "--reference has a vocabulary of 200 tokens; expected 257, that of --checkpoint" in line
+
+
+def test_a_base_that_has_moved_is_named(capsys, folders, tmp_path, data):
+    """What is frozen has a base as what has an adapter."""
+    base = shutil.copytree(folders["policy"], tmp_path / "base")
+    for name, how in (("lora", ("--lora", "r=2")), ("frozen", ("--freeze", "*emb*"))):
+        tuning = ("--checkpoint", base, "--data", data["answers"], *BY, "--steps", 1, "--eval-batches", 1)
+        assert run("finetune", *tuning, *how, "--out", tmp_path / name) == 0
+    moved = base.rename(tmp_path / "moved")
+    for name in ("lora", "frozen"):
+        _, line = told(capsys, tmp_path / name, "--answers", data["answers"], status=2)
+        assert "say with --base where it is" in line
+        out, _ = told(capsys, tmp_path / name, "--answers", data["answers"], "--base", moved)
+        assert "loss, nats a token" in out
