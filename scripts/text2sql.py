@@ -9,7 +9,7 @@ unusable input, 130 if interrupted. docs/text2sql.md explains the figures.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,11 @@ def bar_of(name: str) -> Any:
     """What shows the steps of a stage as a bar, from its first step on."""
     bars: list[Any] = []
 
-    def told(done: int, steps: int, loss: float) -> None:
+    def told(done: int, steps: int, facts: Mapping[str, float]) -> None:
         if not bars:
             bars.append(tqdm(total=steps, desc=name, unit="step", dynamic_ncols=True))
         bar = bars[0]
-        bar.set_postfix({"loss": f"{loss:.3f}"}, refresh=False)
+        bar.set_postfix({fact: f"{value:.3f}" for fact, value in facts.items()}, refresh=False)
         bar.update(done - bar.n)
         if done == steps:
             bar.close()
