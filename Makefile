@@ -23,6 +23,9 @@ MODULES := $(subst /,.,$(patsubst %/__init__,%,$(SOURCES:.py=)))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# The tests start some hundred processes, each of which would compile the whole project again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo text2sql install test lint test-quick parity-long survival-long docs clean
 

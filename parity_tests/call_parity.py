@@ -1,6 +1,7 @@
 """A call of an operation, in NumPy and in PyTorch, and what its tensors are judged by."""
 
 import operator
+from functools import partial
 
 import numpy as np
 import torch
@@ -49,8 +50,9 @@ def in_numpy(record, call, saved_too=(), cotangent_layout=same):
     return {"output": np.asarray(output)} | tensors | gradients_by_name(gradients)
 
 
-def as_tensor(array):
-    return torch.from_numpy(np.ascontiguousarray(array))
+def as_tensor(array, dtype):
+    """A tensor with a copy of the array, in another dtype if it has floating-point numbers."""
+    return torch.tensor(array.astype(dtype) if np.issubdtype(array.dtype, np.inexact) else array)
 
 
 def in_torch(record, call):
@@ -59,11 +61,11 @@ def in_torch(record, call):
     asked_for = differentiated(record.module, call)
     options = {name: value for name, value in call.options.items() if name not in WITHOUT_EFFECT}
 
-    def forward(tensors, watch):
-        """Call the oracle. `tensors` has a tensor for each of the inputs; the other arrays are converted here."""
-        arguments = mapped_by_name(lambda path, array: tensors.get(path, as_tensor(array)), dict(call.arguments))
+    def forward(tensors, watch, constant):
+        """Call the oracle. `tensors` has a tensor for each of the inputs, and `constant` makes one of another array."""
+        arguments = mapped_by_name(lambda path, array: tensors.get(path, constant(array)), dict(call.arguments))
         tensor_options = {
-            name: mapped(as_tensor, value) if isinstance(value, np.ndarray | tuple) else value
+            name: mapped(constant, value) if isinstance(value, np.ndarray | tuple) else value
             for name, value in options.items()
         }
         y, saved = ORACLES[record.name](*arguments.values(), **tensor_options)
@@ -73,10 +75,11 @@ def in_torch(record, call):
         return y
 
     def prepare(dtype):
+        in_dtype = partial(forward, constant=partial(as_tensor, dtype=dtype))
         leaves = {path: torch.tensor(array.astype(dtype)) for path, array in inputs_of(record, call).items()}
 
         def run(copies):
-            tensors = run_in_copies(forward, leaves, {"output": d_output.astype(dtype)}, copies)
+            tensors = run_in_copies(in_dtype, leaves, {"output": d_output.astype(dtype)}, copies)
             gradients = {f"d_{path}" for path in asked_for}
             return {name: tensors[name] for name in tensors if not name.startswith("d_") or name in gradients}
 

@@ -5,9 +5,10 @@ hypothesis is deterministic unless it is told otherwise.
 
 import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
 
-install_import_hook(["numpygpt", "torchgpt"], "beartype.beartype")  # before anything imports them
+from parity_tests.annotations import check_annotations
+
+check_annotations("numpygpt", "torchgpt")  # before anything imports them
 
 from hypothesis import HealthCheck, settings  # noqa: E402
 
@@ -37,20 +38,9 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="module")
 def without_checks_of_annotations():
-    """For tests that take whole steps many times, and for bugs that must be caught by what they compute.
-
-    The hook would still wrap each inner function anew at each call of the outer one, which takes most of the time.
-    """
-    wrapped = jaxtyping.jaxtyped
-
-    def unless_inner(*, typechecker):
-        check = wrapped(typechecker=typechecker)
-        return lambda function: function if "<locals>" in function.__qualname__ else check(function)
-
+    """For tests that take whole steps many times, and for bugs that must be caught by what they compute."""
     jaxtyping.config.update("jaxtyping_disable", True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jaxtyping, "jaxtyped", unless_inner)
-        yield
+    yield
     jaxtyping.config.update("jaxtyping_disable", False)
 
 

@@ -14,7 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from beartype import beartype
-from jaxtyping import jaxtyped
+
+from parity_tests.annotations import checked
 
 #: The rooms and modules whose named tuples hold arrays.
 CHECKED = ("numpygpt.ops", "numpygpt.layers", "numpygpt.objectives", "numpygpt.model.body", "numpygpt.model.gpt")
@@ -38,7 +39,7 @@ def _check_fields_of(module: ModuleType) -> None:
 
 
 def _checked(new: Callable[..., Any]) -> Callable[..., Any]:
-    checked_new = jaxtyped(new, typechecker=beartype)
+    checked_new = checked(new, typechecker=beartype)
 
     def new_or_checked_new(kind: type, *fields: Any, **named_fields: Any) -> Any:
         shapes_alone = any(getattr(field, "nbytes", None) == 0 and field.size for field in fields)

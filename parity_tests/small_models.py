@@ -105,6 +105,11 @@ class Followed(np.ndarray):
         Followed.calls.append((ufunc, operands, result))
         return result.view(Followed) if isinstance(result, np.ndarray) else result
 
+    def __array_function__(self, function, types, arguments, options):
+        """NumPy's `where` gives a plain array, whatever it chooses from; here what it chose is followed, too."""
+        result = super().__array_function__(function, types, arguments, options)
+        return result.view(Followed) if function is np.where and len(arguments) == 3 else result
+
 
 def _plain(operand):
     return operand.view(np.ndarray) if isinstance(operand, Followed) else operand

@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -323,8 +324,7 @@ def test_ctrl_c_on_a_terminal_stops_the_answer_and_at_the_prompt_ends(tmp_path):
         _shown(ours, "aaa")
         os.write(ours, b"\x03")
         _shown(ours, "> ")
-        os.write(ours, b"\x03")
-        assert process.wait(timeout=60) == 130
+        assert _status_after_ctrl_c(process, ours) == 130
     finally:
         process.kill()
         os.close(ours)
@@ -336,6 +336,19 @@ def _own_terminal(terminal):
     import termios
 
     fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+
+def _status_after_ctrl_c(process, terminal):
+    """The exit status after Ctrl-C at the prompt, as often as it takes a person.
+
+    GNU readline shows the prompt shortly before it waits for a key. A signal between the two stays without effect until
+    the next key.
+    """
+    for _ in range(30):
+        os.write(terminal, b"\x03")
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=2)
+    return None
 
 
 def _shown(terminal, text):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from numpygpt.sections import Section
 from numpygpt.training.adamw import AdamW
 from numpygpt.training.groups import Group
 from numpygpt.training.run import TrainingRun
+from parity_tests.chatting import TOKENIZER, saved
 from parity_tests.checkpoint_files import safetensors_of, sealed_v1
 from parity_tests.command import TRAINING, run, write_text
 
@@ -107,20 +109,44 @@ def test_the_document_names_every_checkpoint_of_a_run_and_its_reader_reads_them(
     assert steps == {FILE_NAME: 3, earlier: 2, f"best/{FILE_NAME}": 3}
 
 
+def assert_the_document_has(section, values):
+    """The part of the document about this section names these values."""
+    (part,) = re.findall(rf"^\*\*`{section}`\*\*(.*?)(?=^\*\*`|^## )", DOCUMENT, re.DOTALL | re.MULTILINE)
+    documented = set(re.findall(r"`(\w+)`", part))
+    assert values.keys() <= documented
+    for inner in ("config", "position", "base", "adapted"):
+        assert values.get(inner, {}).keys() <= documented
+    for evaluation in values.get("history", []):
+        assert evaluation.keys() <= documented
+
+
 def test_the_document_names_every_section_and_value_of_a_run(tmp_path):
     assert run("train", "--text", write_text(tmp_path), "--out", tmp_path / "run", *TRAINING) == 0
     checkpoint = read_checkpoint(tmp_path / "run")
     assert checkpoint.names == re.findall(r"^\*\*`(\w+)`\*\*$", DOCUMENT, re.MULTILINE)
-    parts = re.split(r"^\*\*`\w+`\*\*$|^## Version 1", DOCUMENT, flags=re.MULTILINE)[1:-1]
-    for name, part in zip(checkpoint.names, parts, strict=True):
-        documented = set(re.findall(r"`(\w+)`", part))
-        values = checkpoint.values(name)
-        assert values.keys() <= documented
-        for inner in ("config", "position"):
-            assert values.get(inner, {}).keys() <= documented
-        for evaluation in values.get("history", []):
-            assert evaluation.keys() <= documented
+    for name in checkpoint.names:
+        assert_the_document_has(name, checkpoint.values(name))
     assert checkpoint.layouts("random") == {"generator": ("uint8", (5056,))}
+
+
+@pytest.mark.usefixtures("without_checks_of_annotations")
+def test_the_document_names_every_section_and_value_of_a_run_that_tunes(tmp_path, monkeypatch):
+    """PPO is stopped within its rounds, and so it has all sections that tuning may add."""
+    monkeypatch.setattr(TrainingRun, "plot", lambda training: "no picture")
+    config = replace(CONFIG, vocab_size=TOKENIZER.n_vocab, context_length=20)
+    base = saved(tmp_path / "base", GPTModel(config))
+    records = tmp_path / "records.jsonl"
+    records.write_text('{"prompt": "Add", "chosen": "3", "rejected": "four"}\n' * 3)
+    tuning = ("--checkpoint", base, "--data", records, "--template", "plain", "--steps", 1, "--eval-batches", 1)
+    judge, tuned = tmp_path / "judge", tmp_path / "tuned"
+    assert run("finetune", *tuning, "--objective", "reward", "--out", judge) == 0
+    ppo = ("--objective", "ppo", "--reward-model", judge, "--max-new-tokens", 3, "--lora", "r=2")
+    assert run("finetune", *tuning, *ppo, "--out", tuned) == 0
+    checkpoint = read_checkpoint(tuned)
+    assert set(checkpoint.names) >= {"aids", "critic", "rollout"}
+    for name in checkpoint.names:
+        values = checkpoint.values(name)
+        assert_the_document_has("model" if name == "critic" else name, values)
 
 
 # Version 1

@@ -13,7 +13,7 @@ import pytest
 
 from numpygpt.checks import diagnose as diagnosing
 from numpygpt.checks.budgets import budgets_of
-from numpygpt.checks.causes import TRACED, UNSEEN, Cause, causes
+from numpygpt.checks.causes import UNSEEN, Cause, causes, is_traced
 from numpygpt.checks.compare import norms, scaled
 from numpygpt.checks.diagnose import diagnose
 from numpygpt.checks.diff import diff
@@ -385,7 +385,7 @@ def test_a_norm_whose_weight_has_the_gradient_none_is_named(reference):
 
 
 def traced():
-    return [bug for bug in BUGS.values() if any(change.function.startswith(TRACED) for change in bug.changes)]
+    return [bug for bug in BUGS.values() if is_traced(bug)]
 
 
 def test_the_bugs_that_a_trace_does_not_show_are_listed(tmp_path_factory):

@@ -20,7 +20,9 @@ from numpygpt.data.records import read_records
 from numpygpt.data.templates import TEMPLATES, template_of
 from numpygpt.data.tokenizer import get_tokenizer
 from numpygpt.errors import InputError
+from numpygpt.model.config import GPTConfig
 from numpygpt.shapes import IGNORE_INDEX
+from numpygpt.tuning.options import FinetuneOptions
 
 TOKENIZER = get_tokenizer("bytes+<|endoftext|>+<|im_start|>+<|im_end|>")
 PLAIN, CHAT = TEMPLATES["plain"], TEMPLATES["chatml"]
@@ -57,6 +59,15 @@ def test_records_of_every_form_are_those_of_json(tmp_path_factory, records, inde
         for text in (array, f" \n{array}\n", lines, f"\n{lines}\n"):
             path.write_bytes(gzip.compress(text.encode("utf-8", "surrogatepass")))
             assert [record.fields for record in read_records(path)] == records
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    for name, text in (("data.json", '[{"text": "a", "label": 1}]'), ("data.jsonl", '{"text": "a", "label": 1}'),
+                       ("data.csv", "Text,Label\r\na,1\r\n"), ("data.tsv", "1\ta\n")):  # fmt: skip
+        path = tmp_path / name
+        path.write_bytes(text.encode("utf-8-sig"))
+        (found,) = read_labeled_texts(path, 2, TOKENIZER, limited()).items
+        assert (found.token_ids.tolist(), found.label) == ([97], 1)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +218,22 @@ def test_pairs_that_are_alike_after_a_cut_are_left_out(tmp_path):
 
 
 # Labels
+
+
+def test_a_run_tells_what_was_left_out_of_all_its_files(tmp_path):
+    """Pairs that are too long and pairs whose answers are alike, of two files and of that to validate with."""
+    fine, alike, long = ({"prompt": "a", "chosen": chosen, "rejected": "c"} for chosen in ("b", "c", "b" * 99))
+    first = write(tmp_path, fine, alike, name="first.json")
+    second = write(tmp_path, fine, fine, long, alike, name="second.json")
+    options = FinetuneOptions(
+        objective="dpo", template="plain", too_long="drop", text=(str(first), str(second)), val_data=(str(first),)
+    )
+    config = GPTConfig(257, 64, 8, 2, 1, 0.0, qkv_bias=False)
+    assert options.read_corpus(get_tokenizer("bytes+<|endoftext|>"), config).notes == [
+        "left out 1 of 6 records, which are too long",
+        "left out 2 of 6 pairs, whose two answers are the same",
+        "validation: left out 1 of 2 pairs, whose two answers are the same",
+    ]
 
 
 def test_labels_are_numbers_or_names_in_each_form(tmp_path):

@@ -179,6 +179,9 @@ REFUSED = {
     "the form of DPO is 'kto'; expected 'sigmoid' or 'ipo'": lambda: dpo.forward(*PAIR, form="kto"),
     "beta is 0.0; expected a positive number": lambda: dpo.forward(*PAIR, beta=0.0),
     "label_smoothing is 0.5; expected from 0 to below 0.5": lambda: dpo.forward(*PAIR, label_smoothing=0.5),
+    "label_smoothing is 0.1, which the form 'ipo' does not have; leave it out": lambda: dpo.forward(
+        *PAIR, form="ipo", label_smoothing=0.1
+    ),
     "the reference log-probabilities of the rejected answers are missing; expected those of both or of none": (
         lambda: dpo.forward(*PAIR, np.zeros(1))
     ),
@@ -195,6 +198,9 @@ REFUSED = {
         ONE, ONE, ONE, ONE, clip=0.0
     ),
     "beta is -1.0; expected 0 or a positive number": lambda: grpo.forward(ONE, ONE, ONE, ONE, ONE, beta=-1.0),
+    "beta is -2.0; expected 0 or a positive number": lambda: advantages.penalized_rewards(
+        np.zeros(1), ONE, ONE, ONE, beta=-2.0
+    ),
     "the direction is 'both'; expected 'forward' or 'reverse'": lambda: distillation.forward(
         LOGITS, LOGITS, ONE, direction="both"
     ),
@@ -244,3 +250,15 @@ def test_what_no_token_counts_of_is_0_without_a_warning():
             loss, saved = module.forward(*arguments[:-1], np.zeros(tiny.WEIGHTS.shape), **options, over=over)
             assert loss == 0
             assert not any(gradient.any() for gradient in module.backward(1.0, saved))
+
+
+def test_without_beta_a_score_is_the_reward_however_far_the_reference_is():
+    far = np.array([[-1.0, -np.inf]])
+    paid = advantages.penalized_rewards(np.array([2.0]), far, far - 1, ONE, beta=0.0)
+    np.testing.assert_array_equal(paid, [[0.0, 2.0]])
+
+
+@pytest.mark.parametrize("over", weighted_mean.WAYS)
+def test_a_normalizer_that_is_a_number_of_numpy_leaves_float32_as_it_is(over):
+    y, saved = weighted_mean.forward(np.float32(TWO), TWO, over=over, normalizer=np.float64(3))
+    assert {y.dtype, weighted_mean.backward(y, saved).x.dtype} == {np.dtype(np.float32)}

@@ -27,6 +27,7 @@ from parity_tests import (
     optimizer_properties,
     precision_properties,
     properties,
+    text2sql_properties,
     tuning_properties,
 )
 from parity_tests.adapter_properties import watch_adapters
@@ -53,6 +54,7 @@ PROPERTIES = {
     **instruction_properties.PROPERTIES,
     **objective_properties.PROPERTIES,
     **tuning_properties.PROPERTIES,
+    **text2sql_properties.PROPERTIES,
 }
 
 
@@ -87,6 +89,7 @@ def run(config: properties.GPTConfig, watch: Watch) -> None:
         adapted_properties.tell(watch)
         instruction_properties.tell_resized(watch)
         tuning_properties.tell(watch)
+        text2sql_properties.tell(watch)
 
 
 def tell_all(prefix: str, tensors: dict[str, Array], watch: Watch) -> None:

@@ -1,6 +1,7 @@
 """The worked application: questions with their queries, what is held out, and the scores of a query."""
 
 import re
+import sqlite3
 from collections import Counter
 
 import numpy as np
@@ -8,10 +9,30 @@ import pytest
 
 from numpygpt.text2sql.database import Answer, Database
 from numpygpt.text2sql.draws import Draws
+from numpygpt.text2sql.earnings import REFUSED, RIGHT, RUNS, reward_of, rewards
 from numpygpt.text2sql.pairs import Pair, mistakes, pair_of, pairs_of
-from numpygpt.text2sql.questions import END, TEST_PARTS, Example, held_out, test_examples, training_examples
-from numpygpt.text2sql.reward import REFUSED, RIGHT, RUNS, reward_of, rewards
-from numpygpt.text2sql.schemas import KNOWN, UNKNOWN, Column, Schema, Table, draw_filling, draw_schema
+from numpygpt.text2sql.questions import (
+    END,
+    PERCENT_MADE_UP,
+    TEST_PARTS,
+    Example,
+    held_out,
+    test_examples,
+    training_examples,
+)
+from numpygpt.text2sql.schemas import (
+    KNOWN,
+    MADE_UP_LETTERS,
+    RESERVED,
+    UNKNOWN,
+    Column,
+    Schema,
+    Table,
+    draw_filling,
+    draw_schema,
+    made_up,
+    renamed,
+)
 from numpygpt.text2sql.scores import Scores, Verdict, exact_match, judged, same_rows, scores_of
 
 test_examples.__test__ = False  # pytest takes it for a test
@@ -26,6 +47,19 @@ EXAMPLES = [*TRAINING[:60], *(example for part in TEST.values() for example in p
 CARS = Table(
     "cars",
     (Column("name", ("Ada", "Ben", "Eva")), Column("color", ("red", "blue")), Column("price", None)),
+)
+
+KEYWORDS = (
+    "abort action add after all alter always analyze and as asc attach autoincrement before begin between by "
+    "cascade case cast check collate column commit conflict constraint create cross current current_date "
+    "current_time current_timestamp database default deferrable deferred delete desc detach distinct do drop each "
+    "else end escape except exclude exclusive exists explain fail filter first following for foreign from full "
+    "generated glob group groups having if ignore immediate in index indexed initially inner insert instead "
+    "intersect into is isnull join key last left like limit match materialized natural no not nothing notnull "
+    "null nulls of offset on or order others outer over partition plan pragma preceding primary query raise range "
+    "recursive references regexp reindex release rename replace restrict returning right rollback row rows "
+    "savepoint select set table temp temporary then ties to transaction trigger unbounded union unique update "
+    "using vacuum values view virtual when where window with without"
 )
 
 
@@ -73,6 +107,63 @@ def test_new_names_are_in_no_schema_of_the_training():
     assert not {*KNOWN.things, *KNOWN.groups, *KNOWN.texts, *KNOWN.numbers} & {
         *UNKNOWN.things, *UNKNOWN.groups, *UNKNOWN.texts, *UNKNOWN.numbers
     }
+
+
+def test_a_part_of_the_training_has_made_up_names():
+    known = {*KNOWN.things, *KNOWN.groups, *KNOWN.texts, *KNOWN.numbers, *(group[:-1] for group in KNOWN.groups)}
+    made_up = [
+        {*re.findall(r"\w+", str(example.schema))} - {"name"}
+        for example in TRAINING
+        if example.schema.tables[0].name not in known
+    ]
+    assert PERCENT_MADE_UP - 5 < len(made_up) / len(TRAINING) * 100 < PERCENT_MADE_UP + 5
+    assert all(not words & known for words in made_up)
+    assert len(set().union(*made_up)) > 3 * len(made_up)
+
+
+@pytest.mark.parametrize("tables", [1, 2])
+def test_a_renamed_schema_is_the_same_but_for_its_names(tables):
+    for seed in range(30):
+        draws = Draws(seed)
+        schema = draw_schema(draws, KNOWN, tables)
+        other = renamed(draws, schema)
+        names = [column.name for table in other.tables for column in table.columns]
+        assert len(set(names)) == len(names) - (tables - 1)  # the key is in both
+        assert len({word for table in other.tables for column in table.columns for word in column.words or ()}) == len(
+            {word for table in schema.tables for column in table.columns for word in column.words or ()}
+        )
+        for table, old in zip(other.tables, schema.tables, strict=True):
+            assert [column.is_key for column in table.columns] == [column.is_key for column in old.columns]
+            assert [column.sql_type for column in table.columns] == [column.sql_type for column in old.columns]
+
+
+def can_be_a_name(word: str) -> bool:
+    """Whether a table and a column may have this name in all queries."""
+    table, column = f"{word}s", Column(word, None)
+    try:
+        with Database(Schema((Table(table, (column,)), Table(word, (column,)))), {table: [(7,)], word: [(7,)]}) as both:
+            return all(
+                both.answer(sql).rows
+                for sql in (
+                    f"SELECT {word} FROM {table} WHERE {word} > 3 AND {word} <> 5 ORDER BY {word} DESC LIMIT 3",
+                    f"SELECT DISTINCT {word} FROM {table}",
+                    f"SELECT {word}, COUNT(*) FROM {table} GROUP BY {word}",
+                    f"SELECT MAX({word}) FROM {table} JOIN {word} USING ({word})",
+                )
+            )
+    except sqlite3.Error:
+        return False
+
+
+def test_a_made_up_word_is_a_name_for_sqlite():
+    """Of SQLite's keywords (https://www.sqlite.org/lang_keywords.html), those that cannot be names are RESERVED."""
+    low, high = MADE_UP_LETTERS
+    keywords = {word for word in KEYWORDS.split() if low <= len(word) <= high}
+    assert {word for word in keywords if not can_be_a_name(word)} == RESERVED
+    draws = Draws(4)
+    words = [made_up(draws) for _ in range(2000)]
+    assert {len(word) for word in words} == set(range(low, high + 1))
+    assert not RESERVED & set(words)
 
 
 def test_a_question_has_one_answer():

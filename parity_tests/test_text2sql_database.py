@@ -69,11 +69,21 @@ FORBIDDEN = {
     "one long text": "SELECT group_concat(name) FROM cars",
     "a slow pattern": "SELECT 'aaaaaaaaaa' LIKE '%a%a%a%a%a%b'",
     "another pattern": "SELECT 'aaaaaaaaaa' GLOB '*a*a*a*a*a*b'",
+    "a text of characters": "SELECT char(65, 66, 67)",
+    "printf by its other name": "SELECT format('%1000000000d', 1)",
+    "names that are joined": "SELECT string_agg(name, ',') FROM cars",
+    "rows from nothing": "SELECT * FROM generate_series(1, 1000000000)",
+    "an expression of another language": "SELECT 1 FROM cars WHERE name REGEXP '(a+)+b'",
+    "an order that nobody has defined": "SELECT name FROM cars ORDER BY name COLLATE evil",
+    "the list of temporary tables": "SELECT * FROM temp.sqlite_master",
     "json": "SELECT json('[1]')",
     "the version": "SELECT sqlite_version()",
     "the time": "SELECT CURRENT_TIMESTAMP",
     "a random number": "SELECT random()",
 }
+
+#: A text of 3,600 letters, which costs SQLite a few instructions.
+LONG = f"(SELECT t||t||t||t||t||t c FROM (SELECT '{'x' * 600}' t))"
 
 #: What is refused or stopped for another reason.
 REFUSED = {
@@ -105,6 +115,18 @@ REFUSED = {
     "many stars": "SELECT " + ",".join("*" * 50) + " FROM cars",
     "many tables": "SELECT 1 FROM " + ",".join(["cars"] * 70),
     "many UNIONs": "SELECT 1" + " UNION SELECT 1" * 60,
+    "joins upon joins": "SELECT 1 FROM cars" + " NATURAL JOIN cars" * 53,
+    "subqueries in conditions": "SELECT 1 FROM cars WHERE " + "EXISTS (SELECT 1 FROM cars WHERE " * 15 + "1" + ")" * 15,
+    "the table of pages": "SELECT * FROM dbstat",
+    "json as a table": "SELECT * FROM json_each('[1]')",
+    "a mark of the order of bytes": "\ufeffSELECT 1",
+    "a late row": f"SELECT 1 FROM {all_of(*'abcdefgh')} LIMIT 1 OFFSET 99999999",
+    "the sum of a product": f"SELECT price FROM cars WHERE price = (SELECT SUM(a.price) FROM {all_of(*'abcdef')})",
+    "a window over a product": f"SELECT MAX(c||b.name) OVER (ORDER BY a.price) FROM {LONG}, {all_of(*'abdef')}",
+    "long texts that are sorted": f"SELECT c FROM {LONG}, {all_of(*'abdefg')} ORDER BY c, a.price",
+    "long texts, each once": (
+        f"SELECT COUNT(*) FROM (SELECT DISTINCT c, a.name, b.name, d.name, e.name FROM {LONG}, {all_of(*'abde')})"
+    ),
     "tables of tables": doubled(18),
     "tables of tables in a subquery": f"SELECT x FROM ({doubled(18)})",
     "an overflow": "SELECT SUM(9223372036854775807) FROM cars",

@@ -1,5 +1,6 @@
 """The stages of the worked application, on a tiny model: what is trained, what is measured, what the script says."""
 
+from collections import Counter
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -15,9 +16,30 @@ from numpygpt.pictures.stages import plot_stages
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.text2sql.draws import Draws
 from numpygpt.text2sql.questions import END, TEST_PARTS, test_examples, training_examples
+from numpygpt.text2sql.schemas import made_up
 from numpygpt.text2sql.scores import Scores
-from numpygpt.text2sql.stages import CONFIG, Stage, Supervised, Trained, run_stages, supervised, tests_of
-from numpygpt.text2sql.writing import LONGEST_QUERY, Sampler, batch_of, batches_of, write
+from numpygpt.text2sql.stages import (
+    CONFIG,
+    Preferred,
+    Rewarded,
+    Stage,
+    Supervised,
+    Trained,
+    run_stages,
+    stages_of,
+    supervised,
+    tests_of,
+)
+from numpygpt.text2sql.writing import (
+    LONGEST_QUERY,
+    PHRASES,
+    Sampler,
+    batch_of,
+    batches_of,
+    token_ids,
+    tokenizer,
+    write,
+)
 
 test_examples.__test__ = tests_of.__test__ = False  # pytest takes them for tests
 
@@ -35,9 +57,8 @@ def test_only_the_query_and_its_end_are_targets():
     inputs, targets = batch_of(EXAMPLES)
     for example, row, target in zip(EXAMPLES, inputs, targets, strict=True):
         counted = target != IGNORE_INDEX
-        assert bytes(target[counted].astype(np.uint8)).decode() == example.sql + END
-        read = bytes(row[: np.flatnonzero(counted)[0] + 1].astype(np.uint8)).decode()
-        assert read == example.prompt
+        assert tokenizer().decode(target[counted].tolist()) == example.sql + END
+        assert tokenizer().decode(row[: np.flatnonzero(counted)[0] + 1].tolist()) == example.prompt
 
 
 def test_batches_hold_each_example_once():
@@ -47,9 +68,33 @@ def test_batches_hold_each_example_once():
 
 
 def test_every_example_and_its_answer_fit_in_the_context():
+    """Also after a model that has learned nothing: a byte that is not UTF-8 becomes U+FFFD, which has three."""
     examples = training_examples(2000, seed=5) + [e for part in TEST_PARTS for e in test_examples(part, 200, seed=5)]
-    assert max(len(example.prompt) for example in examples) + LONGEST_QUERY <= CONFIG.context_length
-    assert max(len(example.sql) for example in examples) < LONGEST_QUERY
+    assert max(len(token_ids(example.sql)) for example in examples) < LONGEST_QUERY
+    unreadable = len(token_ids("\ufffd")) * LONGEST_QUERY
+    assert max(len(token_ids(example.prompt)) for example in examples) + unreadable < CONFIG.context_length
+
+
+def test_a_text_has_one_reading():
+    """No phrase is the beginning of another, and the tokens of an example are those of its parts."""
+    assert not [(one, other) for one in PHRASES for other in PHRASES if one != other and other.startswith(one)]
+    found: Counter[int] = Counter()
+    for example in training_examples(1000, seed=5):
+        ids = token_ids(example.text)
+        assert np.array_equal(ids, np.concatenate([token_ids(example.prompt), token_ids(example.sql + END)]))
+        assert tokenizer().decode(ids.tolist()) == example.text
+        found.update(ids.tolist())
+    assert all(found[256 + number] for number in range(len(PHRASES)))
+
+
+def test_names_are_bytes():
+    """No phrase hides in a name or a word, wherever it stands: a model copies it byte by byte."""
+    draws = Draws(9)
+    for _ in range(300):
+        name = made_up(draws)
+        for before, after in ((" ", " "), ("(name,", ","), (" of ", "?"), ("'", "'"), (" FROM ", ";")):
+            ids = token_ids(before + name + after)
+            assert bytes(ids[ids < 256].astype(np.uint8)).decode().strip(" ,?';") == name
 
 
 def test_a_batch_of_prompts_gets_what_each_gets_alone():
@@ -101,13 +146,19 @@ def test_each_stage_gets_the_model_of_the_one_before_and_is_measured():
     assert all(isinstance(scores, Scores) for scores in results[0].scores.values())
 
 
+def short_stages(first: Supervised) -> list[Stage]:
+    return stages_of(first, Preferred(examples=8, samples=2), Rewarded(steps=1, questions=2, group=2))
+
+
 def test_the_script_prints_the_scores_and_writes_a_chart_and_a_model(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(script, "CONFIG", TINY)
+    monkeypatch.setattr(script, "stages_of", short_stages)
     monkeypatch.setattr(script.tqdm, "monitor_interval", 0)
     out = tmp_path / "out"
     assert script.main(["--steps", "2", "--questions", "2", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert all(part in printed for part in TEST_PARTS)
+    assert all(f"\n{stage}: " in printed for stage in ("supervised", "DPO", "GRPO"))
     assert (out / script.CHART).stat().st_size > 1000
     assert (out / FILE_NAME).is_file()
 
@@ -119,7 +170,7 @@ def test_ctrl_c_leaves_a_message(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(script.tqdm, "monitor_interval", 0)
     monkeypatch.setattr(script, "run_stages", interrupted)
     assert script.main(["--out", str(tmp_path)]) == INTERRUPTED
-    assert "stopped; 0 of 1 stages were finished" in capsys.readouterr().err
+    assert "stopped; 0 of 3 stages were finished" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--steps", "--questions"])

@@ -88,14 +88,20 @@ def steps(count):
     return ("--steps", count)
 
 
+def told(path):
+    """What a run tells of each step besides its loss, and of the evaluation after the last one; 0 if it does not."""
+    lines = log_of(path)
+    assert "val_loss" in lines[-1]
+    return [[line.get(name, 0) for name in ("reward", "length", "kl", "val_loss")] for line in lines]
+
+
 def assert_both_take_the_same_steps(folder, tmp_path, way, count):
     options = (*TUNING, *WAYS[way], *steps(count))
     runs = [tune(program, folder, tmp_path / program, "base", *options) for program in PROGRAMS]
     expected, ours = map(curve, runs)
     assert min(norm for _, norm in expected) > 0
     assert furthest(ours, expected) <= FLOAT64_CURVE
-    facts = [[[line.get(name, 0) for name in ("reward", "length", "kl")] for line in log_of(path)] for path in runs]
-    assert furthest(*facts) <= FLOAT64_CURVE
+    assert furthest(*map(told, runs)) <= FLOAT64_CURVE
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -159,6 +165,7 @@ def test_two_processes_take_the_steps_of_one(folder, tmp_path, way, parallel):
     alone = tune("numpygpt", folder, tmp_path / "alone", "without dropout", *TUNING, *WAYS[way], *steps(3))
     shared = shared_by_two(folder, tmp_path / "shared", way, parallel)
     assert furthest(curve(shared), curve(alone)) <= FLOAT64_SHARED
+    assert furthest(told(shared), told(alone)) <= FLOAT64_SHARED
     ours, theirs = (read_checkpoint(path).arrays("model") for path in (shared, alone))
     assert ours.keys() == theirs.keys()
     assert max(float(np.abs(ours[name] - theirs[name]).max()) for name in theirs) <= FLOAT64_SHARED

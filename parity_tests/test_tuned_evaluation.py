@@ -15,7 +15,7 @@ from numpygpt.adapt.head import class_head
 from numpygpt.data.batching import Examples, LabeledTexts, Pairs
 from numpygpt.data.examples import Limit
 from numpygpt.data.instructions import read_instructions
-from numpygpt.data.labels import read_labeled_texts
+from numpygpt.data.labels import LabeledText, read_labeled_texts
 from numpygpt.data.preferences import Pair, read_preferences
 from numpygpt.data.templates import TEMPLATES
 from numpygpt.data.tokenizer import ENDOFTEXT
@@ -28,6 +28,7 @@ from numpygpt.formats import load_model
 from numpygpt.formats.checkpoint import write_checkpoint
 from numpygpt.model.saving import model_section
 from numpygpt.sections import Section
+from numpygpt.tuning.classes import Classes
 from numpygpt.tuning.options import FinetuneOptions
 from parity_tests.chatting import END, TOKENIZER, chain, model_that_says, saved
 from parity_tests.command import run
@@ -149,6 +150,38 @@ def test_classes_are_those_of_hugging_faces_classifier(models, data, batch_size)
         counts[label, chosen] += 1
     assert np.array_equal(found.counts, counts)
     assert sum(done) == len(TEXTS)
+
+
+#: Parameters of our classifier by their names in Hugging Face's.
+THEIR_NAMES = {
+    "out_head.weight": "score.weight", "tok_emb.weight": "transformer.wte.weight",
+    "pos_emb.weight": "transformer.wpe.weight", "final_norm.scale": "transformer.ln_f.weight",
+}  # fmt: skip
+
+
+def test_a_classifier_has_the_loss_and_the_gradients_of_hugging_faces(models, data):
+    theirs, ours = models["classifier"]
+    batch = LabeledTexts(read_labeled_texts(data["labels"], CLASSES, TOKENIZER, LIMIT).items, END).batch(
+        np.arange(len(TEXTS))
+    )
+    theirs.zero_grad()
+    expected = theirs(torch.from_numpy(batch.inputs), labels=torch.from_numpy(batch.labels)).loss
+    expected.backward()
+    loss, gradients = Classes().loss_and_grads(ours, batch)
+    assert float(loss) == exactly(expected.item())
+    for name, their_name in THEIR_NAMES.items():
+        gradient = theirs.get_parameter(their_name).grad.numpy()
+        assert np.linalg.norm(gradients[name] - gradient) <= FLOAT64_NORMWISE * np.linalg.norm(gradient), name
+
+
+def test_a_text_that_ends_with_the_token_of_padding_is_read_to_its_end(models):
+    """Hugging Face's model finds a text's end by the padding, and so reads the token before."""
+    theirs, ours = models["classifier"]
+    ids = [*TOKENIZER.encode("fine"), END]
+    one, shorter = (LabeledTexts([LabeledText(np.array(row), 1)]).batch(np.arange(1)) for row in (ids, ids[:-1]))
+    expected = F.cross_entropy(their_scores(theirs, [ids]), torch.tensor([1])).item()
+    assert float(Classes().loss(ours, shorter)) == exactly(expected)
+    assert float(Classes().loss(ours, one)) != exactly(expected)
 
 
 def test_a_class_without_texts_has_no_share_that_was_found(models, data):

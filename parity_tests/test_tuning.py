@@ -1,22 +1,30 @@
 """Each goal of tuning: PyTorch's gradients of the same loss, uneven micro-batches, padding, draws and their rewards."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from numpygpt import GPTModel
 from numpygpt.adapt.head import class_head
 from numpygpt.data.batching import Examples
+from numpygpt.data.tokenizer import get_tokenizer
 from numpygpt.decoding.answers import answers
 from numpygpt.errors import InputError
 from numpygpt.random.torch_generator import TorchGenerator
-from numpygpt.tuning.policies import ActorCritic
+from numpygpt.tree import mapped
+from numpygpt.tuning.answers import Answers
+from numpygpt.tuning.distillation import Distillation
+from numpygpt.tuning.experience import Experience
+from numpygpt.tuning.policies import ActorCritic, ClippedValue, Grpo, Ppo, Reinforce
 from numpygpt.tuning.preferences import Preferences
-from numpygpt.tuning.rollouts import Drawing, reward_of, with_group_advantages
-from parity_tests.tuning_cases import CONFIG, END, NAMES, cases, drawn, examples, model_of, prompts
+from numpygpt.tuning.rollouts import Drawing, facts_of, reward_of, with_group_advantages, with_values
+from parity_tests.tolerances import FLOAT64_NORMWISE
+from parity_tests.tuning_cases import CONFIG, END, NAMES, cases, critic, drawn, examples, model_of, prompts
 from parity_tests.tuning_properties import (
     PROPERTIES,
     WITH_PARTS,
-    assert_close,
+    assert_equal_to_rounding,
     assert_is_pytorchs,
     assert_parts_are_the_whole,
 )
@@ -54,9 +62,64 @@ def test_an_answer_alone_is_the_answer_in_a_batch():
     for prompt, answer in zip(asked, together, strict=True):
         (alone,) = answers(model_of(), [prompt], 6, temperature=0, end_id=END)
         np.testing.assert_array_equal(alone.token_ids, answer.token_ids)
-        assert_close(alone.log_probs, answer.log_probs)
+        assert_equal_to_rounding(alone.log_probs, answer.log_probs)
         assert len(answer.token_ids) == 6 or answer.has_ended(END)
         assert END not in answer.token_ids[:-1]
+
+
+def parts_of(drawn):
+    """The answers as micro-batches of one, three and the rest."""
+    return [mapped(lambda array, some=some: array[some], drawn) for some in (np.s_[:1], np.s_[1:4], np.s_[4:])]
+
+
+def test_ppo_and_what_is_told_do_not_depend_on_where_a_batch_is_cut():
+    """The advantages are whitened over the whole batch, and the means are those of its answers and tokens."""
+    whole, (expected,) = drawn(), with_values([drawn()], critic(), beta=0.1)
+    found = with_values(parts_of(whole), critic(), beta=0.1)
+    for name in ("advantages", "values", "returns"):
+        assert_equal_to_rounding(np.concatenate([getattr(part, name) for part in found]), getattr(expected, name))
+    told, alone = facts_of(parts_of(whole)), facts_of([whole])
+    assert told.keys() == alone.keys()
+    assert_equal_to_rounding(list(told.values()), list(alone.values()))
+    assert_equal_to_rounding(alone["kl"], (whole.log_probs - whole.reference_log_probs)[whole.weights].mean())
+
+
+def test_without_a_reference_nothing_is_paid_for_a_distance():
+    """With gamma and lambda 1, what is to come from each token is then the reward of its answer."""
+    judge = reward_of(class_head(model_of(7), 1))
+    found = Drawing(judge, END, 6, 0.8, 2).draw(model_of(), prompts(3), TorchGenerator(4))
+    assert facts_of([found])["kl"] == 0
+    (valued,) = with_values([found], critic(), beta=0.5, lam=1.0)
+    assert_equal_to_rounding(valued.returns, found.rewards[:, np.newaxis] * found.weights)
+
+
+SETTINGS = {
+    "template": "plain", "max_new_tokens": 5, "temperature": 0.9, "group": 2, "rounds": 2, "beta": 0.1, "gamma": 1.0,
+    "lam": 0.9,
+}  # fmt: skip
+
+
+def experience():
+    options = SimpleNamespace(settings=SETTINGS, accumulate=2, seed=3)
+    return Experience(options, get_tokenizer("bytes+<|endoftext|>"), class_head(model_of(7), 1), model_of(8))
+
+
+def test_a_step_of_ppo_draws_all_its_micro_batches_and_whitens_them_together():
+    """The second round has the same answers again."""
+    asked, found = iter([prompts(1), prompts(3)]), experience()
+    first, second, *again = [found.next(model_of(), critic(), lambda: next(asked), TorchGenerator(1)) for _ in range(4)]
+    assert [len(first.rewards), len(second.rewards)] == [2, 6]
+    assert again[0] is first
+    assert again[1] is second
+    both = np.concatenate([batch.advantages[batch.weights] for batch in (first, second)])
+    assert abs(both.mean()) < FLOAT64_NORMWISE < abs(first.advantages[first.weights].mean())
+
+
+def test_the_reward_of_an_evaluation_is_the_mean_over_answers():
+    found, rng = experience(), TorchGenerator(3)
+    batches = [prompts(1), prompts(3)]
+    rewards = [found.drawing.judged(model_of(), asked, rng).rewards for asked in batches]
+    assert_equal_to_rounding(found.loss(model_of(), batches), -np.concatenate(rewards).mean())
 
 
 def test_equal_rewards_teach_nothing_but_the_reference():
@@ -79,6 +142,12 @@ def test_a_class_head_is_trained_beside_the_rest_and_scores_classes():
     [
         (lambda: Preferences(model_of(2, vocab_size=9)).loss(model_of(), cases()["preferences"][2]),
          "the reference has a vocabulary of 9 tokens"),
+        (lambda: Answers("sum"), "the mean is over 'sum'; expected 'tokens' or 'sequences'"),
+        (lambda: Grpo(over="sum"), "the mean is over 'sum'; expected 'tokens' or 'sequences'"),
+        (lambda: ClippedValue(over="sum"), "the mean is over 'sum'; expected 'tokens' or 'sequences'"),
+        (lambda: Distillation(model_of(), over="sum"), "the mean is over 'sum'; expected 'tokens' or 'sequences'"),
+        (lambda: Ppo(value=ClippedValue(over="sequences")), "the policy's mean is over 'tokens' and the values' over"),
+        (lambda: Reinforce(temperature=0.0), "temperature is 0.0; expected a positive number"),
         (lambda: reward_of(model_of())(prompts(1), []), "a reward model has a head of one row"),
         (lambda: answers(model_of(), [np.arange(12)], 5), "prompt 0 has 12 tokens, and an answer may have 5"),
         (lambda: Drawing(lambda asked, found: np.full(len(found), np.nan), END, 3).judged(

@@ -13,6 +13,7 @@ from numpygpt.data.labels import LabeledText
 from numpygpt.data.packing import PackedExamples
 from numpygpt.data.preferences import Pair
 from numpygpt.random.torch_generator import TorchGenerator
+from numpygpt.shapes import IGNORE_INDEX
 from numpygpt.tuning.answers import Answers
 from numpygpt.tuning.classes import Classes
 from numpygpt.tuning.distillation import Distillation
@@ -74,8 +75,10 @@ def cases(dtype: Any = np.float64) -> dict[str, tuple[Any, Any, Any]]:
     batch, both = Examples(examples(5)).batch(four), Pairs(pairs(4)).batch(four)
     packed = PackedExamples(examples(7), CONFIG["context_length"]).batch(np.arange(3))
     labeled = LabeledTexts([LabeledText(e.token_ids, k % 3) for k, e in enumerate(examples(4))]).batch(four)
+    labeled.labels[3] = IGNORE_INDEX
     other, answers = model_of(2, dtype), drawn(dtype)
-    valued = with_values(answers, critic(dtype), beta=0.1, gamma=0.9)
+    (valued,) = with_values([answers], critic(dtype), beta=0.1, gamma=0.9)
+    excluded = answers._replace(reference_log_probs=np.where(answers.weights, -np.inf, answers.log_probs))
     policy, value = ClippedPolicy(0.8, clip=0.05), ClippedValue(0.05)
     return {
         "answers": (Answers(), model, batch),
@@ -92,6 +95,7 @@ def cases(dtype: Any = np.float64) -> dict[str, tuple[Any, Any, Any]]:
         "reinforce": (Reinforce(0.8), model, answers),
         "grpo": (Grpo(0.8, clip=0.05), model, answers),
         "grpo, tokens, another bound above": (Grpo(0.8, "tokens", clip_high=0.01), model, answers),
+        "grpo, no beta, and a reference that excludes all": (Grpo(0.8, beta=0.0, clip=0.05), model, excluded),
         "ppo": (Ppo(policy, value, 0.3), ActorCritic(model, near(critic(dtype), 1)), valued),
     }
 

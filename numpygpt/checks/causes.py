@@ -109,7 +109,7 @@ def causes(config: GPTConfig, settings: Settings) -> Iterator[Cause]:
     """Every cause that makes sense for this model."""
     unseen = {name for names in UNSEEN.values() for name in names}
     for bug in BUGS.values():
-        if bug.name not in unseen and any(change.function.startswith(TRACED) for change in bug.changes):
+        if bug.name not in unseen and is_traced(bug):
             yield Cause(bug.name, bug.what, bug.seen_at, bug)
     for slip in SLIPS:
         of_activation = all(change.function.startswith("ops.gelu:") for change in slip.changes)
@@ -158,8 +158,22 @@ UNSEEN: Mapping[str, tuple[str, ...]] = {
     "it shows in float32 alone, and the replays are in float64": ("float64_inside",),
 }  # fmt: skip
 
-#: The modules that a trace runs through.
-TRACED = ("ops.", "layers.", "model.", "objectives.", "training.adamw", "training.optimizer:")
+#: The operations and objectives of tuning, through which no trace runs.
+OF_TUNING = (
+    "ops.token_log_probs:", "ops.weighted_mean:", "ops.kl_divergence:", "ops.kl_estimate:", "ops.logistic_loss:",
+    "ops.sigmoid:", "ops.relu:", "ops.silu:",
+    "objectives.weighted_next_token:", "objectives.classification:", "objectives.reward:", "objectives.dpo:",
+    "objectives.clipped_policy:", "objectives.clipped_value:", "objectives.reinforce:", "objectives.grpo:",
+    "objectives.distillation:", "objectives.hidden_match:",
+)  # fmt: skip
+
+
+def is_traced(bug: Bug) -> bool:
+    """Whether a trace runs through a module that the bug changes."""
+    rooms = ("ops.", "layers.", "model.", "objectives.", "training.adamw", "training.optimizer:")
+    functions = [change.function for change in bug.changes]
+    return any(name.startswith(rooms) and not name.startswith(OF_TUNING) for name in functions)
+
 
 # Slips in options and settings
 

@@ -25,7 +25,7 @@ from numpygpt.model.config import GPTConfig
 from numpygpt.model.sizes import num_parameters
 from numpygpt.output import NOT_TOLD, output_may_fail
 from numpygpt.parallel import use_own_threads
-from numpygpt.training.backend import Exports, Maker
+from numpygpt.training.backend import Exports, Maker, TrainsSome
 from numpygpt.training.declared import declaration_of
 from numpygpt.training.loop import Plan, train
 from numpygpt.training.numpy_backend import NumpyBackend
@@ -147,8 +147,8 @@ def _train(training: TrainingRun, progress: Progress) -> int:
     end_of_warmup = min(options.warmup_steps, options.steps) - 1
     highest_rate = options.learning_rate(max(training.step, end_of_warmup))
     say(
-        f"{num_parameters(training.config):,} parameters; {training.backend.batches_in_an_epoch()} training batches of "
-        f"{options.batch_size} x {options.window(training.config)} tokens; {options.steps - training.step} steps to do "
+        f"{_parameters_of(training)}; {training.backend.batches_in_an_epoch()} training batches of "
+        f"{options.a_batch(training.config)}; {options.steps - training.step} steps to do "
         f"at a learning rate of at most {highest_rate:g}"
     )
     say(f"wrote {train(training, Plan.of(options), progress)}")
@@ -169,6 +169,12 @@ def _train(training: TrainingRun, progress: Progress) -> int:
     what, command = options.what_next(training.directory)
     say(f"{what}: {_command(*command)}")
     return 0
+
+
+def _parameters_of(training: TrainingRun) -> str:
+    total, backend = num_parameters(training.config), training.backend
+    trained = backend.num_trained() if isinstance(backend, TrainsSome) else total
+    return f"{total:,} parameters" if trained == total else f"{total:,} parameters, and {trained:,} are trained"
 
 
 def _command(*words: str | Path) -> str:

@@ -42,7 +42,9 @@ def read_labeled_texts(path: Path, classes: int | Sequence[str], tokenizer: Enco
     """
     names = [str(number) for number in range(classes)] if isinstance(classes, int) else list(classes)
     if len(set(names)) < max(2, len(names)):
-        raise InputError(f"the classes are {', '.join(names) or 'none'}; expected at least two, each with its own name")
+        raise InputError(
+            f"the classes are {', '.join(names) or 'none':.80}; expected at least two, each with its own name"
+        )
     texts = []
     for place, record in labeled_records(path):
         label = label_of(record, place, names)
@@ -60,10 +62,9 @@ def label_of(record: dict[str, Any], place: str, names: Sequence[str]) -> int:
     number = int(label) if isinstance(label, str) and label.isdecimal() and len(label) <= MOST_DIGITS else label
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(names):
         found = f"is {label!r:.60}" if "label" in record else "is missing"
-        raise InputError(
-            f"{place}: the field label {found}; expected a number from 0 to {len(names) - 1}, or one of: "
-            f"{', '.join(names)}"
-        )
+        have_names = any(name != str(number) for number, name in enumerate(names))
+        or_names = f", or one of: {', '.join(names):.200}" if have_names else ""
+        raise InputError(f"{place}: the field label {found}; expected a number from 0 to {len(names) - 1}{or_names}")
     return number
 
 

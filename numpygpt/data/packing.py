@@ -7,7 +7,7 @@
 
 Which examples share a row is decided once, longest first: each goes into the row in which it leaves the least room, and
 into a new row if there is none (best-fit decreasing). That takes at most 11/9 of the rows that the best packing takes,
-and one more (Johnson et al. 1974).
+and four more (Johnson et al. 1974, "Worst-case performance bounds for simple one-dimensional packing algorithms").
 """
 
 from bisect import bisect_left, insort

@@ -20,6 +20,7 @@ from numpygpt.errors import InputError
 
 #: JSON's own white space. Python's has more.
 WHITE_SPACE = " \t\n\r"
+BYTE_ORDER_MARK = "\ufeff"
 #: An incomplete word, such as `fals` or `-Infinit`, begins fewer characters before the end of a text.
 LONGEST_WORD = len("-Infinity")
 
@@ -58,7 +59,7 @@ def read_records(path: Path) -> Iterator[Record]:
 
     Raises InputError for a file that cannot be read or has no record, and, with its place, for what is no JSON object.
     """
-    texts, begin = characters([path]), ""
+    texts, begin = _texts(path), ""
     while not begin.strip() and (text := next(texts, None)) is not None:
         begin += text
     if not begin.strip():
@@ -72,12 +73,12 @@ def read_records(path: Path) -> Iterator[Record]:
 
 def lines_of(path: Path) -> Iterator[Line]:
     """The lines of a file, without the empty ones. InputError for a file that cannot be read."""
-    return _lines(path, characters([path]))
+    return _lines(path, _texts(path))
 
 
 def every_line(path: Path) -> Iterator[str]:
     """The lines of a file, each without its end. InputError for a file that cannot be read."""
-    return _every_line(characters([path]))
+    return _every_line(_texts(path))
 
 
 def json_object(text: str, place: str) -> dict[str, Any]:
@@ -87,6 +88,13 @@ def json_object(text: str, place: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{place} is no JSON: {error}") from error
     return _object(record, place)
+
+
+def _texts(path: Path) -> Iterator[str]:
+    """The text of a file in parts, without the byte order mark with which some programs begin it."""
+    texts = characters([path])
+    yield next(texts, "").removeprefix(BYTE_ORDER_MARK)
+    yield from texts
 
 
 def _object(value: Any, place: str) -> dict[str, Any]:

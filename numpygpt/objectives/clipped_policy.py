@@ -64,7 +64,7 @@ def forward(
     Raises InputError for a clip outside (0, 1), a clip_high that is not positive, and an advantage of a token that
     counts that is not finite.
     """
-    _refuse_clips(clip, clip_high)
+    refuse_clips(clip, clip_high)
     A = checked_advantages(advantages, weights, log_probs.dtype)
     ratio = _ratio(log_probs, old_log_probs, np.asarray(weights) != 0)  # (1)
     low, high = 1 - clip, 1 + (clip if clip_high is None else clip_high)
@@ -94,7 +94,8 @@ def _ratio(log_probs: Array, old_log_probs: Array, counts: Array) -> Array:
         return np.where(excluded, 0, np.exp(difference))
 
 
-def _refuse_clips(clip: float, clip_high: float | None) -> None:
+def refuse_clips(clip: float, clip_high: float | None) -> None:
+    """InputError for a clip outside (0, 1), and for a clip_high that is not positive."""
     if not 0 < clip < 1:
         raise InputError(f"clip is {clip!r}; expected a number between 0 and 1")
     if clip_high is not None and not clip_high > 0:

@@ -53,10 +53,9 @@ def forward(
 
     Raises InputError for a clip that is not positive.
     """
-    if not clip > 0:
-        raise InputError(f"the clip of the values is {clip!r}; expected a positive number")
+    refuse_clip(clip)
     counts = np.asarray(weights) != 0
-    v, old, target = (np.asarray(np.where(counts, array, 0), values.dtype) for array in (values, old_values, returns))
+    v, old, target = (np.where(counts, array, 0).astype(values.dtype) for array in (values, old_values, returns))
     step = v - old
     bounded = old + np.where(step.real < -clip, -clip, np.where(step.real > clip, clip, step))  # (1)
     error, bounded_error = v - target, bounded - target
@@ -73,3 +72,9 @@ class Gradients(NamedTuple):
 def backward(d_loss: Any, saved: Saved) -> Gradients:
     d_y = weighted_mean.backward(d_loss, saved.weighted_mean).x  # undoes (3)
     return Gradients(np.where(saved.is_clipped, 0, saved.error * d_y))  # undoes (2) and (1)
+
+
+def refuse_clip(clip: float) -> None:
+    """InputError for a clip that is not positive."""
+    if not clip > 0:
+        raise InputError(f"the clip of the values is {clip!r}; expected a positive number")

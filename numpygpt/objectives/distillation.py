@@ -19,7 +19,7 @@ Derivation. With q = softmax(b) and p = softmax(a), "forward" has
     d_student = d_b / τ          from (1)
 
 For a large τ, q - p is about (b - a) / V less its mean, and so shrinks as 1/τ. The gradient shrinks as 1/τ² in all; τ²
-takes that back (section 2.1), so the weight of this loss beside another need not change with τ.
+takes that back (sections 2 and 2.1), so the weight of this loss beside another need not change with τ.
 
 The teacher is a constant of training, and its gradient is computed nevertheless, because the operation has it.
 

@@ -76,8 +76,8 @@ def forward(
 
     normalizer   what the sum is divided by; None: N. A part of a batch has the number of pairs of the whole
 
-    Raises InputError for another form, a β that is not positive, a smoothing outside [0, 0.5), an answer without
-    tokens, and one of two references or lengths without the other.
+    Raises InputError for another form, a β that is not positive, a smoothing outside [0, 0.5) or of "ipo", an answer
+    without tokens, and one of two references or lengths without the other.
     """
     _refuse(beta, form, label_smoothing)
     _refuse_one_alone("reference log-probabilities", reference_chosen, reference_rejected)
@@ -131,6 +131,8 @@ def _refuse(beta: float, form: str, label_smoothing: float) -> None:
         raise InputError(f"beta is {beta!r}; expected a positive number")
     if not 0 <= label_smoothing < 0.5:
         raise InputError(f"label_smoothing is {label_smoothing!r}; expected from 0 to below 0.5")
+    if form == "ipo" and label_smoothing:
+        raise InputError(f"label_smoothing is {label_smoothing!r}, which the form 'ipo' does not have; leave it out")
 
 
 def _refuse_one_alone(what: str, first: Any, second: Any) -> None:

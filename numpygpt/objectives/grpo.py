@@ -12,7 +12,7 @@ Forward (Shao et al. 2024, arXiv:2402.03300, equations 3 and 4):
 
     (1)  policy = clipped_policy(log_probs, old_log_probs, A)
     (2)  k = kl_estimate(log_probs, reference_log_probs)        k3 unless another is asked for
-    (3)  loss = policy + β weighted_mean(k)
+    (3)  loss = policy + β weighted_mean(k)                     with β = 0, policy alone, however large k is
 
 The mean is, by `over` and `normalizer`,
 
@@ -73,7 +73,7 @@ def forward(
     policy, clipped = clipped_policy.forward(
         log_probs, old_log_probs, advantages, weights, clip=clip, clip_high=clip_high, **means
     )  # (1)
-    counts = np.asarray(weights) != 0
+    counts = (np.asarray(weights) != 0) & (beta != 0)
     here, there = np.where(counts, log_probs, 0), np.asarray(np.where(counts, reference_log_probs, 0), log_probs.dtype)
     k, estimate = kl_estimate.forward(here, there, kind=kind)  # (2)
     mean, weighted = weighted_mean.forward(k, weights, **means)

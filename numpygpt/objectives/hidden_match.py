@@ -5,8 +5,8 @@
     e                  (B, T, D)   their difference
     loss               ()          the weighted mean over positions of the mean over features
 
-Forward (Jiao et al. 2020, arXiv:1909.10351, equation 8; Sanh et al. 2019, arXiv:1910.01108, section 3, take the cosine
-instead):
+Forward (Jiao et al. 2020, arXiv:1909.10351, equation 8; Sanh et al. 2019, arXiv:1910.01108, take the cosine instead, in
+the section "Knowledge distillation"):
 
     (1)  e = student - teacher                    0 at the positions that do not count
     (2)  y = mean over features of e²

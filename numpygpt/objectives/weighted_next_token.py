@@ -11,9 +11,9 @@ Forward:
     (2)  loss = weighted_mean(-log_probs, w)               over tokens, over sequences, or the sum
 
 Here w is 0 also where the target is IGNORE_INDEX. With all weights 1, no smoothing and the mean over tokens, this is
-`next_token`, which is quicker. Instruction tuning takes the loss of the answers' tokens only (Ouyang et al. 2022,
-arXiv:2203.02155, section 3.5; Touvron et al. 2023, arXiv:2307.09288, section 3.1). The mean over sequences lets a short
-answer count as much as a long one; the mean over tokens, each token as much as another.
+`next_token`, which is quicker. Instruction tuning takes the loss of the answers' tokens only (Touvron et al. 2023,
+arXiv:2307.09288, section 3.1). The mean over sequences lets a short answer count as much as a long one; the mean over
+tokens, each token as much as another.
 
 Derivation: d_log_probs = -d_y, where d_y is what weighted_mean gives each token, and (1) has the gradient of
 `token_log_probs`. So for a token that counts

@@ -53,11 +53,11 @@ def forward(
     """
     w = np.asarray(weights, x.dtype)
     whole = total(weights, over=over)
-    divisor = whole if normalizer is None else normalizer
+    divisor = float((whole if normalizer is None else normalizer) or 1)
     if over == "sequences":
         lengths = w.sum(axis=1, keepdims=True)
         w = w / np.where(lengths == 0, 1, lengths)
-    coefficients = w / (divisor or 1)
+    coefficients = w / divisor
     counted = coefficients != 0
     y = (coefficients[counted] * x[counted]).sum()  # (1)
     return y, Saved(coefficients)

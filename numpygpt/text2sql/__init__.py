@@ -9,7 +9,7 @@ to write the query, and every query that it writes runs in a real SQLite databas
     database    runs a query that nobody has checked, within limits
     scores      exact match and execution accuracy
     pairs       preference pairs whose better answer executes correctly
-    reward      what a query earns by its execution
+    earnings    what a query earns by its execution, the reward
     writing     how a model reads examples, and writes queries
     stages      the stages of the training, and what is measured after each
 """

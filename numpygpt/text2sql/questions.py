@@ -23,6 +23,7 @@ from numpygpt.text2sql.schemas import (
     Value,
     Words,
     draw_schema,
+    renamed,
 )
 
 END = ";"
@@ -37,6 +38,8 @@ TEST_PARTS: dict[str, tuple[int, Words]] = {
     "new names": (1, UNKNOWN),
 }
 
+#: How many of a hundred examples of the training have made-up names and words.
+PERCENT_MADE_UP = 60
 #: How many of a hundred examples of the training have two tables.
 PERCENT_OF_TWO_TABLES = 35
 
@@ -82,7 +85,7 @@ def training_examples(count: int, seed: int) -> list[Example]:
     draws = Draws(seed)
     examples: list[Example] = []
     while len(examples) < count:
-        example = draw_example(draws, KNOWN, 2 if draws.happens(PERCENT_OF_TWO_TABLES) else 1)
+        example = draw_example(draws, KNOWN, 2 if draws.happens(PERCENT_OF_TWO_TABLES) else 1, PERCENT_MADE_UP)
         if not held_out(example):
             examples.append(example)
     return examples
@@ -100,9 +103,11 @@ def test_examples(part: str, count: int, seed: int) -> list[Example]:
     return list(examples.values())
 
 
-def draw_example(draws: Draws, words: Words, tables: int) -> Example:
-    """An example about a schema of one or two tables of these words."""
+def draw_example(draws: Draws, words: Words, tables: int, percent_made_up: int = 0) -> Example:
+    """An example about a schema of one or two tables of these words, or, so often, of made-up ones."""
     schema = draw_schema(draws, words, tables)
+    if draws.happens(percent_made_up):
+        schema = renamed(draws, schema)
     return draws.one_of(FORMS[tables])(draws, schema)
 
 

@@ -6,6 +6,7 @@ that joins the tables, so a query never needs to say whose column it means.
 """
 
 from collections.abc import Mapping, Sequence
+from string import ascii_lowercase
 from typing import NamedTuple, TypeAlias
 
 from numpygpt.text2sql.draws import Draws
@@ -63,6 +64,17 @@ UNKNOWN = Words(
     texts={"taste": ("sweet", "sour", "salty", "bitter"), "shape": ("round", "flat", "long", "thin")},
     numbers=("depth", "power", "width"),
 )
+
+
+#: How many letters a made-up word has, both included.
+MADE_UP_LETTERS = 3, 6
+#: The words of so many letters that SQLite takes for no name, and WITH, which no query may have.
+RESERVED = frozenset({
+    "add", "all", "alter", "and", "case", "cast", "check", "commit", "create", "delete", "drop", "else", "escape",
+    "except", "exists", "from", "group", "having", "index", "insert", "into", "isnull", "join", "limit", "not",
+    "null", "order", "raise", "select", "set", "table", "then", "union", "unique", "update", "using", "values",
+    "when", "where", "with",
+})  # fmt: skip
 
 
 class Column(NamedTuple):
@@ -133,6 +145,39 @@ def draw_schema(draws: Draws, words: Words, tables: int) -> Schema:
     of_thing, of_group = draws.some_of(_numbers(words), 2)
     of_groups = draws.some_of([draws.one_of(_texts(words)), of_group], 2)
     return Schema((Table(thing, (name, of_thing, key)), Table(group, (key, *of_groups))))
+
+
+def renamed(draws: Draws, schema: Schema) -> Schema:
+    """The schema with made-up names and words, except for the name column.
+
+    A model that sees other words each time cannot learn them by heart, and has to copy them.
+    """
+    new = {NAME_COLUMN: NAME_COLUMN}
+
+    def of(word: str) -> str:
+        while word not in new:
+            made = made_up(draws)
+            if made not in new.values():
+                new[word] = made
+        return new[word]
+
+    def column_of(column: Column) -> Column:
+        words = column.words
+        return column._replace(
+            name=of(column.name), words=words if words in (None, NAMES) else tuple(map(of, words))
+        )
+
+    return Schema(
+        tuple(Table(of(table.name[:-1]) + "s", tuple(map(column_of, table.columns))) for table in schema.tables)
+    )
+
+
+def made_up(draws: Draws) -> str:
+    """A word of random letters, which SQLite takes for a name."""
+    while True:
+        word = "".join(draws.one_of(ascii_lowercase) for _ in range(draws.number(*MADE_UP_LETTERS)))
+        if word not in RESERVED:
+            return word
 
 
 def _texts(words: Words) -> list[Column]:

@@ -20,12 +20,13 @@ from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.text2sql.draws import Draws
+from numpygpt.text2sql.earnings import rewards
 from numpygpt.text2sql.pairs import pairs_of
 from numpygpt.text2sql.questions import END, TEST_PARTS, Example, test_examples, training_examples
-from numpygpt.text2sql.reward import rewards
 from numpygpt.text2sql.scores import Scores, scores_of
 from numpygpt.text2sql.writing import (
     LONGEST_QUERY,
+    PHRASES,
     Sampler,
     batch_of,
     batches_of,
@@ -35,7 +36,7 @@ from numpygpt.text2sql.writing import (
     write,
 )
 from numpygpt.training.adamw import AdamW
-from numpygpt.training.groups import groups_of
+from numpygpt.training.muon import Muon
 from numpygpt.training.schedules import warmup_cosine
 from numpygpt.training.step import training_step
 from numpygpt.tuning.policies import Grpo
@@ -44,7 +45,7 @@ from numpygpt.tuning.rollouts import Drawing, with_group_advantages
 
 #: The model. Fixed sinusoids let it find what stands where it copies from much sooner than learned positions do.
 CONFIG = GPTConfig(
-    vocab_size=256,
+    vocab_size=256 + len(PHRASES),
     context_length=320,
     emb_dim=64,
     n_heads=4,
@@ -96,17 +97,17 @@ class Supervised(NamedTuple):
     """The settings of the first stage: next-token prediction of the reference queries.
 
     steps, batch_size   how long it takes, and how many examples a step has; no example is used twice
-    lr                  the learning rate after the warm-up
+    lr, rest_lr_scale   Muon's learning rate after the warm-up, and that of embeddings and head as a multiple of it
     seed                draws the examples and their order
     """
 
-    steps: int = 3000
-    batch_size: int = 8
-    lr: float = 4e-3
+    steps: int = 1600
+    batch_size: int = 16
+    lr: float = 0.02
+    rest_lr_scale: float = 0.2
     warmup_steps: int = 30
     clip: float = 1.0
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.01
     seed: int = 123
 
 
@@ -116,12 +117,8 @@ def supervised(settings: Supervised, model: GPTModel, told: Told = untold) -> Tr
     Raises InputError, with the weights as they were before that step, if the loss is not finite.
     """
     examples = training_examples(settings.steps * settings.batch_size, settings.seed)
-    optimizer = AdamW(
-        model,
-        lr=settings.lr,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-        groups=groups_of("matrices"),
+    optimizer = Muon(
+        model, lr=settings.lr, weight_decay=settings.weight_decay, rest_lr_scale=settings.rest_lr_scale
     )
     losses = []
     for step, batch in enumerate(batches_of(examples, settings.batch_size, Draws(settings.seed))):
@@ -135,7 +132,7 @@ def supervised(settings: Supervised, model: GPTModel, told: Told = untold) -> Tr
         losses.append(training_step(model, optimizer, [batch_of(batch)], max_norm=settings.clip).loss)
         told(step + 1, settings.steps, losses[-1])
     last = float(np.mean(losses[-50:])) if losses else float("nan")
-    return Trained(model, f"{settings.steps} steps, at the end {last:.3f} nats a byte")
+    return Trained(model, f"{settings.steps} steps, at the end {last:.3f} nats a token")
 
 
 class Preferred(NamedTuple):
@@ -180,7 +177,7 @@ def preferred(settings: Preferred, model: GPTModel, told: Told = untold) -> Trai
 
 
 class Rewarded(NamedTuple):
-    """The settings of the third stage: GRPO with execution as the reward (`numpygpt.text2sql.reward`).
+    """The settings of the third stage: GRPO with execution as the reward (`numpygpt.text2sql.earnings`).
 
     questions, group   in a step, and queries that the model writes for each
     beta               how strongly the model is held to the one that the stage began with

@@ -5,11 +5,12 @@ its end; what is before the query are targets that do not count.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import numpy as np
 
 from numpygpt.data import examples as learned
-from numpygpt.data.tokenizer import get_tokenizer, text_to_token_ids, token_ids_to_text
+from numpygpt.data.tokenizer import PLUS, Encoding, get_tokenizer, text_to_token_ids, token_ids_to_text
 from numpygpt.decoding.generation import generate
 from numpygpt.model.gpt import GPTModel
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
@@ -18,19 +19,37 @@ from numpygpt.shapes import Array, Integer
 from numpygpt.text2sql.draws import Draws
 from numpygpt.text2sql.questions import END, Example
 
-TOKENIZER = "bytes"
+#: What is one token each in place of its bytes: what all questions and queries are made of, except for names, words and
+#: numbers. None is the beginning of another, and none can be a part of a name, so a text has one reading.
+PHRASES = (
+    "|how many", "|count the", "|number of", "|list the", "|list each", "|show the", "|what is the", "|find the",
+    "|sort the", "|which ", "|name the", "(name,", " of ", " from ", " with ", " whose ", " is ", " and ", " by ",
+    " for each ", " are there", " have the", " values of ", " ordered by ", " average ", " mean ", " highest ",
+    " largest ", " maximum ", " lowest ", " smallest ", " minimum ", " total ", " summed ", " different ", " over ",
+    " above ", " more than ", " under ", " below ", " less than ", " exactly ", " equal to ", " not ",
+    "SELECT ", "COUNT(*)", "DISTINCT ", "AVG(", "MAX(", "MIN(", "SUM(", " FROM ", " JOIN ", " USING (", " WHERE ",
+    " AND ", " GROUP BY ", " ORDER BY ", " DESC", " LIMIT ", " = ", " <> ", " > ", " < ",
+)  # fmt: skip
 
-#: The longest query that a model may write, in bytes. The references have 84 at most.
-LONGEST_QUERY = 100
+TOKENIZER = PLUS.join(["bytes", *PHRASES])
+
+#: The longest query that a model may write, in tokens. The references have 52 at most.
+LONGEST_QUERY = 64
 
 #: How many prompts a model reads at a time, and how many batches are sorted by length together.
 AT_A_TIME = 100
 SORTED_TOGETHER = 16
 
 
+@cache
+def tokenizer() -> Encoding:
+    """The tokenizer."""
+    return get_tokenizer(TOKENIZER)
+
+
 def token_ids(text: str) -> Integer[Array, "T"]:
-    """The bytes of the text, int64."""
-    return text_to_token_ids(text, get_tokenizer(TOKENIZER))[0]
+    """The tokens of the text, int64."""
+    return text_to_token_ids(text, tokenizer())[0]
 
 
 def batch_of(examples: Sequence[Example]) -> tuple[Integer[Array, "B T"], Integer[Array, "B T"]]:
@@ -43,7 +62,7 @@ def batch_of(examples: Sequence[Example]) -> tuple[Integer[Array, "B T"], Intege
     inputs = np.zeros((len(rows), longest), dtype=np.int64)
     targets = np.full((len(rows), longest), IGNORE_INDEX)
     for place, (example, row) in enumerate(zip(examples, rows, strict=True)):
-        query = len(example.prompt)
+        query = len(token_ids(example.prompt))
         inputs[place, : len(row) - 1] = row[:-1]
         targets[place, query - 1 : len(row) - 1] = row[query:]
     return inputs, targets
@@ -82,7 +101,7 @@ def write(
 
 def query_of(new: Integer[Array, "S"]) -> str:
     """The query in the bytes that a model has written, without the `;` at its end."""
-    return token_ids_to_text(new, get_tokenizer(TOKENIZER)).partition(END)[0]
+    return token_ids_to_text(new, tokenizer()).partition(END)[0]
 
 
 def example_of(prompt: str, sql: str) -> learned.Example:

@@ -33,16 +33,19 @@ def penalized_rewards(
     scores                           (B), of the answers
     log_probs, reference_log_probs   (B, T), of the tokens by the policy π that drew them and by the reference ρ
     weights                          (B, T); tokens of 0 are no part of the answer
-    beta                             β, 0 or more
+    beta                             β, 0 or more; with 0 the score alone, however far the two are apart
 
-    Raises InputError for an answer without tokens, and for a score that is not finite.
+    Raises InputError for a negative beta, an answer without tokens, and a score that is not finite.
     """
+    if not 0 <= beta < np.inf:
+        raise InputError(f"beta is {beta!r}; expected 0 or a positive number")
     counts = np.asarray(weights) != 0
     empty = np.flatnonzero(~counts.any(axis=1))
     if empty.size:
         raise InputError(f"answer {empty[0]} has no tokens; expected at least 1")
     scores = _checked(scores, "score")
-    ratios = np.where(counts, log_probs, 0) - np.where(counts, reference_log_probs, 0)
+    paid = counts & (beta != 0)
+    ratios = np.where(paid, log_probs, 0) - np.where(paid, reference_log_probs, 0)
     rewards = -beta * ratios.astype(np.float64)
     last = counts.shape[1] - 1 - np.argmax(counts[:, ::-1], axis=1)
     rewards[np.arange(len(rewards)), last] += scores
@@ -70,9 +73,7 @@ def generalized(rewards: Array, values: Array, weights: Array, *, gamma: float =
 
     Raises InputError for a γ or λ outside 0 to 1, and for a reward or value of a token that counts that is not finite.
     """
-    for letter, number in (("gamma", gamma), ("lam", lam)):
-        if not 0 <= number <= 1:
-            raise InputError(f"{letter} is {number!r}; expected a number from 0 to 1")
+    _refuse_discounts(gamma, lam)
     counts = np.asarray(weights) != 0
     r, v = (_of_counted(array, counts, what) for what, array in (("reward", rewards), ("value", values)))
     advantages = np.zeros(r.shape)
@@ -84,6 +85,13 @@ def generalized(rewards: Array, values: Array, weights: Array, *, gamma: float =
         next_advantage = np.where(here, advantages[:, t], next_advantage)
         next_value = np.where(here, v[:, t], next_value)
     return Advantages(advantages, advantages + v)
+
+
+def _refuse_discounts(gamma: float, lam: float) -> None:
+    """InputError for a γ or λ outside 0 to 1."""
+    for letter, number in (("gamma", gamma), ("lam", lam)):
+        if not 0 <= number <= 1:
+            raise InputError(f"{letter} is {number!r}; expected a number from 0 to 1")
 
 
 def whitened(x: Array, weights: Array, *, shift_mean: bool = True) -> Array:
@@ -138,8 +146,8 @@ def leave_one_out(rewards: Array, group: int) -> Array:
         A_i = r_i - sum of the other rewards / (group - 1)
 
     The sources are Kool et al. 2019, "Buy 4 REINFORCE Samples, Get a Baseline for Free!", and Ahmadian et al. 2024,
-    arXiv:2402.14740, section 2.2. The baseline does not depend on the answer itself, so the gradient of `reinforce`
-    with it has no bias. Arguments and errors are those of `of_groups`.
+    arXiv:2402.14740, who call it RLOO. The baseline does not depend on the answer itself, so the gradient of
+    `reinforce` with it has no bias. Arguments and errors are those of `of_groups`.
     """
     each = _grouped(rewards, group)
     differ = (each != each[:, :1]).any(axis=1, keepdims=True)

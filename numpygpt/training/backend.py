@@ -106,6 +106,14 @@ class Exports(Protocol):
 
 
 @runtime_checkable
+class TrainsSome(Protocol):
+    """A backend of a model of which a part alone may be trained."""
+
+    def num_trained(self) -> int:
+        """How many values of the model, and of its adapter if it has one, are trained."""
+
+
+@runtime_checkable
 class Notes(Protocol):
     """A backend that has lines for a person after a step. Whoever shows them removes them."""
 

@@ -236,6 +236,15 @@ class Options:
         """What a run of a model of this configuration learns from. InputError if it cannot be read or used."""
         return read_corpus(self.tokens, self.read_text, tokenizer, config)
 
+    def a_batch(self, config: GPTConfig) -> str:
+        """How much a micro-batch of a run of a model of this configuration has, in words."""
+        return f"{self.batch_size} x {self.window(config)} tokens"
+
+    @property
+    def names_of_the_data(self) -> tuple[str, str]:
+        """What a run learns from, in a word or two, and the option that says where it is."""
+        return ("text", "--text") if self.tokens is None else ("token file", "--tokens")
+
     def read_text(self) -> str:
         """The text to learn from. InputError if it cannot be read."""
         return read_text(self.text) if self.text else python_reference_text()

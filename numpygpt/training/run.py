@@ -513,7 +513,7 @@ def _same_corpus(
     options: Options, tokenizer: Encoding, config: GPTConfig, directory: Path, expected_sha256: str
 ) -> Learned:
     """What a resumed run learns from. InputError if it cannot be read, or is not what the run has learned from."""
-    what, flag = ("text", "--text") if options.tokens is None else ("token file", "--tokens")
+    what, flag = options.names_of_the_data
     try:
         corpus = options.read_corpus(tokenizer, config)
     except InputError as error:

@@ -51,18 +51,38 @@ def aids_of(options: FinetuneOptions, model: GPTModel) -> Aids:
 
     The reference of an adapter is the model without it, which shares its arrays; any other is read from its files.
 
-    Raises InputError for a model that cannot be read, and for one with another vocabulary.
+    Raises InputError for a model that cannot be read, and for one with another vocabulary, another kind of head or a
+    shorter context than the run needs.
     """
     settings = options.settings
     found = {name: _read(options, name) for name in ("teacher", "reward_model") if settings.get(name)}
     aids = Aids(reference=_reference(options, model), **found)
     for name, other in aids._asdict().items():
-        if other is not None and other.config.vocab_size != model.config.vocab_size:
-            raise InputError(
-                f"the {name.replace('_', ' ')} has a vocabulary of {other.config.vocab_size} tokens; expected "
-                f"{model.config.vocab_size}, that of the model which is tuned"
-            )
+        if other is not None:
+            _check(options, name.replace("_", " "), other, model)
     return aids
+
+
+def _check(options: FinetuneOptions, name: str, other: GPTModel, model: GPTModel) -> None:
+    """Raise InputError if the helper of this name cannot help the model."""
+    theirs, window = other.config, options.window(model.config)
+    if theirs.vocab_size != model.config.vocab_size:
+        raise InputError(
+            f"the {name} has a vocabulary of {theirs.vocab_size} tokens; expected {model.config.vocab_size}, that of "
+            f"the model which is tuned"
+        )
+    if name != "reward model" and theirs.classes is not None:
+        raise InputError(f"the {name} has a head of {theirs.classes} scores and writes no text; expected one that does")
+    if theirs.context_length < window:
+        raise InputError(
+            f"the {name} reads {theirs.context_length} tokens at once, and the run up to {window}; expected at least "
+            f"as many: give --length {theirs.context_length}"
+        )
+    if name == "teacher" and options.hidden and theirs.emb_dim != model.config.emb_dim:
+        raise InputError(
+            f"the teacher's emb_dim is {theirs.emb_dim}; expected {model.config.emb_dim}, the student's, to match "
+            f"hidden states: leave out --hidden"
+        )
 
 
 def with_tokens_of(options: FinetuneOptions, model: GPTModel) -> GPTModel:

@@ -9,7 +9,7 @@ from typing import Any
 from numpygpt.objectives import weighted_next_token
 from numpygpt.ops import weighted_mean
 from numpygpt.shapes import Array, Inexact
-from numpygpt.tuning.through import OfLogits
+from numpygpt.tuning.through import OfLogits, refuse_another_mean
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,9 @@ class Answers(OfLogits):
 
     over: str = "tokens"
     smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        refuse_another_mean(self.over)
 
     def weight(self, batch: Any) -> float:
         """How many targets count, or how many rows have any."""

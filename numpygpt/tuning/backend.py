@@ -20,10 +20,12 @@ from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import SavedSections, Section
 from numpygpt.shapes import IGNORE_INDEX, Array
 from numpygpt.training.backend import Task
+from numpygpt.training.earlier import FOLDER as EARLIER
 from numpygpt.training.goal import mean_loss
 from numpygpt.training.numpy_backend import NumpyBackend
 from numpygpt.training.optimizers import state_bytes_of
 from numpygpt.training.options import Options
+from numpygpt.training.run import BEST
 from numpygpt.training.step import StepTaken
 from numpygpt.tuning.aids import SECTION as AIDS
 from numpygpt.tuning.aids import Aids, aids_of, with_tokens_of
@@ -56,7 +58,7 @@ def begun(options: FinetuneOptions, rng: TorchGenerator, path: Path, head: int |
     model = base_model(path, options.dtype, **how)
     if head is None and model.config.classes is not None:
         raise InputError(
-            f"{path} scores {model.config.classes} classes and writes no text; the objective {options.objective} needs "
+            f"{path} scores classes and writes no text; the objective {options.objective} needs "
             f"a model that does"
         )
     model = with_tokens_of(options, model)
@@ -81,10 +83,23 @@ def section_of(tuned: Tuned, options: FinetuneOptions, head: int | None) -> Sect
     return adapted_section(tuned.model, options.tokenizer, tuned.base, options.adaptation._replace(head=head))
 
 
-def refuse_another_adapter_folder(task: Task) -> None:
-    """Raise InputError, before the training, if other files are where peft is to find the adapter."""
-    if isinstance(task.options, FinetuneOptions) and task.options.lora is not None:
-        refuse_other_files(task.directory / ADAPTER)
+def check_folder(task: Task) -> None:
+    """Raise InputError, before the training, for a folder in which the run cannot leave what it makes.
+
+    It would replace a model without which it is of no use; or other files are where peft is to find its adapter.
+    """
+    options, directory = task.options, task.directory
+    assert isinstance(options, FinetuneOptions)
+    written = {folder.resolve() for folder in (directory, directory / BEST, directory / EARLIER)}
+    for name, path in options.models_to_go_on.items():
+        model = Path(path)
+        if (model if model.is_dir() else model.parent).resolve() in written:
+            raise InputError(
+                f"the run needs the model {model} (--{name.replace('_', '-')}), which it would replace in {directory}; "
+                f"choose another --out"
+            )
+    if options.lora is not None:
+        refuse_other_files(directory / ADAPTER)
 
 
 class FinetuneBackend(NumpyBackend):
@@ -98,7 +113,7 @@ class FinetuneBackend(NumpyBackend):
     aids: Aids
 
     def __init__(self, task: Task) -> None:
-        refuse_another_adapter_folder(task)
+        check_folder(task)
         super().__init__(task)
         self.notes += getattr(task.corpus, "notes", [])
 
@@ -133,6 +148,10 @@ class FinetuneBackend(NumpyBackend):
     def state(self) -> dict[str, Section]:
         """See `Backend`. The models that help are known by their fingerprints."""
         return {**super().state(), **({} if self.aids == Aids() else {AIDS: self.aids.section()})}
+
+    def num_trained(self) -> int:
+        """See `TrainsSome`."""
+        return self.model.num_parameters(trained_only=True)
 
     def export(self, directory: Path) -> Path | None:
         """Write the adapter to a folder of peft's in the folder of the run; None if there is no adapter."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpygpt.data.batching import LabelBatch
 from numpygpt.model.gpt import GPTModel
 from numpygpt.objectives import classification
-from numpygpt.shapes import Array, Inexact, Integer
+from numpygpt.shapes import IGNORE_INDEX, Array, Inexact, Integer
 from numpygpt.tuning.through import OfLogits, Plain, logits_of
 
 
@@ -18,8 +18,8 @@ class Classes(OfLogits):
     """See `numpygpt.objectives.classification`."""
 
     def weight(self, batch: LabelBatch) -> float:
-        """How many texts there are."""
-        return float(len(batch.labels))
+        """How many texts count."""
+        return float(np.count_nonzero(batch.labels != IGNORE_INDEX))
 
     def rows(self, batch: LabelBatch) -> Plain:
         """See `OfLogits`."""

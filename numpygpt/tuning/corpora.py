@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from numpygpt.data.batching import Examples, LabeledTexts, Pairs
 from numpygpt.data.examples import Kept, Limit
 from numpygpt.data.instructions import Prompt, read_instructions, read_prompts
-from numpygpt.data.labels import read_labeled_texts
+from numpygpt.data.labels import LabeledText, read_labeled_texts
 from numpygpt.data.loader import DataLoader, Dataset, Draws
 from numpygpt.data.packing import PackedExamples
 from numpygpt.data.preferences import read_preferences
@@ -63,11 +63,15 @@ def read_record_corpus(options: Any, tokenizer: Encoding, config: GPTConfig) -> 
     Raises InputError for a file that cannot be read, a record that cannot be used, and for fewer than two records.
     """
     training = _items(options, options.text, tokenizer, config)
-    notes = list(training.notes)
+    notes = training.notes
     if options.val_data:
-        kept, held_out = training.items, _items(options, options.val_data, tokenizer, config).items
+        validating = _items(options, options.val_data, tokenizer, config)
+        kept, held_out = training.items, validating.items
+        notes += [f"validation: {note}" for note in validating.notes]
     else:
         kept, held_out = _split(training.items)
+    if options.objective == "classify":
+        notes += _without_texts(options.class_names, kept)
     learned, validation = (_dataset(options, items, config) for items in (kept, held_out))
     if isinstance(learned, PackedExamples):
         notes.append(learned.note)
@@ -91,7 +95,8 @@ def _items(options: Any, paths: Sequence[str], tokenizer: Encoding, config: GPTC
     else:
         read = partial(_reader(options), template=template_of(settings["template"]), tokenizer=tokenizer, limit=limit)
     found = [read(Path(path)) for path in paths]
-    return Kept([item for kept in found for item in kept.items], found[-1].dropped, found[-1].truncated)
+    items, alike = [item for kept in found for item in kept.items], sum(kept.alike for kept in found)
+    return Kept(items, found[-1].dropped, found[-1].truncated, alike)  # the limit counts over all files
 
 
 def _reader(options: Any) -> Any:
@@ -117,6 +122,13 @@ def _split(items: list[Any]) -> tuple[list[Any], list[Any]]:
         )
     first = min(max(1, round(TRAIN_SHARE * len(items))), len(items) - 1)
     return items[:first], items[first:]
+
+
+def _without_texts(names: Sequence[str], texts: Sequence[LabeledText]) -> list[str]:
+    """A line about the classes of which no text is learned, if there are any."""
+    found = {text.label for text in texts}
+    missing = [name for number, name in enumerate(names) if number not in found]
+    return [f"no text to learn from is of the class {', '.join(missing):.200}"] if missing else []
 
 
 def _digest(paths: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from numpygpt.ops import weighted_mean
 from numpygpt.random.masks import RandomSource
 from numpygpt.shapes import IGNORE_INDEX, Array
 from numpygpt.tree import Trained, nothing
+from numpygpt.tuning.through import refuse_another_mean
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Distillation:
     direction: str = "forward"
     hidden: float = 0.0
     over: str = "tokens"
+
+    def __post_init__(self) -> None:
+        refuse_another_mean(self.over)
 
     def weight(self, batch: Any) -> float:
         """How many positions count, or how many rows have any."""

@@ -18,7 +18,7 @@ from numpygpt.data.tokenizer import Encoding
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import SavedSections, Section, named_in_errors, value_of
 from numpygpt.tuning.options import FinetuneOptions
-from numpygpt.tuning.rollouts import Drawing, Drawn, reward_of, with_group_advantages, with_values
+from numpygpt.tuning.rollouts import Drawing, Drawn, facts_of, reward_of, with_group_advantages, with_values
 
 SECTION = "rollout"
 
@@ -27,7 +27,7 @@ class Experience:
     """The answers of a run.
 
     reward_model, reference   what judges them, and what the policy is held near, or None
-    tokens, facts             of the micro-batches since `begin_step`: how many tokens, and what is told of them
+    tokens, facts             of the micro-batches since `begin_step`: how many tokens, and what `facts_of` tells
     """
 
     def __init__(self, options: FinetuneOptions, tokenizer: Encoding, reward_model: Any, reference: Any) -> None:
@@ -47,12 +47,12 @@ class Experience:
     def begin_step(self) -> None:
         """Count anew."""
         self.tokens = 0
-        self._facts: list[dict[str, float]] = []
+        self._learned: list[Drawn] = []
 
     @property
     def facts(self) -> dict[str, float]:
-        """The means of what is told of the micro-batches."""
-        return {name: float(np.mean([facts[name] for facts in self._facts])) for name in self._facts[0]}
+        """What is told of the micro-batches."""
+        return facts_of(self._learned)
 
     def next(self, model: Any, critic: Any, prompts: Callable[[], list[Prompt]], rng: Any) -> Drawn:
         """The next micro-batch. If the last answers are used up, the model draws new ones.
@@ -62,19 +62,18 @@ class Experience:
         rng       draws the tokens
         """
         if not self._left:
-            self._drawn = [
-                self._with_advantages(self.drawing.draw(model, prompts(), rng), critic) for _ in range(self._batches)
-            ]
+            fresh = [self.drawing.draw(model, prompts(), rng) for _ in range(self._batches)]
+            self._drawn = self._with_advantages(fresh, critic)
             self._left = self._drawn * self._had["rounds"]
         batch, *self._left = self._left
-        self._facts.append(batch.facts())
+        self._learned.append(batch)
         self.tokens += batch.inputs.size
         return batch
 
-    def _with_advantages(self, drawn: Drawn, critic: Any) -> Drawn:
+    def _with_advantages(self, drawn: list[Drawn], critic: Any) -> list[Drawn]:
         had = self._had
         if critic is None:
-            return with_group_advantages(drawn, had["group"], scale=had["scale_rewards"])
+            return [with_group_advantages(batch, had["group"], scale=had["scale_rewards"]) for batch in drawn]
         return with_values(drawn, critic, beta=had["beta"], gamma=had["gamma"], lam=had["lam"])
 
     def loss(self, model: Any, batches: Iterable[list[Prompt]]) -> float:
@@ -83,7 +82,8 @@ class Experience:
         The answers are drawn from the run's seed, and change nothing of what the run draws.
         """
         rng = TorchGenerator(self._seed)
-        return -float(np.mean([self.drawing.judged(model, prompts, rng).rewards.mean() for prompts in batches]))
+        rewards = [self.drawing.judged(model, prompts, rng).rewards for prompts in batches]
+        return -float(np.concatenate(rewards).mean())
 
     def sections(self) -> dict[str, Section]:
         """What a checkpoint keeps: nothing, if all answers are used up."""

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from numpygpt.errors import InputError
 from numpygpt.training.goal import NEXT_TOKEN, Goal
 from numpygpt.tuning.aids import Aids
 from numpygpt.tuning.answers import Answers
@@ -19,8 +18,6 @@ def goal_of(options: FinetuneOptions, aids: Aids) -> Goal:
     if options.reads_text:
         return NEXT_TOKEN
     had = options.settings
-    if had.get("over") == "sequences" and had.get("pack"):
-        raise InputError("--over sequences needs a row for each answer; leave out --pack, or count tokens")
     clips: dict[str, Any] = {"clip": had.get("clip_range"), "clip_high": had.get("clip_high")}
     match options.objective:
         case "classify":

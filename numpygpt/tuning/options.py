@@ -1,6 +1,7 @@
 """The options of a run that begins with a trained model, and what each objective has of them."""
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +48,9 @@ _POLICY = {
 }  # fmt: skip
 _FEW = {"eval_batches": 1, "lr": 1e-5, "clip": 1.0}
 
+#: What the loss of an evaluation is where answers are drawn.
+MINUS_REWARD = "(the mean reward with the opposite sign)"
+
 #: The objectives by name, as the option has them.
 OBJECTIVES: dict[str, Objective] = {
     "next-token": Objective("the next token of a text, or of answers", {**_ANSWERS, "label_smoothing": 0.0}),
@@ -81,6 +85,37 @@ NEEDED = {
     ("distill", "teacher"): "the folder of the teacher",
     ("ppo", "reward_model"): "the folder of a model that was tuned with --objective reward",
     ("grpo", "reward_model"): "the folder of a model that was tuned with --objective reward",
+}
+
+
+
+class Limit(NamedTuple):
+    """What an option may be: in words, and whether a number is."""
+
+    expected: str
+    allows: Callable[[float], bool]
+
+
+_POSITIVE = Limit("a positive number", lambda value: value > 0)
+_SHARE = Limit("from 0 to 1", lambda value: value <= 1)
+#: Limits of options, for some objectives, that are narrower than the declared ones.
+LIMITS = {
+    ("dpo", "beta"): _POSITIVE,
+    ("dpo", "label_smoothing"): Limit("from 0 to below 0.5", lambda value: value < 0.5),
+    ("next-token", "label_smoothing"): Limit("from 0 to below 1", lambda value: value < 1),
+    ("grpo", "group"): Limit("2 or more, because an answer is compared with its group", lambda value: value > 1),
+    ("ppo", "gamma"): _SHARE,
+    ("ppo", "lam"): _SHARE,
+    ("distill", "temperature"): _POSITIVE,
+    **{
+        (objective, name): limit
+        for objective in ("ppo", "grpo")
+        for name, limit in (
+            ("temperature", _POSITIVE),
+            ("clip_range", Limit("a number between 0 and 1", lambda value: 0 < value < 1)),
+            ("clip_high", _POSITIVE),
+        )
+    },
 }
 
 #: What is usual for an adapter, whose few values may move further than a whole model's: the learning rate that QLoRA
@@ -187,15 +222,35 @@ class FinetuneOptions(Options):
             if getattr(self, name) not in NOT_GIVEN and name not in objective.settings:
                 others = ", ".join(other for other, found in OBJECTIVES.items() if name in found.settings)
                 raise InputError(f"the objective {self.objective} has no {name}, which is for {others}; leave it out")
+        self._check_limits()
         if self.reads_text:
             given = [name for name in objective.settings if getattr(self, name) not in NOT_GIVEN]
             if given:
                 raise InputError(f"{given[0]} is for files of records, and --data is text; leave it out")
-        elif self.objective != "classify" and not all(map(self._is_of_records, (*self.text, *self.val_data))):
-            raise InputError(
-                f"--data is text, and {self.objective} learns from records; expected files whose names end in "
-                f"{', '.join(RECORDS)}"
-            )
+            if self.val_data:
+                raise InputError(
+                    "val_data is for files of records; of a text, the last tenth is for validation; leave it out"
+                )
+        elif self.objective != "classify":
+            self._refuse_text((*self.text, *self.val_data))
+
+    def _check_limits(self) -> None:
+        for (objective, name), limit in LIMITS.items():
+            value = getattr(self, name)
+            if objective == self.objective and value is not None and not limit.allows(value):
+                raise InputError(f"{name} is {value:g}; expected {limit.expected}")
+        if self.form == "ipo" and self.label_smoothing:
+            raise InputError("label_smoothing is for the form sigmoid, and the form is ipo; leave it out")
+        if self.over == "sequences" and self.pack:
+            raise InputError("over sequences needs a row for each answer; leave out pack, or count tokens")
+
+    def _refuse_text(self, paths: tuple[str, ...]) -> None:
+        for path in paths:
+            if not self._is_of_records(path):
+                raise InputError(
+                    f"{path} is text, and {self.objective} learns from records; expected files whose names end in "
+                    f"{', '.join(RECORDS)}"
+                )
 
     @property
     def reads_text(self) -> bool:
@@ -224,10 +279,14 @@ class FinetuneOptions(Options):
         """The names of the classes, in the order of their numbers. InputError for fewer than two."""
         given = self.settings["classes"]
         if len(given) == 1 and given[0].isdecimal() and len(given[0]) < MOST_DIGITS:
-            given = tuple(map(str, range(int(given[0]))))
-        if len(set(given)) < max(2, len(given)):
-            raise InputError(f"classes are {' '.join(given)}; expected two or more names, or how many there are")
-        return tuple(given)
+            found = tuple(map(str, range(int(given[0]))))
+        else:
+            found = tuple(given)
+        if len(set(found)) < max(2, len(found)) or not all(map(str.strip, found)):
+            raise InputError(
+                f"classes are {shlex.join(given):.80}; expected two or more different names, or how many there are"
+            )
+        return found
 
     @property
     def head(self) -> int | None:
@@ -257,10 +316,20 @@ class FinetuneOptions(Options):
         """See `Options.settled`."""
         settled = super().settled()
         assert isinstance(settled, FinetuneOptions)
-        folders = {name: getattr(self, name) for name in ("checkpoint", "teacher", "reward_model", "reference")}
-        named = {name: path for name, path in folders.items() if path not in (None, NO_REFERENCE)}
-        found: dict[str, Any] = {name: absolute(path) for name, path in named.items()}
+        found: dict[str, Any] = {name: absolute(path) for name, path in self._models.items()}
         return replace(settled, val_data=tuple(map(absolute, self.val_data)), **found)
+
+    @property
+    def _models(self) -> dict[str, str]:
+        """The models that the options name."""
+        folders = {name: getattr(self, name) for name in ("checkpoint", "teacher", "reward_model", "reference")}
+        return {name: path for name, path in folders.items() if path not in (None, NO_REFERENCE)}
+
+    @property
+    def models_to_go_on(self) -> dict[str, str]:
+        """The models without which the run, or what it saves, is of no use: {option: path}."""
+        needs_the_first = self.is_adapted or ("reference" in self.settings and self.reference is None)
+        return {name: path for name, path in self._models.items() if name != "checkpoint" or needs_the_first}
 
     @property
     def counts_tokens(self) -> bool:
@@ -270,8 +339,17 @@ class FinetuneOptions(Options):
     @property
     def loss_unit(self) -> str:
         """See `Options.loss_unit`."""
-        return {"classify": "nats a text", "reward": "nats a pair", "dpo": "nats a pair", "grpo": "less is better",
-                "ppo": "less is better"}.get(self.objective, "nats a token")  # fmt: skip
+        return {"classify": "nats a text", "reward": "nats a pair", "dpo": "nats a pair", "grpo": MINUS_REWARD,
+                "ppo": MINUS_REWARD}.get(self.objective, "nats a token")  # fmt: skip
+
+    def a_batch(self, config: GPTConfig) -> str:
+        """See `Options.a_batch`. Rows of records are as long as the longest of them, if they are not packed."""
+        return super().a_batch(config) if self.reads_text or self.pack else f"{self.batch_size} records"
+
+    @property
+    def names_of_the_data(self) -> tuple[str, str]:
+        """See `Options.names_of_the_data`."""
+        return "text" if self.reads_text else "file of records", "--data"
 
     def what_next(self, folder: Path) -> tuple[str, tuple[str, ...]]:
         """See `Options.what_next`: a model that learned from records converses, or scores such records."""

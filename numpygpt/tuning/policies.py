@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numpygpt.errors import InputError
 from numpygpt.model.gpt import GPTModel
 from numpygpt.objectives import clipped_policy, clipped_value, grpo, reinforce
 from numpygpt.ops import token_log_probs, weighted_mean
@@ -23,7 +24,7 @@ from numpygpt.random.masks import RandomSource
 from numpygpt.shapes import Array, Inexact
 from numpygpt.tree import Trained, within
 from numpygpt.tuning.rollouts import Drawn
-from numpygpt.tuning.through import OfLogits
+from numpygpt.tuning.through import OfLogits, refuse_another_mean
 
 #: What the names of the critic's parameters begin with.
 CRITIC = "critic"
@@ -67,11 +68,18 @@ class OfPolicy(OfLogits):
     """What REINFORCE, GRPO and PPO's policy have in common: all but the objective.
 
     temperature   τ
-    over          as in `weighted_mean`
+    over          "tokens" or "sequences", as in `weighted_mean`
+
+    Raises InputError for another mean, and for a temperature that is not positive.
     """
 
     temperature: float = 1.0
     over: str = "tokens"
+
+    def __post_init__(self) -> None:
+        refuse_another_mean(self.over)
+        if not 0 < self.temperature < np.inf:
+            raise InputError(f"temperature is {self.temperature!r}; expected a positive number")
 
     def objective(self, log_probs: Inexact[Array, "B T"], batch: Drawn) -> tuple[Any, Any]:
         """(2)."""
@@ -125,6 +133,10 @@ class Grpo(OfPolicy):
     clip: float = 0.2
     clip_high: float | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        clipped_policy.refuse_clips(self.clip, self.clip_high)
+
     def objective(self, log_probs: Inexact[Array, "B T"], batch: Drawn) -> tuple[Any, Any]:
         """See `OfPolicy`."""
         return grpo.forward(
@@ -144,6 +156,10 @@ class ClippedPolicy(OfPolicy):
     clip: float = 0.2
     clip_high: float | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        clipped_policy.refuse_clips(self.clip, self.clip_high)
+
     def objective(self, log_probs: Inexact[Array, "B T"], batch: Drawn) -> tuple[Any, Any]:
         """See `OfPolicy`."""
         return clipped_policy.forward(
@@ -162,6 +178,10 @@ class ClippedValue(OfLogits):
 
     clip: float = 0.2
     over: str = "tokens"
+
+    def __post_init__(self) -> None:
+        refuse_another_mean(self.over)
+        clipped_value.refuse_clip(self.clip)
 
     def weight(self, batch: Drawn) -> float:
         """How many tokens were drawn, or how many answers."""
@@ -185,11 +205,19 @@ class Ppo:
         loss = loss of the policy + c loss of the values
 
     value_share   c
+
+    Raises InputError if the two are means over different things: one weight could not do for both.
     """
 
     policy: ClippedPolicy = ClippedPolicy()
     value: ClippedValue = ClippedValue()
     value_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.policy.over != self.value.over:
+            raise InputError(
+                f"the policy's mean is over {self.policy.over!r} and the values' over {self.value.over!r}; expected one"
+            )
 
     def weight(self, batch: Drawn) -> float:
         """See `OfPolicy`."""

@@ -3,7 +3,7 @@
     inputs, targets       (B, T)   prompt and answer; targets of the answer's tokens, IGNORE_INDEX elsewhere
     weights               (B, T)   True where a target counts
     log_probs             (B, T)   log π of each token when it was drawn; 0 elsewhere, as in all that follow
-    reference_log_probs   (B, T)   log ρ of the same tokens by the reference
+    reference_log_probs   (B, T)   log ρ of the same tokens by the reference; log π if there is none
     advantages            (B, T)   how much better each token was than expected
     values, returns       (B, T)   what the critic expected, and what came (PPO only)
     rewards               (B)      of the answers, as they were judged
@@ -55,11 +55,17 @@ class Drawn(NamedTuple):
         """What a forward has to be told of the rows: nothing."""
         return {}
 
-    def facts(self) -> dict[str, float]:
-        """What a person wants to see of it: mean reward and length, and how far the policy is from the reference."""
-        counted = int(self.weights.sum())
-        apart = float((self.log_probs - self.reference_log_probs).sum()) / max(1, counted)
-        return {"reward": float(self.rewards.mean()), "length": counted / len(self.rewards), "kl": apart}
+
+def facts_of(batches: Sequence[Drawn]) -> dict[str, float]:
+    """What a person wants to see of the micro-batches of a step.
+
+    The mean reward and length of their answers, and the mean distance of their tokens from the reference, in nats.
+    """
+    answered = sum(len(drawn.rewards) for drawn in batches)
+    tokens = sum(int(drawn.weights.sum()) for drawn in batches)
+    reward = sum(float(drawn.rewards.sum()) for drawn in batches)
+    apart = sum(float((drawn.log_probs - drawn.reference_log_probs).sum()) for drawn in batches)
+    return {"reward": reward / answered, "length": tokens / answered, "kl": apart / max(1, tokens)}
 
 
 class Judged(NamedTuple):
@@ -108,7 +114,7 @@ class Drawing:
         none = np.zeros(rows.inputs.shape, model.dtype)
         log_probs = none.copy()
         log_probs[rows.targets != IGNORE_INDEX] = np.concatenate([answer.log_probs for answer in drawn])
-        reference = none if self.reference is None else self.log_probs_of(self.reference, rows)
+        reference = log_probs if self.reference is None else self.log_probs_of(self.reference, rows)
         return Drawn(rows.inputs, rows.targets, log_probs, reference, none, none, none, rewards)
 
     def log_probs_of(self, model: GPTModel, rows: TokenBatch) -> Array:
@@ -123,20 +129,35 @@ def with_group_advantages(drawn: Drawn, group: int, *, scale: bool = True) -> Dr
     return drawn._replace(advantages=(each[:, np.newaxis] * drawn.weights).astype(drawn.log_probs.dtype))
 
 
-def with_values(drawn: Drawn, critic: GPTModel, *, beta: float, gamma: float = 1.0, lam: float = 0.95) -> Drawn:
-    """For PPO: the critic's values, and advantages and returns by them.
+def with_values(
+    batches: Sequence[Drawn], critic: GPTModel, *, beta: float, gamma: float = 1.0, lam: float = 0.95
+) -> list[Drawn]:
+    """For PPO: the critic's values, and advantages and returns by them, for the micro-batches of a step.
 
     The rewards of tokens are those of `advantages.penalized_rewards`. The advantages are those of
-    `advantages.generalized`, whitened over all tokens of the batch.
+    `advantages.generalized`, whitened over all tokens of all micro-batches. So they do not depend on where the batch
+    is cut.
     """
+    valued = [_with_values(drawn, critic, beta, gamma, lam) for drawn in batches]
+    shapes = [drawn.inputs.shape for drawn in valued]
+    advantages, weights = (
+        np.concatenate([getattr(drawn, name).ravel() for drawn in valued])[np.newaxis]
+        for name in ("advantages", "weights")
+    )
+    ends = np.cumsum([rows * tokens for rows, tokens in shapes])[:-1]
+    parts = np.split(whitened(advantages, weights)[0].astype(critic.dtype), ends)
+    return [
+        drawn._replace(advantages=part.reshape(shape)) for drawn, part, shape in zip(valued, parts, shapes, strict=True)
+    ]
+
+
+def _with_values(drawn: Drawn, critic: GPTModel, beta: float, gamma: float, lam: float) -> Drawn:
+    """One micro-batch with values, returns, and advantages that are not whitened yet, in float64."""
     weights = drawn.weights
     rewards = penalized_rewards(drawn.rewards, drawn.log_probs, drawn.reference_log_probs, weights, beta=beta)
     values = logits_of(critic, Plain(drawn.inputs))[..., 0] * weights
     found = generalized(rewards, values, weights, gamma=gamma, lam=lam)
-    dtype = drawn.log_probs.dtype
-    return drawn._replace(
-        values=values, returns=found.returns.astype(dtype), advantages=whitened(found.advantages, weights).astype(dtype)
-    )
+    return drawn._replace(values=values, returns=found.returns.astype(values.dtype), advantages=found.advantages)
 
 
 def rows_of(prompts: Sequence[Integer[Array, "_"]], drawn: Sequence[Answer]) -> TokenBatch:

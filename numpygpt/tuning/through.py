@@ -2,10 +2,14 @@
 
 from typing import Any, NamedTuple, Protocol
 
+from numpygpt.errors import InputError
 from numpygpt.model.gpt import GPTModel
 from numpygpt.random.masks import RandomSource
 from numpygpt.shapes import Array, Inexact, Integer
 from numpygpt.tree import Trained, nothing
+
+#: The means that a goal may have: the means of micro-batches, each by its weight, add up to that of the batch.
+MEANS = ("tokens", "sequences")
 
 
 class Rows(Protocol):
@@ -56,6 +60,12 @@ class OfLogits:
     def loss(self, model: GPTModel, batch: Any) -> Any:
         """See `Goal`."""
         return self.forward(logits_of(model, self.rows(batch)), batch)[0]
+
+
+def refuse_another_mean(over: str) -> None:
+    """InputError for "sum", which is no mean, and for any other word."""
+    if over not in MEANS:
+        raise InputError(f"the mean is over {over!r}; expected {' or '.join(map(repr, MEANS))}")
 
 
 def logits_of(model: GPTModel, rows: Any) -> Inexact[Array, "B T V"]:

@@ -223,6 +223,8 @@ def grpo(
 ) -> Outcome:
     """One mean of both terms, as trl writes it."""
     policy = _clipped_policy(log_probs, old_log_probs, advantages, weights, clip, clip_high)
+    if beta == 0:
+        return weighted_mean(policy, weights, over=over, normalizer=normalizer)
     here, there = (_where_counted(array, weights, log_probs) for array in (log_probs, reference_log_probs))
     k, _ = kl_estimate(here, there, kind=kind)
     return weighted_mean(policy + beta * k, weights, over=over, normalizer=normalizer)

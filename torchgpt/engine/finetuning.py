@@ -10,6 +10,7 @@ draws each when its projection computes. Without --lora dropout the two take the
 
 from collections.abc import Sequence
 from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from numpygpt.tuning.backend import (
     CANNOT_WRITE,
     Tuned,
     begun,
-    refuse_another_adapter_folder,
+    check_folder,
     taken_up,
     tokens_of,
 )
@@ -75,7 +76,7 @@ class FinetuneBackend(TorchBackend):
     aid: Aid | None
 
     def __init__(self, task: Task, settings: Settings, team: OneProcess | ProcessTeam, device: torch.device) -> None:
-        refuse_another_adapter_folder(task)
+        check_folder(task)
         super().__init__(task, settings, team, device)
         self.notes += getattr(task.corpus, "notes", [])
 
@@ -106,6 +107,10 @@ class FinetuneBackend(TorchBackend):
     def sample(self, prompt: str) -> str:
         """See `Backend`. A model that scores classes writes nothing."""
         return CANNOT_WRITE if self.config.classes is not None else super().sample(prompt)
+
+    def num_trained(self) -> int:
+        """See `TrainsSome`."""
+        return sum(map(prod, self.model.shapes.values()))
 
     def export(self, directory: Path) -> Path | None:
         """Write the adapter to a folder of peft's in the folder of the run; None if there is no adapter."""

@@ -116,7 +116,7 @@ def _policy(goal: Any, output: Tensor, batch: Any) -> Tensor:
     high = goal.clip if goal.clip_high is None else goal.clip_high
     clipped = ratio.clamp(1 - goal.clip, 1 + high)
     loss = _mean(-torch.minimum(ratio * batch.advantages, clipped * batch.advantages), batch.targets, goal.over)
-    if isinstance(goal, ClippedPolicy):
+    if isinstance(goal, ClippedPolicy) or goal.beta == 0:  # 0 times what may be infinite
         return loss
     apart = batch.reference_log_probs - log_probs
     return loss + goal.beta * _mean(apart.expm1() - apart, batch.targets, goal.over)

@@ -19,7 +19,8 @@ tables, its micro-batches and the weights after it ("bf16_cuda.", "bf16_cpu."); 
 and an optimizer with its moments on the disk ("made.", "on_disk."); models with more tokens ("resized."); outputs and
 gradients of the operations and objectives that the model itself does not use ("operations.dpo.d_chosen"), and
 advantages ("advantages.whitened"); losses and gradients of tuning, and answers that are drawn ("tuned.", "drawn.",
-"grouped.", "valued.", "best."). It is "none" for a bug that shows only at extreme values or in another dtype.
+"grouped.", "valued.", "best."); what the worked application makes ("text2sql."). It is "none" for a bug that shows only
+at extreme values or in another dtype.
 `properties` are the kinds of checks that see the bug:
 
     forward        activations equal PyTorch's in float64
@@ -125,6 +126,18 @@ advantages ("advantages.whitened"); losses and gradients of tuning, and answers 
     objectives     losses that can be written down, who is pushed where, what must not count, 0 times infinity
     objectives_of_trl         losses and gradients equal those of trl's trainers
     advantages     advantages equal loops over tokens and answers, and PyTorch's means and deviations
+    queries_learned         the targets of a batch of examples are the queries and their ends
+    batches_as_examples     it is the batch of the prompts with their answers, as instruction tuning has it
+    nothing_leaks           no schema and query of the test is in the training
+    wording_decides_nothing    the words of a question do not decide whether it is held out
+    judged_by_hand          small queries have the verdicts that can be written down
+    judged_by_sqlite        verdicts are those of a comparison by Python's own module
+    earned_by_hand          small queries earn what can be written down
+    earned_by_sqlite        a query earns by what Python's own module says of its rows
+    preferred_by_hand       small pairs of queries can be written down
+    preferred_executes      by Python's own module, the preferred query gives the reference's rows, the other does not
+    functions_refused       a query that calls another function than the questions need is refused
+    functions_asked_for     of the list of all functions, SQLite is told to permit those alone
     advantages_relations      what must hold of them: a mean of 0, what comes from the last token alone, equal rewards
 """
 

@@ -16,11 +16,9 @@ def draw(source: Source) -> Call:
     """Draw pairs, with a reference or without, in either form, with lengths or without."""
     N = source.size(6)
     arguments = {name: source.normal(N) for name in NAMES[: source.choose.one_of([4, 2])]}
-    options = {
-        "beta": source.choose.one_of([0.1, 0.5]),
-        "form": source.choose.one_of(dpo.FORMS),
-        "label_smoothing": source.choose.one_of([0.0, 0.2]),
-    }
+    options = {"beta": source.choose.one_of([0.1, 0.5]), "form": source.choose.one_of(dpo.FORMS)}
+    if options["form"] == "sigmoid":
+        options["label_smoothing"] = source.choose.one_of([0.0, 0.2])
     if source.yes():
         options |= {f"{which}_lengths": source.rng.integers(1, 9, N) for which in NAMES[:2]}
     return Call(arguments, options | ({"normalizer": 7.5} if source.yes() else {}))

@@ -51,6 +51,12 @@ SPECIAL = {
     "a token that is excluded by all": Call(
         _answer([-1.0, -np.inf], [-1.0, -np.inf], [-1.5, -np.inf], [1.0, -1.0], [1.0, 1.0])
     ),
+    "a reference that excludes a token, without beta": Call(
+        _answer([-1.0, -2.0], [-1.1, -1.9], [-1.5, -np.inf], [1.0, -1.0], [1.0, 1.0]), {"beta": 0.0, "kind": "k2"}
+    ),
+    "a policy that nearly excludes a token, without beta": Call(
+        _answer([-1.0, -1e3], [-1.1, -1e3], [-1.5, -1.0], [1.0, -1.0], [1.0, 1.0]), {"beta": 0.0}
+    ),
     "what does not count is not a number": Call(
         _answer([-1.0, np.nan], [-1.1, -np.inf], [-1.5, np.nan], [1.0, np.nan], [1.0, 0.0])
     ),

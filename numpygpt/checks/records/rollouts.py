@@ -4,7 +4,7 @@ from numpygpt.checks.planting import Bug, Change
 from numpygpt.checks.record import BugsOnly
 from numpygpt.tuning import rollouts
 
-_VALUES = "tuning.rollouts:with_values"
+_VALUES = "tuning.rollouts:_with_values"
 
 BUGS = (
     Bug(
