@@ -103,7 +103,7 @@ def test_a_fork_answers_and_may_loop_raise_or_end(parts):
 def test_results_are_kept_and_what_has_killed_comes_first(parts, tmp_path, capsys):
     results = parts("results")
     first = results.Results(tmp_path)
-    calls = ["ops/a.py:forward:1", "ops/b.py:forward:1"]
+    calls = ["ops/a.py:forward", "ops/b.py:forward"]
     first.add_tests(
         {
             "quick": {"passed": True, "seconds": 0.1, "calls": calls},

@@ -70,13 +70,13 @@ def _by_itself(code: CodeType) -> tuple[object, ...]:
 
 
 def name_of(code: CodeType) -> str:
-    """A name for a function that stays the same in all processes."""
-    return f"{code.co_filename.removeprefix(f'{ROOT}/')}:{code.co_qualname}:{code.co_firstlineno}"
+    """A name for a function that stays the same in all processes, and if the lines above it change."""
+    return f"{code.co_filename.removeprefix(f'{ROOT}/')}:{code.co_qualname}"
 
 
 def called_functions(codes: set[CodeType], folder: str) -> list[str]:
     """The names of the functions among these that come from this folder."""
-    return sorted(name_of(code) for code in codes if code.co_filename.startswith(folder) and _is_function(code))
+    return sorted({name_of(code) for code in codes if code.co_filename.startswith(folder) and _is_function(code)})
 
 
 def functions_of(folder: str) -> list[FunctionType]:
@@ -109,15 +109,14 @@ def make(change: Change, functions: list[FunctionType]) -> tuple[list[str], bool
 
 def _take_defaults(functions: list[FunctionType], anew: ModuleType) -> list[str]:
     """Functions get the defaults that they have in the module `anew`; the names of those that had others."""
-    theirs = {name_of(one.__code__): one for one in functions_of(str(anew.__file__)) if one.__globals__ is vars(anew)}
+    theirs = {one.__code__: one for one in functions_of(str(anew.__file__)) if one.__globals__ is vars(anew)}
     names = []
     for function in functions:
-        name = name_of(function.__code__)
-        other = theirs.get(name, function)
+        other = theirs.get(function.__code__, function)
         defaults = other.__defaults__, other.__kwdefaults__
         if repr(defaults) != repr((function.__defaults__, function.__kwdefaults__)):
             function.__defaults__, function.__kwdefaults__ = defaults
-            names.append(name)
+            names.append(name_of(function.__code__))
     return names
 
 
