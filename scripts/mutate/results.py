@@ -46,8 +46,14 @@ class Results:
         print(f"{time.strftime('%H:%M:%S')} {module}:{line} {facts['outcome']} {facts.get('test') or ''}", flush=True)
 
     def _count(self, one: dict[str, Any]) -> None:
-        """What killed a mutant is likely to kill its neighbors."""
+        """What killed a mutant is likely to kill its neighbors.
+
+        It may take longer than it did when it was measured, after tests whose references it shares. Its time is known
+        if it was the first test.
+        """
         self.outcomes[tuple(one["mutant"])] = one["outcome"]
+        if one["outcome"] == "killed" and one.get("first") and one["test"] in self.tests:
+            self.tests[one["test"]]["seconds"] = one["seconds"]
         for place in (one["mutant"][0], *one.get("functions", ())):
             self._kills[place, one.get("test") or ""] += 1
 
