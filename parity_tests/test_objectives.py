@@ -226,6 +226,61 @@ REFUSED = {
     "3 rewards in groups of 2; expected full groups of 2 or more": lambda: advantages.of_groups(np.zeros(3), 2),
     "3 rewards in groups of 1; expected full groups of 2 or more": lambda: advantages.leave_one_out(np.zeros(3), 1),
     "the reward of answer 1 is nan; expected a finite number": lambda: advantages.of_groups(np.array([0, np.nan]), 2),
+    # The first of several is named, and what is far outside is refused as what is just outside.
+    "text 1 has 7 tokens; expected from 1 to 2": lambda: classification.forward(
+        np.zeros((3, 2, 3)), np.array([2, 7, 0]), np.array([1, 1, 1])
+    ),
+    "the label of text 1 is -1; expected one of 3 classes, from 0 to 2": lambda: classification.forward(
+        np.zeros((3, 2, 3)), np.array([2, 2, 2]), np.array([1, -1, 7])
+    ),
+    "the label of text 0 is 7; expected one of 3 classes, from 0 to 2": lambda: classification.forward(
+        LOGITS, np.array([2]), np.array([7])
+    ),
+    "the label of text 0 is -200; expected one of 3 classes, from 0 to 2": lambda: classification.forward(
+        LOGITS, np.array([2]), np.array([-200])
+    ),
+    "token id -1 is outside the vocabulary of 3; ids go from 0 to 2": lambda: token_log_probs.forward(
+        LOGITS, np.array([[-1, 7]])
+    ),
+    "token id 7 is outside the vocabulary of 3; ids go from 0 to 2": lambda: token_log_probs.forward(
+        LOGITS, np.array([[7, 2]])
+    ),
+    "token id -200 is outside the vocabulary of 3; ids go from 0 to 2": lambda: token_log_probs.forward(
+        LOGITS, np.array([[0, -200]])
+    ),
+    "smoothing is -0.5; expected a number from 0 to below 1": lambda: token_log_probs.forward(
+        LOGITS, IDS, smoothing=-0.5
+    ),
+    "smoothing is 1.5; expected a number from 0 to below 1": lambda: token_log_probs.forward(
+        LOGITS, IDS, smoothing=1.5
+    ),
+    "clip is 0.0; expected a number between 0 and 1": lambda: clipped_policy.forward(ONE, ONE, ONE, ONE, clip=0.0),
+    "clip is -0.5; expected a number between 0 and 1": lambda: clipped_policy.forward(ONE, ONE, ONE, ONE, clip=-0.5),
+    "clip is 1.5; expected a number between 0 and 1": lambda: clipped_policy.forward(ONE, ONE, ONE, ONE, clip=1.5),
+    "clip_high is -1.0; expected a positive number": lambda: clipped_policy.forward(ONE, ONE, ONE, ONE, clip_high=-1.0),
+    "the clip of the values is -0.5; expected a positive number": lambda: clipped_value.forward(
+        ONE, ONE, ONE, ONE, clip=-0.5
+    ),
+    "beta is -0.5; expected a positive number": lambda: dpo.forward(*PAIR, beta=-0.5),
+    "beta is inf; expected a positive number": lambda: dpo.forward(*PAIR, beta=np.inf),
+    "label_smoothing is -0.1; expected from 0 to below 0.5": lambda: dpo.forward(*PAIR, label_smoothing=-0.1),
+    "label_smoothing is 0.7; expected from 0 to below 0.5": lambda: dpo.forward(*PAIR, label_smoothing=0.7),
+    "the rejected answer 1 has 0 tokens; expected at least 1": lambda: dpo.forward(
+        np.zeros(3), np.zeros(3), chosen_lengths=np.array([1, 2, 3]), rejected_lengths=np.array([1, 0, -1])
+    ),
+    "temperature is -1.0; expected a positive number": lambda: distillation.forward(
+        LOGITS, LOGITS, ONE, temperature=-1.0
+    ),
+    "temperature is inf; expected a positive number": lambda: distillation.forward(
+        LOGITS, LOGITS, ONE, temperature=np.inf
+    ),
+    "beta is inf; expected 0 or a positive number": lambda: grpo.forward(ONE, ONE, ONE, ONE, ONE, beta=np.inf),
+    "gamma is -0.5; expected a number from 0 to 1": lambda: advantages.generalized(ONE, ONE, ONE, gamma=-0.5),
+    "lam is 1.5; expected a number from 0 to 1": lambda: advantages.generalized(ONE, ONE, ONE, lam=1.5),
+    "4 rewards in groups of 1; expected full groups of 2 or more": lambda: advantages.of_groups(np.zeros(4), 1),
+    "the reward of answer 1 is inf; expected a finite number": lambda: advantages.of_groups(
+        np.array([0, np.inf, np.nan, 0]), 2
+    ),
 }
 
 

@@ -142,6 +142,14 @@ def test_the_dtype_stays(record, data, dtype):
     assert {array.dtype for array in arrays if np.issubdtype(array.dtype, np.inexact)} == {np.dtype(dtype)}
 
 
+@pytest.mark.parametrize("wider", [1 + 2.0**-40, 1 + 1e-20j])
+def test_a_bias_of_a_wider_dtype_loses_nothing(wider):
+    """A derivative by the bias alone takes its complex step while the rows stay real."""
+    x, weight = np.ones((2, 3), np.float32), np.ones((4, 3), np.float32)
+    y, _ = OPERATIONS["linear"].module.forward(x, weight, np.full(4, wider))
+    assert np.array_equal(y, np.full((2, 4), 3 + wider))
+
+
 def arrays_in(tree):
     """Every array in what a forward saved or a backward returned."""
     if isinstance(tree, np.ndarray):

@@ -1,5 +1,7 @@
 """Which keys a query may see: in forward, backward, tiles and the cache, against PyTorch's own masked attention."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from numpygpt.layers import multi_head_attention
 from numpygpt.layers.key_value_cache import KeyValueCache
 from numpygpt.model.config import GPTConfig
 from numpygpt.ops import attention, flash_attention
-from numpygpt.ops.visible import causal_from
+from numpygpt.ops.visible import causal_from, hidden
 from numpygpt.random.torch_generator import TorchGenerator
 from parity_tests.command import python
 from parity_tests.properties import agree
@@ -139,14 +141,24 @@ def test_another_word_is_refused():
         from numpygpt import GPTConfig, GPTModel, InputError
         for attention in ("math", "flash"):
             model = GPTModel(GPTConfig(11, 4, 6, 2, 1, 0.0, False), attention=attention)
-            try:
-                model.forward(np.zeros((1, 3), int), visible="past")
-            except InputError as error:
-                print(error)
+            for word in ("ALL", "both", "past"):
+                try:
+                    model.forward(np.zeros((1, 3), int), visible=word)
+                except InputError as error:
+                    print(error)
     """
     done = python("-c", code)
-    line = "visible is 'past'; expected 'causal', 'all' or booleans of shape (B, 1, T, S)\n"
-    assert (done.stdout, done.stderr) == (2 * line, "")
+    expected = "visible is {!r}; expected 'causal', 'all' or booleans of shape (B, 1, T, S)\n"
+    assert (done.stdout, done.stderr) == (2 * "".join(map(expected.format, ("ALL", "both", "past"))), "")
+
+
+def test_a_tile_of_causal_attention_has_no_mask_only_if_all_of_it_is_visible():
+    for past, first, queries, start, keys in product(range(4), range(4), (1, 2), range(3), range(1, 9)):
+        rows, columns = range(first, first + queries), range(start, start + keys)
+        mask = hidden("causal", slice(rows.start, rows.stop), slice(columns.start, columns.stop), past)
+        expected = [[key > past + query for key in columns] for query in rows]
+        assert (np.zeros((queries, keys), bool) if mask is None else mask).tolist() == expected
+        assert (mask is None) == (not np.any(expected))
 
 
 def test_causal_masks_of_sequences_that_begin_later():
