@@ -274,6 +274,12 @@ REFUSED = {
     "temperature is inf; expected a positive number": lambda: distillation.forward(
         LOGITS, LOGITS, ONE, temperature=np.inf
     ),
+    "the student has a vocabulary of 4 and the teacher one of 3; expected the same": lambda: distillation.forward(
+        np.zeros((1, 2, 4)), LOGITS, ONE
+    ),
+    "the reference log-probabilities of the chosen answers are missing; expected those of both or of none": (
+        lambda: dpo.forward(*PAIR, None, np.zeros(1))
+    ),
     "beta is inf; expected 0 or a positive number": lambda: grpo.forward(ONE, ONE, ONE, ONE, ONE, beta=np.inf),
     "gamma is -0.5; expected a number from 0 to 1": lambda: advantages.generalized(ONE, ONE, ONE, gamma=-0.5),
     "lam is 1.5; expected a number from 0 to 1": lambda: advantages.generalized(ONE, ONE, ONE, lam=1.5),
