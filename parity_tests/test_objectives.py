@@ -262,7 +262,7 @@ REFUSED = {
         ONE, ONE, ONE, ONE, clip=-0.5
     ),
     "beta is -0.5; expected a positive number": lambda: dpo.forward(*PAIR, beta=-0.5),
-    "beta is inf; expected a positive number": lambda: dpo.forward(*PAIR, beta=np.inf),
+    "beta is inf; expected a positive number": lambda: dpo.forward(*PAIR, beta=float("inf")),
     "label_smoothing is -0.1; expected from 0 to below 0.5": lambda: dpo.forward(*PAIR, label_smoothing=-0.1),
     "label_smoothing is 0.7; expected from 0 to below 0.5": lambda: dpo.forward(*PAIR, label_smoothing=0.7),
     "the rejected answer 1 has 0 tokens; expected at least 1": lambda: dpo.forward(
@@ -272,9 +272,15 @@ REFUSED = {
         LOGITS, LOGITS, ONE, temperature=-1.0
     ),
     "temperature is inf; expected a positive number": lambda: distillation.forward(
-        LOGITS, LOGITS, ONE, temperature=np.inf
+        LOGITS, LOGITS, ONE, temperature=float("inf")
     ),
-    "beta is inf; expected 0 or a positive number": lambda: grpo.forward(ONE, ONE, ONE, ONE, ONE, beta=np.inf),
+    "the student has a vocabulary of 4 and the teacher one of 3; expected the same": lambda: distillation.forward(
+        np.zeros((1, 2, 4)), LOGITS, ONE
+    ),
+    "the reference log-probabilities of the chosen answers are missing; expected those of both or of none": (
+        lambda: dpo.forward(*PAIR, None, np.zeros(1))
+    ),
+    "beta is inf; expected 0 or a positive number": lambda: grpo.forward(ONE, ONE, ONE, ONE, ONE, beta=float("inf")),
     "gamma is -0.5; expected a number from 0 to 1": lambda: advantages.generalized(ONE, ONE, ONE, gamma=-0.5),
     "lam is 1.5; expected a number from 0 to 1": lambda: advantages.generalized(ONE, ONE, ONE, lam=1.5),
     "4 rewards in groups of 1; expected full groups of 2 or more": lambda: advantages.of_groups(np.zeros(4), 1),

@@ -52,7 +52,7 @@ def folders(tmp_path_factory):
     models = {"base": BASE, "reference": REFERENCE, "teacher": TEACHER, "judge": JUDGE}
     models["other"] = model_of(5, vocab_size=99)
     found = {name: str(saved(folder / name, model, TOKENIZER)) for name, model in models.items()}
-    for name, count in (("one", 1), ("many", 5)):
+    for name, count in (("one", 1), ("two", 2), ("many", 5)):
         records = [
             {"prompt": prompt, "completion": "b", "chosen": "b", "rejected": "c"} for prompt in "abcde"[:count]
         ]
@@ -145,6 +145,12 @@ def test_training_records_come_in_a_new_order_and_those_to_validate_with_do_not(
     assert firsts[2] == list(b"abcde")
     assert [sorted(order) for order in firsts] == [firsts[2]] * 3
     assert firsts[0] != firsts[1]
+
+
+@pytest.mark.parametrize(("name", "counts"), [("two", (1, 1)), ("many", (4, 1))])
+def test_a_tenth_of_the_records_validates_and_at_least_one(folders, name, counts):
+    records = corpus(folders, "dpo", name)
+    assert (len(records.training), len(records.validation)) == counts
 
 
 def test_every_file_has_a_part_in_the_digest(folders):
