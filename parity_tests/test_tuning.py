@@ -67,8 +67,8 @@ def test_a_gradient_is_of_what_is_trained_and_has_the_scale_of_the_loss(name):
     some = next(iter(whole))
     loss, alone = goal.loss_and_grads(model, batch, trained=lambda other: other == some, loss_scale=4.0)
     assert list(alone) == [some]
-    assert_close(alone[some], 4 * whole[some])
-    assert_close(loss, goal.loss(model, batch))
+    assert_equal_to_rounding(alone[some], 4 * whole[some])
+    assert_equal_to_rounding(loss, goal.loss(model, batch))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("ppo")])
@@ -83,7 +83,7 @@ def test_what_several_batches_tell_is_weighted():
     """Their mean loss by what counts, their tokens without padding."""
     goal, model, batch = cases()["answers"]
     parts = parts_of(batch)[:2]
-    assert_close(mean_loss(goal, model, parts), goal.loss(model, batch))
+    assert_equal_to_rounding(mean_loss(goal, model, parts), goal.loss(model, batch))
     assert mean_loss(goal, model, []) == 0
     assert tokens_of(batch) == batch.lengths.sum() < batch.inputs.size
     of_pairs = cases()["preferences"][2]
@@ -143,7 +143,7 @@ def test_a_reward_model_reads_each_answer_to_its_end():
     scores = reward_of(judge)(asked, [Answer(text, np.zeros(len(text))) for text in texts])
     rows = [np.concatenate([one.token_ids, text]) for one, text in zip(asked, texts, strict=True)]
     alone = [judge(row[np.newaxis])[0, -1, 0] for row in rows]
-    assert_close(scores, alone)
+    assert_equal_to_rounding(scores, alone)
 
 
 SETTINGS = {
