@@ -34,7 +34,7 @@ def assert_agrees(ours, expected, scale=None):
 
 
 def assert_gradients_close(ours, expected):
-    """As `assert_agrees`; a gradient that is 0 in exact arithmetic, as that of keys' biases, is as near as the largest."""
+    """As `assert_agrees`; one that is 0 in exact arithmetic, as that of keys' biases, has the scale of the largest."""
     assert ours.keys() == expected.keys()
     sizes = {name: np.linalg.norm(gradient) for name, gradient in expected.items()}
     largest = max(sizes.values())
