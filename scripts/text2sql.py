@@ -20,6 +20,7 @@ from numpygpt.errors import BAD_INPUT, INTERRUPTED, InputError
 from numpygpt.formats.checkpoint import write_checkpoint
 from numpygpt.model.gpt import GPTModel
 from numpygpt.model.saving import SECTION, model_section
+from numpygpt.parallel import use_own_threads
 from numpygpt.pictures.stages import plot_stages
 from numpygpt.process import keep_freed_memory
 from numpygpt.text2sql.stages import CONFIG, Measured, Supervised, run_stages, stages_of, tests_of
@@ -73,6 +74,7 @@ def run(parsed: argparse.Namespace) -> int:
             raise InputError(f"--{name} is {getattr(parsed, name)}; expected 1 or more")
     make_writable(parsed.out)
     keep_freed_memory()
+    use_own_threads()
     stages = stages_of(Supervised(steps=parsed.steps, seed=parsed.seed))
     results: list[Measured] = []
     try:

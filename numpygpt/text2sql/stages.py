@@ -44,7 +44,7 @@ from numpygpt.tuning.policies import Grpo
 from numpygpt.tuning.preferences import Preferences
 from numpygpt.tuning.rollouts import Drawing, with_group_advantages
 
-#: The model. Fixed sinusoids let it find what stands where it copies from much sooner than learned positions do.
+#: The model. In a trial, it learned sooner with fixed sinusoids than with learned positions (docs/text2sql.md).
 CONFIG = GPTConfig(
     vocab_size=256 + len(PHRASES),
     context_length=320,
