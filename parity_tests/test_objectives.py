@@ -277,6 +277,9 @@ REFUSED = {
     "the student has a vocabulary of 4 and the teacher one of 3; expected the same": lambda: distillation.forward(
         np.zeros((1, 2, 4)), LOGITS, ONE
     ),
+    "the student's hidden states are (1, 2, 4) and the teacher's (1, 2, 3); expected the same": (
+        lambda: hidden_match.forward(np.zeros((1, 2, 4)), LOGITS, ONE)
+    ),
     "the reference log-probabilities of the chosen answers are missing; expected those of both or of none": (
         lambda: dpo.forward(*PAIR, None, np.zeros(1))
     ),
