@@ -284,6 +284,12 @@ REFUSED = {
         lambda: dpo.forward(*PAIR, None, np.zeros(1))
     ),
     "beta is inf; expected 0 or a positive number": lambda: grpo.forward(ONE, ONE, ONE, ONE, ONE, beta=float("inf")),
+    "beta is -0.25; expected 0 or a positive number": lambda: advantages.penalized_rewards(
+        np.zeros(1), ONE, ONE, ONE, beta=-0.25
+    ),
+    "answer 0 has no tokens; expected at least 1": lambda: advantages.penalized_rewards(
+        np.zeros(3), *np.zeros((2, 3, 2)), np.array([[0, 0], [1, 1], [0, 0]]), beta=0.1
+    ),
     "gamma is -0.5; expected a number from 0 to 1": lambda: advantages.generalized(ONE, ONE, ONE, gamma=-0.5),
     "lam is 1.5; expected a number from 0 to 1": lambda: advantages.generalized(ONE, ONE, ONE, lam=1.5),
     "4 rewards in groups of 1; expected full groups of 2 or more": lambda: advantages.of_groups(np.zeros(4), 1),
@@ -314,6 +320,35 @@ def test_what_no_token_counts_of_is_0_without_a_warning():
             loss, saved = module.forward(*arguments[:-1], np.zeros(tiny.WEIGHTS.shape), **options, over=over)
             assert loss == 0
             assert not any(gradient.any() for gradient in module.backward(1.0, saved))
+
+
+def test_a_column_that_is_padding_alone_is_no_answer_without_tokens():
+    paid = advantages.penalized_rewards(np.array([2.0]), ONE, ONE, np.array([[1, 0]]), beta=0.1)
+    np.testing.assert_array_equal(paid, [[2.0, 0.0]])
+
+
+def test_an_infinite_penalty_is_refused():
+    with pytest.raises(InputError, match="beta is inf; expected 0 or a positive number"):
+        advantages.penalized_rewards(np.zeros(1), ONE, ONE, ONE, beta=float("inf"))
+
+
+def test_the_last_reward_counts_whole_for_all_tokens_unless_gamma_says_otherwise():
+    rewards, values = np.array([[0.0, 8.0]]), np.zeros((1, 2))
+    np.testing.assert_array_equal(advantages.generalized(rewards, values, ONE, lam=1.0).advantages, [[8.0, 8.0]])
+
+
+def test_one_value_and_none_can_be_whitened():
+    x, one, none = np.array([[5.0, 3.0]]), np.array([[0, 1]]), np.zeros((1, 2))
+    np.testing.assert_array_equal(advantages.whitened(x, one), [[0.0, 0.0]])
+    np.testing.assert_array_equal(advantages.whitened(x, one, shift_mean=False), [[0.0, 3.0]])
+    np.testing.assert_array_equal(advantages.whitened(x, none), [[0.0, 0.0]])
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [1, 0, 2], [2, 1, 0]])
+def test_whitened_values_do_not_depend_on_which_is_the_first(order):
+    x, weights = np.array([[1.0, 2.0, 4.0]]), np.ones((1, 3))
+    agree(advantages.whitened(x[:, order], weights), advantages.whitened(x, weights)[:, order])
+    assert advantages.whitened(x[:, order], weights).any()
 
 
 def test_without_beta_a_score_is_the_reward_however_far_the_reference_is():
