@@ -189,6 +189,9 @@ REFUSED = {
         *PAIR, chosen_lengths=np.array([0]), rejected_lengths=np.array([1])
     ),
     "the advantage of token 0 of answer 0 is nan; expected a finite number": lambda: reinforce.forward(ONE, NAN, ONE),
+    "the advantage of token 1 of answer 0 is nan; expected a finite number": lambda: reinforce.forward(
+        TWO, np.array([[0.0, np.nan], [np.nan, 0.0]]), np.ones((2, 2))
+    ),
     "the advantage of token 0 of answer 0 is inf; expected a finite number": lambda: clipped_policy.forward(
         ONE, ONE, np.array([[np.inf, 1.0]]), ONE
     ),
@@ -330,6 +333,40 @@ def test_a_column_that_is_padding_alone_is_no_answer_without_tokens():
 def test_an_infinite_penalty_is_refused():
     with pytest.raises(InputError, match="beta is inf; expected 0 or a positive number"):
         advantages.penalized_rewards(np.zeros(1), ONE, ONE, ONE, beta=float("inf"))
+
+
+def test_a_weight_of_0_hides_an_infinity_from_the_mean_and_a_sum_divides_by_1():
+    x, weights = np.array([[-np.inf, 3.0]]), np.array([[0.0, 1.0]])
+    assert weighted_mean.forward(x, weights)[0] == 3
+    assert weighted_mean.total(weights, over="sum") == 1
+
+
+def test_without_weights_each_token_counts_once():
+    loss, _ = weighted_next_token.forward(LOGITS, IDS, over="sum")
+    agree(loss, 2 * np.log(3))
+
+
+def test_a_value_is_clipped_on_both_sides_of_the_old_one():
+    """Half the larger of two squares: of the value's error, and of that of the value within 1 of the old one."""
+    values, returns = np.array([[-3.0, 3.0, 0.5, -0.5]]), np.array([[-4.0, 4.0, 0.0, 0.0]])
+    loss, _ = clipped_value.forward(values, np.zeros((1, 4)), returns, np.ones((1, 4)), clip=1.0)
+    agree(loss, (9 + 9 + 0.25 + 0.25) / 2 / 4)
+
+
+def test_smoothed_labels_share_what_is_lost_between_both_answers():
+    loss, _ = dpo.forward(np.array([2.0]), np.array([-1.0]), beta=0.5, label_smoothing=0.2)
+    agree(loss, 0.8 * np.log1p(np.exp(-1.5)) + 0.2 * np.log1p(np.exp(1.5)))
+
+
+def test_the_upper_bound_of_a_ratio_may_be_another_one():
+    log_probs = np.log(np.array([[1.5, 1.2]]))
+    loss, _ = clipped_policy.forward(log_probs, np.zeros((1, 2)), ONE, ONE, clip=0.1, clip_high=0.25)
+    agree(loss, -(1.25 + 1.2) / 2)
+
+
+def test_a_large_vocabulary_is_as_large_as_itself():
+    logits = np.random.default_rng(59).standard_normal((1, 2, 300))
+    agree(distillation.forward(logits, logits.copy(), np.ones((1, 2)))[0] + 1, 1.0)
 
 
 def test_the_last_reward_counts_whole_for_all_tokens_unless_gamma_says_otherwise():
