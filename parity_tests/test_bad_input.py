@@ -432,6 +432,7 @@ def test_without_matplotlib_the_training_goes_on_without_its_picture(capsys, fol
     [
         ([[3, 256, 1]], "id 256 is outside .* 256 .*; ids go from 0 to 255"),
         ([[3, -1, 1]], "id -1 is outside .* 256 .*; ids go from 0 to 255"),
+        ([[3, 300, -2]], "id 300 is outside .* 256 .*; ids go from 0 to 255"),
         ([[0] * 7], "a sequence of 7 tokens is longer than context_length 6: give .* the last 6 tokens"),
         ([1, 2, 3], r"token ids are int64 \(3,\); expected integers of shape \(batch, tokens\)"),
         ([[[1, 2]]], r"token ids are int64 \(1, 1, 2\); expected integers of shape \(batch, tokens\)"),
@@ -467,6 +468,7 @@ def test_a_cache_of_other_sequences(rows, more):
     [
         ([[1, 2, 256]], "target id 256 is outside the vocabulary of 256; ids go from 0 to 255"),
         ([[1, -1, 2]], "target id -1 is outside the vocabulary of 256; ids go from 0 to 255"),
+        ([[1, 300, -2]], "target id 300 is outside the vocabulary of 256; ids go from 0 to 255"),
         ([[1, 2]], r"targets are int64 \(1, 2\); expected integers shaped as the inputs, \(1, 3\)"),
         ([[1.0, 2.0, 3.0]], r"targets are float64 \(1, 3\); expected integers shaped as the inputs, \(1, 3\)"),
     ],

@@ -189,6 +189,9 @@ REFUSED = {
         *PAIR, chosen_lengths=np.array([0]), rejected_lengths=np.array([1])
     ),
     "the advantage of token 0 of answer 0 is nan; expected a finite number": lambda: reinforce.forward(ONE, NAN, ONE),
+    "the advantage of token 1 of answer 0 is nan; expected a finite number": lambda: reinforce.forward(
+        TWO, np.array([[0.0, np.nan], [np.nan, 0.0]]), np.ones((2, 2))
+    ),
     "the advantage of token 0 of answer 0 is inf; expected a finite number": lambda: clipped_policy.forward(
         ONE, ONE, np.array([[np.inf, 1.0]]), ONE
     ),
@@ -277,10 +280,19 @@ REFUSED = {
     "the student has a vocabulary of 4 and the teacher one of 3; expected the same": lambda: distillation.forward(
         np.zeros((1, 2, 4)), LOGITS, ONE
     ),
+    "the student's hidden states are (1, 2, 4) and the teacher's (1, 2, 3); expected the same": (
+        lambda: hidden_match.forward(np.zeros((1, 2, 4)), LOGITS, ONE)
+    ),
     "the reference log-probabilities of the chosen answers are missing; expected those of both or of none": (
         lambda: dpo.forward(*PAIR, None, np.zeros(1))
     ),
     "beta is inf; expected 0 or a positive number": lambda: grpo.forward(ONE, ONE, ONE, ONE, ONE, beta=float("inf")),
+    "beta is -0.25; expected 0 or a positive number": lambda: advantages.penalized_rewards(
+        np.zeros(1), ONE, ONE, ONE, beta=-0.25
+    ),
+    "answer 0 has no tokens; expected at least 1": lambda: advantages.penalized_rewards(
+        np.zeros(3), *np.zeros((2, 3, 2)), np.array([[0, 0], [1, 1], [0, 0]]), beta=0.1
+    ),
     "gamma is -0.5; expected a number from 0 to 1": lambda: advantages.generalized(ONE, ONE, ONE, gamma=-0.5),
     "lam is 1.5; expected a number from 0 to 1": lambda: advantages.generalized(ONE, ONE, ONE, lam=1.5),
     "4 rewards in groups of 1; expected full groups of 2 or more": lambda: advantages.of_groups(np.zeros(4), 1),
@@ -311,6 +323,69 @@ def test_what_no_token_counts_of_is_0_without_a_warning():
             loss, saved = module.forward(*arguments[:-1], np.zeros(tiny.WEIGHTS.shape), **options, over=over)
             assert loss == 0
             assert not any(gradient.any() for gradient in module.backward(1.0, saved))
+
+
+def test_a_column_that_is_padding_alone_is_no_answer_without_tokens():
+    paid = advantages.penalized_rewards(np.array([2.0]), ONE, ONE, np.array([[1, 0]]), beta=0.1)
+    np.testing.assert_array_equal(paid, [[2.0, 0.0]])
+
+
+def test_an_infinite_penalty_is_refused():
+    with pytest.raises(InputError, match="beta is inf; expected 0 or a positive number"):
+        advantages.penalized_rewards(np.zeros(1), ONE, ONE, ONE, beta=float("inf"))
+
+
+def test_a_weight_of_0_hides_an_infinity_from_the_mean_and_a_sum_divides_by_1():
+    x, weights = np.array([[-np.inf, 3.0]]), np.array([[0.0, 1.0]])
+    assert weighted_mean.forward(x, weights)[0] == 3
+    assert weighted_mean.total(weights, over="sum") == 1
+
+
+def test_without_weights_each_token_counts_once():
+    loss, _ = weighted_next_token.forward(LOGITS, IDS, over="sum")
+    agree(loss, 2 * np.log(3))
+
+
+def test_a_value_is_clipped_on_both_sides_of_the_old_one():
+    """Half the larger of two squares: of the value's error, and of that of the value within 1 of the old one."""
+    values, returns = np.array([[-3.0, 3.0, 0.5, -0.5]]), np.array([[-4.0, 4.0, 0.0, 0.0]])
+    loss, _ = clipped_value.forward(values, np.zeros((1, 4)), returns, np.ones((1, 4)), clip=1.0)
+    agree(loss, (9 + 9 + 0.25 + 0.25) / 2 / 4)
+
+
+def test_smoothed_labels_share_what_is_lost_between_both_answers():
+    loss, _ = dpo.forward(np.array([2.0]), np.array([-1.0]), beta=0.5, label_smoothing=0.2)
+    agree(loss, 0.8 * np.log1p(np.exp(-1.5)) + 0.2 * np.log1p(np.exp(1.5)))
+
+
+def test_the_upper_bound_of_a_ratio_may_be_another_one():
+    log_probs = np.log(np.array([[1.5, 1.2]]))
+    loss, _ = clipped_policy.forward(log_probs, np.zeros((1, 2)), ONE, ONE, clip=0.1, clip_high=0.25)
+    agree(loss, -(1.25 + 1.2) / 2)
+
+
+def test_a_large_vocabulary_is_as_large_as_itself():
+    logits = np.random.default_rng(59).standard_normal((1, 2, 300))
+    agree(distillation.forward(logits, logits.copy(), np.ones((1, 2)))[0] + 1, 1.0)
+
+
+def test_the_last_reward_counts_whole_for_all_tokens_unless_gamma_says_otherwise():
+    rewards, values = np.array([[0.0, 8.0]]), np.zeros((1, 2))
+    np.testing.assert_array_equal(advantages.generalized(rewards, values, ONE, lam=1.0).advantages, [[8.0, 8.0]])
+
+
+def test_one_value_and_none_can_be_whitened():
+    x, one, none = np.array([[5.0, 3.0]]), np.array([[0, 1]]), np.zeros((1, 2))
+    np.testing.assert_array_equal(advantages.whitened(x, one), [[0.0, 0.0]])
+    np.testing.assert_array_equal(advantages.whitened(x, one, shift_mean=False), [[0.0, 3.0]])
+    np.testing.assert_array_equal(advantages.whitened(x, none), [[0.0, 0.0]])
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [1, 0, 2], [2, 1, 0]])
+def test_whitened_values_do_not_depend_on_which_is_the_first(order):
+    x, weights = np.array([[1.0, 2.0, 4.0]]), np.ones((1, 3))
+    agree(advantages.whitened(x[:, order], weights), advantages.whitened(x, weights)[:, order])
+    assert advantages.whitened(x[:, order], weights).any()
 
 
 def test_without_beta_a_score_is_the_reward_however_far_the_reference_is():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpygpt.errors import InputError
 from numpygpt.numerics import absmax, blocks, codebook, dynamic, fp4, nf4
 from numpygpt.numerics.schemes import SCHEMES, dequantize, quantize, rows
+from numpygpt.ops import quantized_linear
 from numpygpt.tree import mapped, named
 from parity_tests.numeric_properties import agree
 
@@ -352,3 +353,13 @@ def row(scheme, double=False):
 @pytest.mark.parametrize(("scheme", "double"), [*((scheme, False) for scheme in SCHEMES), ("nf4", True), ("fp4", True)])
 def test_the_table_of_the_document_is_true(scheme, double):
     assert row(scheme, double) in DOCUMENT.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("shape", [(64, 96), (128, 64), (3, 300)])
+def test_a_weight_with_as_many_rows_as_a_block_has_numbers_is_multiplied_right(scheme, shape):
+    """Whether rows and blocks have one length is asked of the row, not of the number of rows."""
+    weight = quantize(normal(*shape), scheme, 64)
+    x = normal(1, shape[1], seed=1).astype(np.float64)
+    y, _ = quantized_linear.forward(x, weight)
+    assert agree(y, x @ dequantize(weight, np.float64).T)

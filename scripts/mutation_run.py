@@ -34,7 +34,7 @@ from mutate.session import Session
 SHARED = ("torch", "transformers", "peft", "trl", "matplotlib.pyplot", "tiktoken", "safetensors.numpy", "scipy.special")
 #: The options of pytest. hypothesis is imported before pytest can rewrite its assertions, of which pytest would warn.
 PYTEST = ["-q", "-p", "no:cacheprovider", "--capture=no", "--tb=native", "--hypothesis-profile", "mutation"]
-PYTEST += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+PYTEST += ["-m", "not long_form", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
 
 def main() -> None:
