@@ -9,7 +9,7 @@ its place that has jaxtyping make the same check later, and keeps it.
 import inspect
 from collections.abc import Callable
 from functools import partial, update_wrapper, wraps
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any, ForwardRef, get_args
 
 import jaxtyping
@@ -49,7 +49,13 @@ def checked(function: Any = None, *, typechecker: Any) -> Any:
             _checks[code] = _check_of(function, typechecker)
         return _checks[code](function, *arguments, **named)
 
+    checked_function.__code__ = _in_jaxtyping(checked_function.__code__)
     return checked_function
+
+
+def _in_jaxtyping(code: CodeType) -> CodeType:
+    """The code as if it stood in jaxtyping: what looks for a user's line in the stack of calls passes it by."""
+    return code.replace(co_filename=jaxtyping.__file__)
 
 
 def _check_of(function: FunctionType, typechecker: Any) -> Callable[..., Any]:
@@ -60,13 +66,17 @@ def _check_of(function: FunctionType, typechecker: Any) -> Callable[..., Any]:
     """
     if "<locals>" not in function.__qualname__ and not any(map(_has_shapes, function.__annotations__.values())):
         check = typechecker(function)
-        return lambda _, *arguments, **named: check(*arguments, **named)
+        return partial(_without_function, check)
     call = FunctionType(_call.__code__, function.__globals__)  # in whose globals jaxtyping looks for names
     update_wrapper(call, function)
     signature = inspect.signature(function)
     first = inspect.Parameter("_function", inspect.Parameter.POSITIONAL_ONLY, annotation=Any)
     call.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])
     return CHECKED_AT_ONCE(call, typechecker=typechecker)
+
+
+def _without_function(check: Callable[..., Any], _: FunctionType, *arguments: Any, **named: Any) -> Any:
+    return check(*arguments, **named)
 
 
 def _has_shapes(annotation: Any) -> bool:
@@ -80,3 +90,7 @@ def _has_shapes(annotation: Any) -> bool:
 
 def _call(function: FunctionType, /, *arguments: Any, **named: Any) -> Any:
     return function(*arguments, **named)
+
+
+for _own in (_without_function, _call):
+    _own.__code__ = _in_jaxtyping(_own.__code__)

@@ -45,6 +45,12 @@ def without_checks_of_annotations():
 
 
 @pytest.fixture
+def unchecked(monkeypatch):
+    """For a test of files with anything in them, which the annotations of functions that read it forbid."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture
 def each_reference_is_made_once(monkeypatch):
     """`numpygpt conform` makes the trace of each case once for all tests of a process."""
     from numpygpt.checks.conform import judging

@@ -4,6 +4,7 @@ import io
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -327,14 +328,16 @@ def test_ctrl_c_on_a_terminal_stops_the_answer_and_at_the_prompt_ends(tmp_path):
         assert _status_after_ctrl_c(process, ours) == 130
     finally:
         process.kill()
+        process.wait()
         os.close(ours)
 
 
 def _own_terminal(terminal):
-    """Make the terminal that of the new process, so that Ctrl-C is a signal for it."""
+    """Make the terminal that of the new process, so that Ctrl-C is a signal for it, which a job of a shell ignores."""
     import fcntl
     import termios
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
 
 

@@ -352,7 +352,7 @@ def test_the_command_draws_the_picture(config, capsys, monkeypatch, tmp_path):
         (("--seed", 2**64), f"seed: found {2**64}; give an int"),
     ],
 )
-def test_bad_input_gets_one_line_before_the_computation(config, capsys, monkeypatch, options, message):
+def test_bad_input_gets_one_line_before_the_computation(unchecked, config, capsys, monkeypatch, options, message):
     folder = config.parent
     (folder / "folder").mkdir()
     (folder / "deep.json").write_text("[" * 100_000)

@@ -300,7 +300,7 @@ def test_a_device_or_a_pipe_as_a_text_or_a_configuration(capsys, folder):
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000, "{", "nul", '"\ud800"'], ids=lambda text: text[:3]
 )
-def test_a_configuration_that_no_one_could_read(capsys, folder, text):
+def test_a_configuration_that_no_one_could_read(unchecked, capsys, folder, text):
     (folder / "config.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     line = refused(capsys, folder, "--text", "text.txt", *TRAINING, "--out", "run", "--config", "config.json")
     assert re.search(r"the configuration config\.json (is no JSON|cannot be used): ", line)

@@ -220,10 +220,13 @@ def place_of(error: BaseException) -> str:
 
 
 def is_own(filename: str) -> bool:
-    """Whether a file is the user's own: not of an installed package, nor of these checks."""
+    """Whether a file is the user's own: not of an installed package, nor of these checks, nor what beartype wrote."""
     path = Path(filename)
     return not (
-        "site-packages" in path.parts or path.is_relative_to(get_path("stdlib")) or path.parent == Path(__file__).parent
+        "site-packages" in path.parts
+        or path.is_relative_to(get_path("stdlib"))
+        or path.parent == Path(__file__).parent
+        or filename.startswith("<@beartype(")
     )
 
 
