@@ -1,6 +1,6 @@
 """Train a small GPT, in NumPy, to write SQL for questions in English, and run what it writes in SQLite.
 
-    python scripts/text2sql.py                   # four and a half minutes of one core
+    python scripts/text2sql.py                   # five minutes, nearly all on one core
     python scripts/text2sql.py --steps 300       # a short look, with a model that has learned little
 
 It prints the scores on questions never seen after each stage, and writes a chart and the model. Exit status: 0, 2 for
