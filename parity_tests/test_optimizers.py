@@ -39,7 +39,7 @@ from numpygpt.training.optimizers import OPTIMIZERS, new_optimizer, settings_of,
 from numpygpt.training.options import WEIGHT_DECAYS, Options
 from numpygpt.training.rmsprop import RMSprop
 from numpygpt.training.run import TrainingRun
-from numpygpt.training.schedules import constant, warmup_linear, warmup_stable_decay
+from numpygpt.training.schedules import constant, warmup_cosine, warmup_linear, warmup_stable_decay
 from numpygpt.training.sgd import SGD
 from parity_tests import tiny_run
 from parity_tests.command import TRAINING, run, write_text
@@ -765,3 +765,18 @@ def test_defaults_of_lion_and_muon_are_those_of_who_published_them():
     assert (lion["lr"], lion["betas"], lion["weight_decay"]) == (1e-4, (0.9, 0.99), 0.0)
     assert (muon["lr"], muon["momentum"], muon["weight_decay"], muon["nesterov"]) == (0.02, 0.95, 0.0, True)
     assert (muon["betas"], muon["eps"], muon["rest_lr_scale"]) == ((0.9, 0.95), 1e-10, 0.015)
+
+
+@pytest.mark.parametrize("kind", [Lion, Muon])
+def test_a_gradient_of_zeros_moves_nothing(kind):
+    name, weight = "trf_blocks.0.ff.layers.0.weight", np.ones((3, 4))
+    optimizer = kind({name: weight}, lr=0.5)
+    optimizer.step({name: np.zeros((3, 4))})
+    assert np.array_equal(weight, np.ones((3, 4)))
+
+
+def test_a_schedule_ends_at_0_and_begins_at_its_peak_without_a_warm_up_unless_it_is_told_otherwise():
+    steps = {"peak_lr": 0.5, "warmup_steps": 2, "total_steps": 8}
+    assert constant(0, peak_lr=0.5) == 0.5
+    assert warmup_linear(8, **steps) == warmup_cosine(8, **steps) == 0
+    assert warmup_stable_decay(8, **steps, decay_steps=3) == 0
