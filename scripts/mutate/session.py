@@ -121,6 +121,12 @@ class Session:
         failure = first_failure([self.items[name] for name in tests])
         seconds = round(time.process_time() - started, 4)
         outcome = "survived" if failure is None else "killed"
-        facts = {"outcome": outcome, "test": failure, "functions": names}
-        facts |= {"tried": len(tests), "all_of_them": all_of_them, "seconds": seconds}
-        return {**facts, "first": failure == tests[0]}
+        return {
+            "outcome": outcome,
+            "test": failure,
+            "functions": names,
+            "tried": len(tests),
+            "all_of_them": all_of_them,
+            "seconds": seconds,
+            "first": failure == tests[0],
+        }
