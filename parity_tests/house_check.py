@@ -20,6 +20,7 @@ from numpygpt.checks.planting import planted
 from numpygpt.checks.record import Call, differentiated
 from numpygpt.checks.records import BUGS, OPERATIONS
 from numpygpt.checks.source import at_random
+from numpygpt.model.config import GPTConfig
 from numpygpt.ops import gelu
 from numpygpt.tree import mapped
 
@@ -65,7 +66,7 @@ def calls():
     """(name, operation, call) of each operation and of the model."""
     for name in CHECKED:
         yield name, OPERATIONS[name].module, next(iter(OPERATIONS[name].complex_step(at_random(3)).values()))
-    model = small_model()
+    model = small_model(GPTConfig(7, 4, 4, 2, n_layers=1, drop_rate=0.2, qkv_bias=True))
     yield MODEL, model, Call(model.inputs(np.random.default_rng(0)))
 
 

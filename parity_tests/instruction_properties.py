@@ -154,6 +154,7 @@ def padding_by_hand() -> None:
     assert batch.targets.tolist() == [[none, 8, END, none], [9, END, none, none]]
     assert batch.lengths.tolist() == [4, 3]
     of_ends = Examples(EXAMPLES, END).batch(ALL[:2])
+    assert LabeledTexts(TEXTS, END).batch(ALL).inputs.tolist() == [[5, 3, 1, END, END], [6, PAD, *[END] * 3], [2] * 5]
     assert of_ends.inputs.tolist() == [[1, 2, 8, END], [3, 9, END, END]]
     assert of_ends.targets.tolist() == batch.targets.tolist()
     assert of_ends.lengths.tolist() == [4, 3]
@@ -180,12 +181,21 @@ def classified_by_last_token() -> None:
 def packing_by_hand() -> None:
     none = IGNORE_INDEX
     row = packed([EXAMPLES[:2]], PAD)
+    assert PackedExamples(EXAMPLES, 7, pad_id=5).batch(ALL[:2]).inputs.tolist() == [
+        [4, 7, END, 5, 10, 8, END],
+        [1, 2, 8, END, 3, 9, END],
+    ]
+    assert PackedExamples(EXAMPLES[:2], 4, pad_id=5).batch(ALL[:2]).inputs.tolist() == [[1, 2, 8, END], [3, 9, END, 5]]
     assert row.inputs.tolist() == [[1, 2, 8, END, 3, 9, END]]
     assert row.targets.tolist() == [[none, 8, END, none, 9, END, none]]
     assert row.positions.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
     visible = np.zeros((7, 7), bool)
     visible[:4, :4], visible[4:, 4:] = np.tri(4), np.tri(3)
     assert np.array_equal(row.visible, visible[np.newaxis, np.newaxis])
+    padding = packed([EXAMPLES[:1], EXAMPLES[2:]], PAD).visible[0, 0]
+    assert np.array_equal(padding[:4, :4], np.tri(4, dtype=bool))
+    assert not padding[4:].any(), "padding sees nothing"
+    assert not padding[:, 4:].any(), "nothing sees padding"
 
 
 def packed_as_alone() -> None:

@@ -445,7 +445,7 @@ def is_first_of_both_named(reference, pair, first):
 
 
 def test_of_two_bugs_the_first_is_named(reference):
-    pairs, first = some_pairs(reference, 4, traced()[::8])
+    pairs, first = some_pairs(reference, 2, traced()[::16])
     assert all(is_first_of_both_named(reference, pair, first) for pair in pairs)
 
 

@@ -32,6 +32,8 @@ from numpygpt.training.step import StepTaken
 from parity_tests.checkpoint_files import safetensors_of, sealed_v1, taken_apart
 from parity_tests.command import TEXT, TRAINING, files, python, run, write_text
 
+pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")  # whole runs are compared
+
 CONFIG = GPTConfig(vocab_size=256, context_length=6, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.2, qkv_bias=True)
 #: An epoch has 8 batches, and a step takes 3 of them, so steps begin everywhere in an epoch, and some span two.
 OPTIONS = Options(steps=4, batch_size=9, accumulate=3, warmup_steps=2, eval_batches=1, lr=0.01)
@@ -205,7 +207,7 @@ def test_the_command_keeps_checkpoints_that_every_command_takes(tmp_path, text, 
 
 
 @pytest.fixture(scope="module")
-def sections(tmp_path_factory):
+def sections(without_checks_of_annotations, tmp_path_factory):
     """The sections of a run after two steps, whose text still exists."""
     folder = tmp_path_factory.mktemp("sections")
     training = go_on(start(replace(SHORT, text=(str(write_text(folder)),)), CONFIG, folder / "run"), 2)

@@ -17,6 +17,8 @@ from parity_tests.command import write_text
 from parity_tests.torch_command import EXACT, left_by, log_of, refusal, rewritten, run, sections_of
 from torchgpt.engine.backend import SECTION, TorchBackend
 
+pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")  # whole runs are compared
+
 SLICED = ("--text", "text.txt", *EXACT, "--sharded", "--save-every", 2)
 
 

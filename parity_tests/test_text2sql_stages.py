@@ -1,6 +1,7 @@
 """The stages of the worked application, on a tiny model: what is trained, what is measured, what the script says."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from numpygpt.data.instructions import Prompt
+from numpygpt.decoding.answers import Answer
 from numpygpt.errors import BAD_INPUT, INTERRUPTED, InputError
 from numpygpt.formats.checkpoint import FILE_NAME
 from numpygpt.model.gpt import GPTModel
@@ -25,10 +28,14 @@ from numpygpt.text2sql.stages import (
     Stage,
     Supervised,
     Trained,
+    earned,
+    preferred,
+    rewarded,
     run_stages,
     stages_of,
     supervised,
     tests_of,
+    until_they_differ,
 )
 from numpygpt.text2sql.writing import (
     LONGEST_QUERY,
@@ -36,6 +43,7 @@ from numpygpt.text2sql.writing import (
     Sampler,
     batch_of,
     batches_of,
+    example_of,
     token_ids,
     tokenizer,
     write,
@@ -114,16 +122,51 @@ def test_samples_are_grouped_by_prompt():
 
 
 def test_supervised_training_learns_and_depends_on_the_seed_alone():
-    told: list[tuple[int, int, float]] = []
+    told: list[tuple[int, int, Mapping[str, float]]] = []
     settings = Supervised(steps=60, batch_size=4, warmup_steps=5)
     first, note = supervised(settings, GPTModel(TINY, seed=1), lambda *step: told.append(step))
     assert [step[:2] for step in told] == [(done, 60) for done in range(1, 61)]
-    losses = [loss for *_, loss in told]
+    losses = [facts["loss"] for *_, facts in told]
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     assert note.startswith("60 steps")
     again, _ = supervised(settings, GPTModel(TINY, seed=1))
     for name, array in first.state_dict().items():
         assert np.array_equal(array, again.state_dict()[name])
+
+
+def test_a_pair_ends_where_its_queries_differ():
+    example = EXAMPLES[0]
+    chosen, rejected = (example_of(example.prompt, sql) for sql in ("SELECT name FROM cars", "SELECT nose FROM c"))
+    pair = until_they_differ(chosen, rejected)
+    for cut, whole, last in ((pair.chosen, chosen, "a"), (pair.rejected, rejected, "o")):
+        assert tokenizer().decode(cut.token_ids.tolist()) == f"{example.prompt}SELECT n{last}"
+        assert np.array_equal(cut.answer, whole.answer[: len(cut.token_ids)])
+    shorter = until_they_differ(example_of(example.prompt, "SELECT 1"), example_of(example.prompt, "SELECT 12"))
+    assert [tokenizer().decode(cut.token_ids[-1:].tolist()) for cut in shorter] == [END, "2"]
+
+
+def test_pairs_and_rewards_train_the_model_that_they_are_given():
+    """Both stages move the weights, tell of each step, and depend on the seed alone."""
+    for stage, settings in ((preferred, Preferred(examples=8, samples=2)), (rewarded, Rewarded(2, 2, 3))):
+        told: list[tuple[int, int, Mapping[str, float]]] = []
+        before = GPTModel(TINY, seed=3)
+        after, note = stage(settings, GPTModel(TINY, seed=3), lambda *step, told=told: told.append(step))
+        assert [done for done, *_ in told] == list(range(1, told[-1][1] + 1))
+        assert [list(facts) for *_, facts in told] == [["loss" if stage is preferred else "reward"]] * len(told)
+        assert np.isfinite([value for *_, facts in told for value in facts.values()]).all()
+        assert note
+        again, _ = stage(settings, GPTModel(TINY, seed=3))
+        for name, array in after.state_dict().items():
+            assert np.array_equal(array, again.state_dict()[name])
+        moved = [not np.array_equal(array, before.state_dict()[name]) for name, array in after.state_dict().items()]
+        assert any(moved) == (stage is preferred)  # a model that has learned nothing earns nothing
+
+
+def test_a_drawn_query_earns_what_its_rows_are_worth():
+    """Each is judged by the example of its own prompt."""
+    prompts = [Prompt(token_ids(example.prompt), {"example": example}) for example in EXAMPLES[:2]]
+    drawn = [Answer(token_ids(sql + END), np.zeros(0)) for example in EXAMPLES[:2] for sql in (example.sql, "SELECT")]
+    assert earned([prompt for prompt in prompts for _ in range(2)], drawn) == [1, 0, 1, 0]
 
 
 def test_each_stage_gets_the_model_of_the_one_before_and_is_measured():

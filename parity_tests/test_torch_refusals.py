@@ -18,6 +18,8 @@ from parity_tests.torch_command import QUIET, ROOT, SIZES, curve, furthest, log_
 from torchgpt.commands import train as command
 from torchgpt.parallel.team import VARIABLES
 
+pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")  # whole runs are compared
+
 TINY = (*SIZES, *QUIET, "--steps", 1)
 
 

@@ -46,6 +46,8 @@ from parity_tests.torch_command import (
 from torchgpt.engine.optimizer import Optimizer
 from torchgpt.parallel.model import ParallelModel
 
+pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")  # whole runs are compared
+
 ROUNDED = (*SIZES, "--drop-rate", 0, "--lr", 0.01, "--warmup-steps", 0, *QUIET)
 OTHER = {"numpygpt": "torchgpt", "torchgpt": "numpygpt"}
 

@@ -10,13 +10,17 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 
+from numpygpt import GPTConfig
 from numpygpt.formats.checkpoint import read_checkpoint
 from numpygpt.training.run import TrainingRun
 from parity_tests.command import write_text
 from parity_tests.parallel_child import free_port
 from parity_tests.tolerances import FLOAT64_CURVE, FLOAT64_SHARED
 from parity_tests.torch_command import PROGRAMS, QUIET, ROOT, SIZES, curve, furthest, left_by, log_of, run
+from torchgpt.engine.policies import Writer
 
 pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")  # whole runs are compared
 #: The context has room for the longest record and its template.
@@ -28,7 +32,10 @@ DRAWING = ("--data", "pairs.json", *PLAIN, "--reward-model", "judge", "--max-new
 LORA = ("--lora", "r=2,alpha=6,targets=all-linear")
 #: The options of each objective, by a name. The body has dropout, except where a policy is learned.
 WAYS = {
-    "answers": ("--objective", "next-token", "--data", "records.jsonl", *PLAIN, "--label-smoothing", 0.1),
+    "answers": (
+        "--objective", "next-token", "--data", "records.jsonl", *PLAIN, "--label-smoothing", 0.1,
+        "--val-data", "records.jsonl",
+    ),
     "answers, packed": ("--objective", "next-token", "--data", "records.jsonl", *PLAIN, "--pack"),
     "classify": ("--objective", "classify", "--data", "labels.csv", "--classes", "no", "yes"),
     "classify, lora": ("--objective", "classify", "--data", "labels.csv", "--classes", 2, *LORA),
@@ -40,7 +47,7 @@ WAYS = {
     "grpo, lora": ("--objective", "grpo", *DRAWING, "--group", 2, *LORA, "--over", "tokens"),
     "ppo": ("--objective", "ppo", *DRAWING, "--rounds", 2),
     "ppo, lora": ("--objective", "ppo", *DRAWING, "--rounds", 3, *LORA),
-}
+}  # fmt: skip
 OTHER = {"numpygpt": "torchgpt", "torchgpt": "numpygpt"}
 
 
@@ -169,6 +176,15 @@ def test_two_processes_take_the_steps_of_one(folder, tmp_path, way, parallel):
     ours, theirs = (read_checkpoint(path).arrays("model") for path in (shared, alone))
     assert ours.keys() == theirs.keys()
     assert max(float(np.abs(ours[name] - theirs[name]).max()) for name in theirs) <= FLOAT64_SHARED
+
+
+def test_several_processes_draw_from_the_logits_of_the_first(monkeypatch):
+    """Rounding differs between devices, and each process would choose other tokens."""
+    monkeypatch.setattr(dist, "broadcast", lambda logits, src: logits.fill_(src + 7))
+    config = GPTConfig(3, 4, 4, 1, 1, 0.0, qkv_bias=False)
+    for shared, expected in ((True, 7), (False, 1)):
+        writer = Writer(lambda ids: torch.ones(*ids.shape, 3), config, "float64", torch.device("cpu"), shared=shared)
+        assert np.array_equal(writer.decode(np.zeros((2, 2), int))[0], np.full((2, 3), expected))
 
 
 @pytest.mark.parametrize(("way", "first"), [("dpo", "numpygpt"), ("ppo", "torchgpt"), ("grpo, lora", "numpygpt")])

@@ -23,6 +23,8 @@ from parity_tests.torch_command import EXACT, PROGRAMS, SIZES, curve, furthest, 
 from torchgpt.engine.batches import Ahead
 from torchgpt.parallel.pipeline import Placed
 
+pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")  # whole runs are compared
+
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):

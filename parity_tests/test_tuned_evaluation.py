@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadMo
 
 from numpygpt import GPTConfig, GPTModel, InputError, get_tokenizer
 from numpygpt.adapt.head import class_head
+from numpygpt.commands import evaluate
 from numpygpt.data.batching import Examples, LabeledTexts, Pairs
 from numpygpt.data.examples import Limit
 from numpygpt.data.instructions import read_instructions
@@ -86,9 +88,13 @@ def writer_of(folder, seed):
     return theirs, load_model(folder / f"writer{seed}", np.float64)
 
 
-def scorer_of(folder, classes):
-    """Their model that scores classes, and ours with its body and head. Theirs has no bias; ours gets 0."""
-    theirs = theirs_of(GPT2ForSequenceClassification, classes, num_labels=classes)
+def scorer_of(folder, classes, seed):
+    """Their model that scores classes, and ours with its body and head. Theirs has no bias; ours gets 0.
+
+    The last norm of both has no bias: it would say more of the class than the text does.
+    """
+    theirs = theirs_of(GPT2ForSequenceClassification, seed, num_labels=classes)
+    torch.nn.init.zeros_(theirs.transformer.ln_f.bias)
     whole = theirs_of(GPT2LMHeadModel, 0)
     whole.transformer.load_state_dict(theirs.transformer.state_dict())
     whole.save_pretrained(folder / f"body{classes}")
@@ -104,8 +110,8 @@ def models(tmp_path_factory):
     """{name: (theirs, ours)}."""
     folder = tmp_path_factory.mktemp("models")
     return {
-        "policy": writer_of(folder, 1), "reference": writer_of(folder, 2), "classifier": scorer_of(folder, 3),
-        "reward model": scorer_of(folder, 1),
+        "policy": writer_of(folder, 1), "reference": writer_of(folder, 2), "classifier": scorer_of(folder, 3, 53),
+        "reward model": scorer_of(folder, 1, 1),
     }  # fmt: skip
 
 
@@ -139,6 +145,7 @@ def their_log_prob(theirs, question, answer):
 def test_classes_are_those_of_hugging_faces_classifier(models, data, batch_size):
     theirs, ours = models["classifier"]
     scores = their_scores(theirs, [TOKENIZER.encode(text) for text, _ in TEXTS])
+    assert len(set(scores.argmax(-1).tolist())) == 3
     labels = torch.tensor([label for _, label in TEXTS])
     texts = LabeledTexts(read_labeled_texts(data["labels"], CLASSES, TOKENIZER, LIMIT).items)
     done = []
@@ -371,14 +378,14 @@ def test_a_run_knows_its_classes_template_and_length(capsys, models, tmp_path, d
         ("policy", ("--labels", "{labels}"), "scores tokens; expected a classifier for --labels"),
         ("reward model", ("--labels", "{labels}"), "scores answers, as a reward model; expected a classifier"),
         ("classifier", ("--pairs", "{pairs}"), "scores 3 classes; expected a reward model or a model that writes"),
-        ("classifier", ("--text", "{labels}"), "has a head of 3 rows, which scores no tokens, and --text is for a mod"),
-        ("reward model", ("--answers", "{answers}"), "has a head of 1 rows, which scores no tokens, and --answers"),
+        ("classifier", ("--text", "{labels}"), "scores 3 classes; expected a model that writes for --text; a classif"),
+        ("reward model", ("--answers", "{answers}"), "expected a model that writes for --answers; a classif"),
         ("classifier", ("--labels", "{labels}", "--class-names", "a", "b"), "--class-names has 2 names; expected 3"),
         ("classifier", ("--labels", "{labels}", *BY), "--template has no meaning here; leave it out (it goes"),
         ("policy", ("--pairs", "{pairs}", *BY, "--beta", "1"), "--beta is for rewards relative to a reference"),
-        ("policy", ("--pairs", "{pairs}", *BY, "--reference", "{reference}", "--beta", "0"), "beta is 0.0; expected a"),
+        ("policy", ("--pairs", "{pairs}", *BY, "--reference", "{reference}", "--beta", "0"), "--beta is 0; expected"),
         ("policy", ("--pairs", "{pairs}", *BY, "--reference", "nowhere"), "--reference: there is no checkpoint"),
-        ("policy", ("--pairs", "{pairs}", *BY, "--reference", "{classifier}"), "--reference scores 3 classes; exp"),
+        ("policy", ("--pairs", "{pairs}", *BY, "--reference", "{classifier}"), "scores 3 classes; expected a model"),
         ("reward model", ("--pairs", "{pairs}", *BY, "--beta", "1"), "--beta has no meaning for a reward model"),
         ("policy", ("--prompts", "{prompts}"), "--against is missing; --prompts needs the other model, a folder"),
         (
@@ -412,8 +419,32 @@ def test_bad_input_gets_one_line(capsys, folders, data, name, options, said):
     assert said in line
 
 
+@pytest.mark.parametrize(
+    ("name", "protocol"), [("policy", "labels"), ("classifier", "answers"), ("classifier", "pairs")]
+)
+def test_another_head_is_refused_before_its_weights_are_read(capsys, monkeypatch, folders, data, name, protocol):
+    monkeypatch.setattr(evaluate, "trained_model", None)
+    out, line = told(capsys, folders[name], f"--{protocol}", data[protocol], status=2)
+    assert out == ""
+    assert "expected a" in line
+
+
 def test_a_reference_with_another_vocabulary(capsys, folders, tmp_path, data):
     small = GPTModel(GPTConfig(200, C, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.0, qkv_bias=False))
     other = saved(tmp_path, small, get_tokenizer(f"bytes+{ENDOFTEXT}"))
     _, line = told(capsys, folders["policy"], "--pairs", data["pairs"], *BY, "--reference", other, status=2)
     assert "--reference has a vocabulary of 200 tokens; expected 257, that of --checkpoint" in line
+
+
+def test_a_base_that_has_moved_is_named(capsys, folders, tmp_path, data):
+    """What is frozen has a base as what has an adapter."""
+    base = shutil.copytree(folders["policy"], tmp_path / "base")
+    for name, how in (("lora", ("--lora", "r=2")), ("frozen", ("--freeze", "*emb*"))):
+        tuning = ("--checkpoint", base, "--data", data["answers"], *BY, "--steps", 1, "--eval-batches", 1)
+        assert run("finetune", *tuning, *how, "--out", tmp_path / name) == 0
+    moved = base.rename(tmp_path / "moved")
+    for name in ("lora", "frozen"):
+        _, line = told(capsys, tmp_path / name, "--answers", data["answers"], status=2)
+        assert "say with --base where it is" in line
+        out, _ = told(capsys, tmp_path / name, "--answers", data["answers"], "--base", moved)
+        assert "loss, nats a token" in out

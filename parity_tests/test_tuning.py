@@ -1,30 +1,33 @@
 """Each goal of tuning: PyTorch's gradients of the same loss, uneven micro-batches, padding, draws and their rewards."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from numpygpt import GPTModel
+from numpygpt.adapt import freeze
 from numpygpt.adapt.head import class_head
 from numpygpt.data.batching import Examples
 from numpygpt.data.tokenizer import get_tokenizer
-from numpygpt.decoding.answers import answers
+from numpygpt.decoding.answers import Answer, answers
 from numpygpt.errors import InputError
 from numpygpt.random.torch_generator import TorchGenerator
+from numpygpt.training.goal import mean_loss
 from numpygpt.tree import mapped
 from numpygpt.tuning.answers import Answers
+from numpygpt.tuning.backend import tokens_of
 from numpygpt.tuning.distillation import Distillation
 from numpygpt.tuning.experience import Experience
-from numpygpt.tuning.policies import ActorCritic, ClippedValue, Grpo, Ppo, Reinforce
+from numpygpt.tuning.policies import ActorCritic, ClippedValue, Grpo, OfPolicy, Ppo, Reinforce
 from numpygpt.tuning.preferences import Preferences
 from numpygpt.tuning.rollouts import Drawing, facts_of, reward_of, with_group_advantages, with_values
-from parity_tests.tolerances import FLOAT64_NORMWISE
 from parity_tests.tuning_cases import CONFIG, END, NAMES, cases, critic, drawn, examples, model_of, prompts
 from parity_tests.tuning_properties import (
     PROPERTIES,
     WITH_PARTS,
-    assert_equal_to_rounding,
+    assert_agrees,
     assert_is_pytorchs,
     assert_parts_are_the_whole,
 )
@@ -56,13 +59,53 @@ def test_float32_stays_float32(name):
     assert np.isfinite(float(loss))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gradient_is_of_what_is_trained_and_has_the_scale_of_the_loss(name):
+    goal, model, batch = cases()[name]
+    _, whole = goal.loss_and_grads(model, batch)
+    some = next(iter(whole))
+    loss, alone = goal.loss_and_grads(model, batch, trained=lambda other: other == some, loss_scale=4.0)
+    assert list(alone) == [some]
+    assert_agrees(alone[some], 4 * whole[some])
+    assert_agrees(loss, goal.loss(model, batch))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("ppo")])
+def test_dropout_is_drawn_except_where_a_policy_learns(name):
+    goal, model, batch = cases()[name]
+    model.config = replace(model.config, drop_rate=0.3)
+    loss, _ = goal.loss_and_grads(model, batch, rng=np.random.default_rng(1))
+    assert (loss == goal.loss(model, batch)) == isinstance(goal, OfPolicy)
+
+
+def test_what_several_batches_tell_is_weighted():
+    """Their mean loss by what counts, their tokens without padding."""
+    goal, model, batch = cases()["answers"]
+    parts = parts_of(batch)[:2]
+    assert_agrees(mean_loss(goal, model, parts), goal.loss(model, batch))
+    assert mean_loss(goal, model, []) == 0
+    assert tokens_of(batch) == batch.lengths.sum() < batch.inputs.size
+    of_pairs = cases()["preferences"][2]
+    assert tokens_of(of_pairs) == of_pairs.chosen.lengths.sum() + of_pairs.rejected.lengths.sum()
+
+
+def test_a_new_head_is_trained_though_all_else_is_frozen():
+    model = class_head(freeze(model_of(), ("*",)), 2)
+    assert {name for name in model.named_parameters() if model.trained(name)} == {"out_head.weight", "out_head.bias"}
+
+
+def test_an_answer_that_just_fits_is_written():
+    (answer,) = answers(model_of(), [np.arange(12)], 4, temperature=0)
+    assert len(answer.token_ids) == 4
+
+
 def test_an_answer_alone_is_the_answer_in_a_batch():
     asked = [prompt.token_ids for prompt in prompts(4)]
     together = answers(model_of(), asked, 6, temperature=0, end_id=END)
     for prompt, answer in zip(asked, together, strict=True):
         (alone,) = answers(model_of(), [prompt], 6, temperature=0, end_id=END)
         np.testing.assert_array_equal(alone.token_ids, answer.token_ids)
-        assert_equal_to_rounding(alone.log_probs, answer.log_probs)
+        assert_agrees(alone.log_probs, answer.log_probs)
         assert len(answer.token_ids) == 6 or answer.has_ended(END)
         assert END not in answer.token_ids[:-1]
 
@@ -77,11 +120,11 @@ def test_ppo_and_what_is_told_do_not_depend_on_where_a_batch_is_cut():
     whole, (expected,) = drawn(), with_values([drawn()], critic(), beta=0.1)
     found = with_values(parts_of(whole), critic(), beta=0.1)
     for name in ("advantages", "values", "returns"):
-        assert_equal_to_rounding(np.concatenate([getattr(part, name) for part in found]), getattr(expected, name))
+        assert_agrees(np.concatenate([getattr(part, name) for part in found]), getattr(expected, name))
     told, alone = facts_of(parts_of(whole)), facts_of([whole])
     assert told.keys() == alone.keys()
-    assert_equal_to_rounding(list(told.values()), list(alone.values()))
-    assert_equal_to_rounding(alone["kl"], (whole.log_probs - whole.reference_log_probs)[whole.weights].mean())
+    assert_agrees(list(told.values()), list(alone.values()))
+    assert_agrees(alone["kl"], (whole.log_probs - whole.reference_log_probs)[whole.weights].mean())
 
 
 def test_without_a_reference_nothing_is_paid_for_a_distance():
@@ -90,7 +133,16 @@ def test_without_a_reference_nothing_is_paid_for_a_distance():
     found = Drawing(judge, END, 6, 0.8, 2).draw(model_of(), prompts(3), TorchGenerator(4))
     assert facts_of([found])["kl"] == 0
     (valued,) = with_values([found], critic(), beta=0.5, lam=1.0)
-    assert_equal_to_rounding(valued.returns, found.rewards[:, np.newaxis] * found.weights)
+    assert_agrees(valued.returns, found.rewards[:, np.newaxis] * found.weights)
+
+
+def test_a_reward_model_reads_each_answer_to_its_end():
+    asked = prompts(3)
+    judge, texts = class_head(model_of(7), 1), [np.array([END]), np.array([3, 7, 2, END]), np.array([1, 2])]
+    scores = reward_of(judge)(asked, [Answer(text, np.zeros(len(text))) for text in texts])
+    rows = [np.concatenate([one.token_ids, text]) for one, text in zip(asked, texts, strict=True)]
+    alone = [judge(row[np.newaxis])[0, -1, 0] for row in rows]
+    assert_agrees(scores, alone)
 
 
 SETTINGS = {
@@ -112,14 +164,15 @@ def test_a_step_of_ppo_draws_all_its_micro_batches_and_whitens_them_together():
     assert again[0] is first
     assert again[1] is second
     both = np.concatenate([batch.advantages[batch.weights] for batch in (first, second)])
-    assert abs(both.mean()) < FLOAT64_NORMWISE < abs(first.advantages[first.weights].mean())
+    assert_agrees(both.sum(), 0, scale=len(both))
+    assert abs(first.advantages[first.weights].mean()) > 0.01, "one alone is not whitened"
 
 
 def test_the_reward_of_an_evaluation_is_the_mean_over_answers():
     found, rng = experience(), TorchGenerator(3)
     batches = [prompts(1), prompts(3)]
     rewards = [found.drawing.judged(model_of(), asked, rng).rewards for asked in batches]
-    assert_equal_to_rounding(found.loss(model_of(), batches), -np.concatenate(rewards).mean())
+    assert_agrees(found.loss(model_of(), batches), -np.concatenate(rewards).mean())
 
 
 def test_equal_rewards_teach_nothing_but_the_reference():
@@ -152,6 +205,8 @@ def test_a_class_head_is_trained_beside_the_rest_and_scores_classes():
         (lambda: answers(model_of(), [np.arange(12)], 5), "prompt 0 has 12 tokens, and an answer may have 5"),
         (lambda: Drawing(lambda asked, found: np.full(len(found), np.nan), END, 3).judged(
             model_of(), prompts(2), TorchGenerator(1)), "the reward of answer 0 is nan"),
+        (lambda: Drawing(lambda asked, found: np.full(len(found), np.inf), END, 3).judged(
+            model_of(), prompts(2), TorchGenerator(1)), "the reward of answer 0 is inf"),
         (lambda: Drawing(lambda asked, found: np.zeros(1), END, 3).judged(
             model_of(), prompts(2), TorchGenerator(1)), r"the reward gave an array of shape \(1,\)"),
     ],
@@ -177,3 +232,13 @@ def test_actor_and_critic_are_trained_by_their_own_names():
     assert isinstance(both, ActorCritic)
     assert isinstance(both.actor, GPTModel)
     assert both.actor.config.vocab_size == CONFIG["vocab_size"]
+
+
+def test_what_is_frozen_of_actor_or_critic_has_no_gradient():
+    goal, both, batch = cases()["ppo"]
+    frozen = ActorCritic(freeze(both.actor, ("trf_blocks.*",)), freeze(both.critic, ("tok_emb.weight", "final_norm.*")))
+    of_critic = {"critic.tok_emb.weight", "critic.final_norm.scale", "critic.final_norm.shift"}
+    assert {name for name in frozen.frozen if name.startswith("critic")} == of_critic
+    assert {name.partition(".")[0] for name in frozen.frozen - of_critic} == {"trf_blocks"}
+    _, grads = goal.loss_and_grads(frozen, batch)
+    assert grads.keys() == frozen.named_parameters().keys() - frozen.frozen

@@ -12,6 +12,8 @@ from numpygpt.adapt import add_lora
 from numpygpt.adapt.head import class_head
 from numpygpt.errors import InputError
 from numpygpt.formats.checkpoint import read_checkpoint, write_checkpoint
+from numpygpt.random.torch_generator import TorchGenerator
+from numpygpt.shapes import IGNORE_INDEX
 from numpygpt.training.advantages import of_groups
 from numpygpt.tuning.aids import Aids, aids_of, with_tokens_of
 from numpygpt.tuning.answers import Answers
@@ -23,9 +25,10 @@ from numpygpt.tuning.options import FinetuneOptions
 from numpygpt.tuning.policies import ClippedPolicy, ClippedValue, Grpo, Ppo
 from numpygpt.tuning.preferences import Preferences
 from numpygpt.tuning.rewards import Rewards
+from numpygpt.tuning.rollouts import with_values
 from parity_tests.chatting import saved
 from parity_tests.command import run
-from parity_tests.tuning_cases import drawn
+from parity_tests.tuning_cases import critic, drawn
 
 pytestmark = pytest.mark.usefixtures("without_checks_of_annotations")
 
@@ -49,8 +52,10 @@ def folders(tmp_path_factory):
     models = {"base": BASE, "reference": REFERENCE, "teacher": TEACHER, "judge": JUDGE}
     models["other"] = model_of(5, vocab_size=99)
     found = {name: str(saved(folder / name, model, TOKENIZER)) for name, model in models.items()}
-    for name, count in (("one", 1), ("many", 5)):
-        records = [{"prompt": "a", "completion": "b", "chosen": "b", "rejected": "c"}] * count
+    for name, count in (("one", 1), ("two", 2), ("many", 5)):
+        records = [
+            {"prompt": prompt, "completion": "b", "chosen": "b", "rejected": "c"} for prompt in "abcde"[:count]
+        ]
         (folder / f"{name}.json").write_text(json.dumps(records), encoding="utf-8")
         found[name] = str(folder / f"{name}.json")
     return found
@@ -120,6 +125,45 @@ def test_what_is_given_reaches_the_drawing_and_the_advantages():
     experience.drawing = SimpleNamespace(draw=lambda *_: answers)
     found = experience.next(None, None, list, None)
     assert np.array_equal(found.advantages, of_groups(answers.rewards, 3, scale=False)[:, np.newaxis] * answers.weights)
+
+
+def test_what_is_given_reaches_the_values_of_ppo():
+    given = options("ppo", beta=0.3, gamma=0.9, lam=0.7, template="plain")
+    experience, answers = Experience(given, TOKENIZER, JUDGE, None), drawn()
+    experience.drawing = SimpleNamespace(draw=lambda *_: answers)
+    (expected,) = with_values([answers], critic(), beta=0.3, gamma=0.9, lam=0.7)
+    assert np.array_equal(experience.next(None, critic(), list, None).advantages, expected.advantages)
+
+
+# Records
+
+
+def test_training_records_come_in_a_new_order_and_those_to_validate_with_do_not(folders):
+    records = corpus(folders, "next-token", "many", val_data=(folders["many"],))
+    training, validation = records.loaders(1, 24, TorchGenerator(1))
+    firsts = [[int(batch.inputs[0, 0]) for batch in loader] for loader in (training, training, validation)]
+    assert firsts[2] == list(b"abcde")
+    assert [sorted(order) for order in firsts] == [firsts[2]] * 3
+    assert firsts[0] != firsts[1]
+
+
+@pytest.mark.parametrize(("name", "counts"), [("two", (1, 1)), ("many", (4, 1))])
+def test_a_tenth_of_the_records_validates_and_at_least_one(folders, name, counts):
+    records = corpus(folders, "dpo", name)
+    assert (len(records.training), len(records.validation)) == counts
+
+
+def test_every_file_has_a_part_in_the_digest(folders):
+    several = {corpus(folders, "dpo", name, val_data=(folders[other],)).sha256
+               for name, other in (("many", "one"), ("many", "many"))}  # fmt: skip
+    assert len(several) == 2
+
+
+@pytest.mark.parametrize(("mask", "count"), [(True, 2), (False, 3)])
+def test_prompts_are_learned_if_that_is_asked_for(folders, mask, count):
+    """The records are "a", a new line, "b" and the end."""
+    batch = corpus(folders, "next-token", mask_prompts=mask).training.batch(np.arange(1))
+    assert np.count_nonzero(batch.targets != IGNORE_INDEX) == count
 
 
 # Models that help

@@ -12,6 +12,7 @@ import pytest
 
 from numpygpt import GPTConfig, GPTModel
 from numpygpt.commands.model_options import flag
+from numpygpt.training import run as run_module
 from numpygpt.training.run import TrainingRun
 from numpygpt.tuning.options import ADAPTER_OPTIONS, NEEDED, OBJECTIVES, OF_OBJECTIVES, FinetuneOptions
 from parity_tests.chatting import TOKENIZER, saved
@@ -32,6 +33,13 @@ OPTIONS = {
     "grpo": (*PLAIN, "--reward-model", "JUDGE", "--max-new-tokens", 3, "--group", 2),
     "distill": (*PLAIN, "--teacher", "DIR"),
 }
+
+
+#: What the losses are in, if not in nats a token.
+UNITS = {
+    "classify": "nats a text", "reward": "nats a pair", "dpo": "nats a pair", "ppo": "(minus the mean reward)",
+    "grpo": "(minus the mean reward)",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +91,18 @@ def test_the_command_that_is_told_works(capsys, monkeypatch, base, judge, tmp_pa
     assert len(capsys.readouterr().out.splitlines()) >= 1
     assert run("info", "--checkpoint", tmp_path / "run") == 0
     classes = {"classify": "2", "reward": "1"}.get(objective, "None")
-    assert re.search(rf"^classes {classes}$", capsys.readouterr().out, re.M)
+    said = capsys.readouterr().out
+    assert re.search(rf"^classes {classes}$", said, re.M)
+    assert re.search(rf"^validation loss -?\d\.\d+ {re.escape(UNITS.get(objective, 'nats a token'))}", said, re.M)
+    assert ("perplexity" in said) == (objective == "next-token")
+
+
+def test_the_picture_says_what_the_losses_are(monkeypatch, base, tmp_path):
+    monkeypatch.undo()
+    drawn = []
+    monkeypatch.setattr(run_module, "plot_losses", lambda *arguments, unit: drawn.append(unit))
+    assert tune(base, tmp_path / "run", "--objective", "dpo", *PLAIN) == 0
+    assert drawn == ["nats a pair"]
 
 
 def test_an_adapter_with_a_head_is_evaluated_and_told_of(capsys, base, tmp_path):

@@ -237,16 +237,16 @@ def tell(watch) -> None:
     drawn = training_examples(60, seed=8)
     watch("text2sql.training", np.concatenate([token_ids(example.text) for example in drawn]))
     draws = Draws(8)
-    watch("text2sql.held_out", np.array([held_out(draw_example(draws, KNOWN, 1)) for _ in range(60)]))
+    watch("text2sql.held_out", np.array([held_out(draw_example(draws, KNOWN, 1)) for _ in range(60)], int))
     inputs, targets = batch_of(EXAMPLES)
     watch("text2sql.inputs", inputs)
     watch("text2sql.targets", targets)
     with Database(SCHEMA, FILLING) as database:
         answers = [database.answer(f"SELECT {function} FROM cars") for function in (*FUNCTIONS, "SUM(price)")]
-    watch("text2sql.refused", np.array([answer.rows is None for answer in answers]))
+    watch("text2sql.refused", np.array([answer.rows is None for answer in answers], int))
     for number, (reference, sql, _) in enumerate(JUDGED):
         with judge_of(reference) as judge:
-            watch(f"text2sql.verdict.{number}", np.array(judge.verdict(sql)))
+            watch(f"text2sql.verdict.{number}", np.array(judge.verdict(sql), int))
     example = asked(DEAR)._replace(constants={"price": 20})
     watch("text2sql.earned", rewards(example, [DEAR, ALL, "SELECT"]))
     for name, text in pair_of(example, [ALL, DEAR])._asdict().items():

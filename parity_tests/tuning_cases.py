@@ -73,17 +73,21 @@ def cases(dtype: Any = np.float64) -> dict[str, tuple[Any, Any, Any]]:
     """{name: a goal, a model that is trained for it, and a batch}."""
     four, model = np.arange(4), near(model_of(1, dtype), 0)
     batch, both = Examples(examples(5)).batch(four), Pairs(pairs(4)).batch(four)
+    empty = batch._replace(targets=np.where(four[:, np.newaxis] == 2, IGNORE_INDEX, batch.targets))
     packed = PackedExamples(examples(7), CONFIG["context_length"]).batch(np.arange(3))
     labeled = LabeledTexts([LabeledText(e.token_ids, k % 3) for k, e in enumerate(examples(4))]).batch(four)
     labeled.labels[3] = IGNORE_INDEX
     other, answers = model_of(2, dtype), drawn(dtype)
     (valued,) = with_values([answers], critic(dtype), beta=0.1, gamma=0.9)
     excluded = answers._replace(reference_log_probs=np.where(answers.weights, -np.inf, answers.log_probs))
-    policy, value = ClippedPolicy(0.8, clip=0.05), ClippedValue(0.05)
+    both_models = ActorCritic(model, near(critic(dtype), 1))
+    by_tokens = Ppo(ClippedPolicy(0.8, clip=0.05), ClippedValue(0.05), 0.3)
+    by_answers = Ppo(ClippedPolicy(0.8, "sequences", 0.05, 0.01), ClippedValue(0.002, "sequences"), 0.3)
     return {
         "answers": (Answers(), model, batch),
         "answers, packed": (Answers(), model, packed),
         "answers, sequences, smoothed": (Answers("sequences", 0.1), model, batch),
+        "answers, sequences, one of them empty": (Answers("sequences"), model, empty),
         "classes": (Classes(), class_head(model, 3), labeled),
         "rewards": (Rewards(), class_head(model, 1), both),
         "preferences": (Preferences(other), model, both),
@@ -93,10 +97,12 @@ def cases(dtype: Any = np.float64) -> dict[str, tuple[Any, Any, Any]]:
         "distillation, reverse, packed, hidden": (Distillation(other, 1.5, "reverse", 0.3), model, packed),
         "distillation, sequences": (Distillation(other, over="sequences", hidden=0.2), model, batch),
         "reinforce": (Reinforce(0.8), model, answers),
+        "reinforce, sequences": (Reinforce(0.8, "sequences"), model, answers),
         "grpo": (Grpo(0.8, clip=0.05), model, answers),
         "grpo, tokens, another bound above": (Grpo(0.8, "tokens", clip_high=0.01), model, answers),
         "grpo, no beta, and a reference that excludes all": (Grpo(0.8, beta=0.0, clip=0.05), model, excluded),
-        "ppo": (Ppo(policy, value, 0.3), ActorCritic(model, near(critic(dtype), 1)), valued),
+        "ppo": (by_tokens, both_models, valued),
+        "ppo, sequences, another bound above": (by_answers, both_models, valued),
     }
 
 

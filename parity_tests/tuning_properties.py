@@ -25,7 +25,7 @@ CASES = cases()
 WITH_PARTS = tuple(name for name in NAMES if name != "answers, packed")
 
 
-def assert_equal_to_rounding(ours, expected, scale=None):
+def assert_agrees(ours, expected, scale=None):
     """The two are equal except for rounding in float64, of numbers of this size; None: of their own."""
     ours, expected = np.asarray(ours), np.asarray(expected)
     assert ours.shape == expected.shape
@@ -34,13 +34,13 @@ def assert_equal_to_rounding(ours, expected, scale=None):
 
 
 def assert_gradients_close(ours, expected):
-    """All are equal except for rounding; one that is 0 in exact arithmetic, as keys' biases have, by the largest's."""
+    """As `assert_agrees`; one that is 0 in exact arithmetic, as that of keys' biases, has the scale of the largest."""
     assert ours.keys() == expected.keys()
     sizes = {name: np.linalg.norm(gradient) for name, gradient in expected.items()}
     largest = max(sizes.values())
     for name, gradient in ours.items():
         vanishes = sizes[name] <= FLOAT64_NORMWISE * largest
-        assert_equal_to_rounding(gradient, expected[name], largest if vanishes else None)
+        assert_agrees(gradient, expected[name], largest if vanishes else None)
 
 
 # In PyTorch
@@ -97,9 +97,9 @@ def assert_is_pytorchs(name):
     goal, model, batch = CASES[name]
     expected, expected_grads = EXPECTED[name]
     loss, grads = goal.loss_and_grads(model, batch)
-    assert_equal_to_rounding(loss, expected)
+    assert_agrees(loss, expected)
     assert_gradients_close(grads, expected_grads)
-    assert_equal_to_rounding(goal.loss(model, batch), expected)
+    assert_agrees(goal.loss(model, batch), expected)
 
 
 def assert_parts_are_the_whole(name):
@@ -107,9 +107,11 @@ def assert_parts_are_the_whole(name):
     goal, model, batch = CASES[name]
     parts = [mapped(lambda array, some=some: array[some], batch) for some in (slice(0, 1), slice(1, None))]
     loss, grads = loss_and_grads_of(model, parts, goal=goal)
-    assert_equal_to_rounding(loss, EXPECTED[name][0])
+    assert_agrees(loss, EXPECTED[name][0])
     assert_gradients_close(grads, EXPECTED[name][1])
     assert goal.weight(batch) == sum(map(goal.weight, parts))
+    if isinstance(goal, Ppo):  # the critic is weighted alone where it is trained alone
+        assert goal.value.weight(batch) == goal.weight(batch)
 
 
 def goals_in_pytorch():
@@ -131,11 +133,14 @@ def drawn_as_scored():
     """The log-probabilities of drawn tokens are those of a forward over prompt and answer, at the same temperature."""
     drawing = rollouts.Drawing(fixed_reward, END, 7, 0.7, 2, model_of(3))
     found = drawing.draw(model_of(), prompts(4), TorchGenerator(3))
+    ends = found.targets == END
+    assert ends.any(), "an answer has ended"
+    assert not (np.cumsum(ends, axis=1) - ends)[found.weights].any(), "and nothing of it comes after its end"
     twin, other = (to_torch(model, copy=True) for model in (model_of(), model_of(3)))
     for module, ours in ((twin, found.log_probs), (other, found.reference_log_probs)):
         logits = module(torch.from_numpy(found.inputs)) / 0.7
         scored = logits.log_softmax(-1).gather(-1, torch.from_numpy(np.maximum(found.targets, 0))[..., None])[..., 0]
-        assert_equal_to_rounding(ours, np.where(found.weights, scored.detach().numpy(), 0))
+        assert_agrees(ours, np.where(found.weights, scored.detach().numpy(), 0))
 
 
 def rewarded_by_hand():
@@ -152,11 +157,11 @@ def rewarded_by_hand():
             reward += drawn.rewards[row] if place == places[-1] else 0
             ahead = reward + 0.9 * value_ahead - scores[row, place] + 0.9 * 0.8 * ahead
             value_ahead, raw[row, place] = scores[row, place], ahead
-    assert_equal_to_rounding(found.values, scores * drawn.weights)
-    assert_equal_to_rounding(found.returns, (raw + scores) * drawn.weights)
+    assert_agrees(found.values, scores * drawn.weights)
+    assert_agrees(found.returns, (raw + scores) * drawn.weights)
     counted = raw[drawn.weights]
     white = (counted - counted.mean()) / np.sqrt(counted.var(ddof=1) + WHITENING_EPS)
-    assert_equal_to_rounding(found.advantages[drawn.weights], white)
+    assert_agrees(found.advantages[drawn.weights], white)
 
 
 def groups_by_hand():
@@ -164,10 +169,12 @@ def groups_by_hand():
     drawing = rollouts.Drawing(fixed_reward, END, 6, 1.0, 3)
     drawn = drawing.draw(model_of(), prompts(2), TorchGenerator(6))
     found = rollouts.with_group_advantages(drawn, 3)
+    for row, prompt in enumerate(prompts(2)[number] for number in (0, 0, 0, 1, 1, 1)):
+        assert np.array_equal(drawn.inputs[row, : len(prompt.token_ids)], prompt.token_ids)
     for row, weights in enumerate(drawn.weights):
         same = drawn.rewards[row - row % 3 : row - row % 3 + 3]
         advantage = (drawn.rewards[row] - same.mean()) / (same.std(ddof=1) + GROUP_EPS)
-        assert_equal_to_rounding(found.advantages[row], advantage * weights)
+        assert_agrees(found.advantages[row], advantage * weights)
 
 
 def best_by_hand():

@@ -9,7 +9,7 @@ unusable input, 130 if interrupted. docs/text2sql.md explains the figures.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from numpygpt.errors import BAD_INPUT, INTERRUPTED, InputError
 from numpygpt.formats.checkpoint import write_checkpoint
 from numpygpt.model.gpt import GPTModel
 from numpygpt.model.saving import SECTION, model_section
+from numpygpt.parallel import use_own_threads
 from numpygpt.pictures.stages import plot_stages
 from numpygpt.process import keep_freed_memory
 from numpygpt.text2sql.stages import CONFIG, Measured, Supervised, run_stages, stages_of, tests_of
@@ -35,11 +36,11 @@ def bar_of(name: str) -> Any:
     """What shows the steps of a stage as a bar, from its first step on."""
     bars: list[Any] = []
 
-    def told(done: int, steps: int, loss: float) -> None:
+    def told(done: int, steps: int, facts: Mapping[str, float]) -> None:
         if not bars:
             bars.append(tqdm(total=steps, desc=name, unit="step", dynamic_ncols=True))
         bar = bars[0]
-        bar.set_postfix({"loss": f"{loss:.3f}"}, refresh=False)
+        bar.set_postfix({fact: f"{value:.3f}" for fact, value in facts.items()}, refresh=False)
         bar.update(done - bar.n)
         if done == steps:
             bar.close()
@@ -73,6 +74,7 @@ def run(parsed: argparse.Namespace) -> int:
             raise InputError(f"--{name} is {getattr(parsed, name)}; expected 1 or more")
     make_writable(parsed.out)
     keep_freed_memory()
+    use_own_threads()
     stages = stages_of(Supervised(steps=parsed.steps, seed=parsed.seed))
     results: list[Measured] = []
     try:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from numpygpt.adapt.saving import model_of
 from numpygpt.commands.evaluate_records import (
     Asked,
     Told,
@@ -17,10 +16,18 @@ from numpygpt.commands.evaluate_records import (
     of_labels,
     of_pairs,
     of_prompts,
+    refuse_another_head,
 )
 from numpygpt.commands.model_options import flag
 from numpygpt.commands.tables import print_table
-from numpygpt.commands.trained import add_checkpoint_options, add_template_option, origin_of, tokenizer_of
+from numpygpt.commands.trained import (
+    add_adapter_options,
+    add_checkpoint_options,
+    add_template_option,
+    origin_of,
+    tokenizer_of,
+    trained_model,
+)
 from numpygpt.data.texts import read_text
 from numpygpt.data.tokenizer import text_to_token_ids
 from numpygpt.errors import InputError
@@ -51,6 +58,7 @@ GOES_WITH = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_checkpoint_options(parser)
+    add_adapter_options(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     add = what.add_argument
     add("--text", type=Path, metavar="FILE", help="loss, perplexity and bits a byte of this text")
@@ -76,13 +84,9 @@ def run(parsed: argparse.Namespace) -> int:
     _refuse_useless_options(parsed, name)
     checkpoint = read_model(parsed.checkpoint)
     tokenizer = tokenizer_of(checkpoint, parsed.vocab)
+    refuse_another_head(name, checkpoint)
     print(*origin_of(checkpoint), sep="\n", flush=True)  # an output that cannot be written is found out before the work
-    model = model_of(checkpoint)
-    if name not in OF_ANY_HEAD and model.config.classes is not None:
-        raise InputError(
-            f"{checkpoint.path} has a head of {model.config.classes} rows, which scores no tokens, and {flag(name)} is "
-            f"for a model that writes; a classifier is evaluated with --labels, and a reward model with --pairs"
-        )
+    model = trained_model(checkpoint, parsed)
     told = protocol(Asked(parsed, checkpoint, model, tokenizer, partial(_logits_of, parsed)))
     print(*told.lines, sep="\n")
     print_table("lr", told.figures)
@@ -203,5 +207,3 @@ PROTOCOLS: dict[str, Callable[[Asked], Told]] = {
     "pairs": of_pairs,
     "prompts": of_prompts,
 }
-#: Those that say themselves which head they are for.
-OF_ANY_HEAD = ("labels", "pairs")

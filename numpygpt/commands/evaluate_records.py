@@ -1,6 +1,7 @@
 """What `numpygpt evaluate` says of a tuned model by records: labeled texts, answers, pairs, and prompts."""
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,9 @@ from numpygpt.evaluation.pairs import PairScore, score_preferences, score_reward
 from numpygpt.evaluation.scores import LogitsOf, progress_bar
 from numpygpt.evaluation.wins import Writer, score_wins
 from numpygpt.formats.kinds import read_model
+from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
+from numpygpt.model.saving import saved_config
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.sections import SavedSections
 from numpygpt.tuning.rollouts import reward_of
@@ -69,9 +72,7 @@ def add_record_options(parser: argparse.ArgumentParser) -> None:
 
 def of_labels(asked: Asked) -> Told:
     """How well the classes of labeled texts are told."""
-    path, classes = asked.parsed.labels, asked.model.config.classes
-    if classes is None or classes < 2:
-        raise InputError(f"{asked.checkpoint.path} scores {_scored(asked.model)}; expected a classifier for --labels")
+    path, classes = asked.parsed.labels, asked.model.config.scores
     names = _class_names(asked, classes)
     kept = read_labeled_texts(path, names, asked.tokenizer, _limit(asked))
     texts = LabeledTexts(kept.items)
@@ -116,15 +117,17 @@ def of_answers(asked: Asked) -> Told:
 
 def of_pairs(asked: Asked) -> Told:
     """How often a reward model, or a model that writes, prefers the better of two answers."""
-    path, classes = asked.parsed.pairs, asked.model.config.classes
-    if classes not in (None, 1):
-        raise InputError(
-            f"{asked.checkpoint.path} scores {_scored(asked.model)}; expected a reward model or a model that writes"
-        )
+    path = asked.parsed.pairs
+    score = _of_policy if asked.model.config.classes is None else _of_reward_model
+    _check_beta(asked.parsed)
     kept = _read(asked, read_preferences, path)
-    score = _of_policy if classes is None else _of_reward_model
     how, figures = score(asked, Pairs(kept.items))
     return Told([f"{path}: {len(kept.items):,} pairs; equal answers count half", *kept.notes, how], figures)
+
+
+def _check_beta(parsed: argparse.Namespace) -> None:
+    if parsed.beta is not None and not (parsed.beta > 0 and math.isfinite(parsed.beta)):
+        raise InputError(f"--beta is {parsed.beta:g}; expected a positive number")
 
 
 def _of_reward_model(asked: Asked, pairs: Pairs) -> tuple[str, Table]:
@@ -248,18 +251,37 @@ def _other(asked: Asked, option: str) -> GPTModel:
     """The model of another option. InputError, which names it, if it cannot be read or has another vocabulary."""
     path, name = getattr(asked.parsed, option), option.replace("_", "-")
     try:
-        model = model_of(read_model(path))
+        saved = read_model(path)
+        config = saved_config(saved)
+        if option != "reward_model" and config.classes is not None:
+            raise InputError(f"{saved.path} scores {_scored(config)}; expected a model that writes")
+        model = model_of(saved)
     except InputError as error:
         raise InputError(f"--{name}: {error}") from error
-    ours, theirs = asked.model.config.vocab_size, model.config.vocab_size
+    ours, theirs = asked.model.config.vocab_size, config.vocab_size
     if ours != theirs:
         raise InputError(f"--{name} has a vocabulary of {theirs} tokens; expected {ours}, that of --checkpoint")
-    if option != "reward_model" and model.config.classes is not None:
-        raise InputError(f"--{name} scores {_scored(model)}; expected a model that writes")
     return model
 
 
-def _scored(model: GPTModel) -> str:
+def refuse_another_head(protocol: str, saved: SavedSections) -> None:
+    """Raise InputError if the protocol is for another kind of head than the saved model's. Its weights are not read."""
+    config = saved_config(saved)
+    classes = config.classes
+    if protocol == "labels":
+        expected = None if classes is not None and classes > 1 else "a classifier for --labels"
+    elif protocol == "pairs":
+        expected = None if classes in (None, 1) else "a reward model or a model that writes for --pairs"
+    else:
+        expected = None if classes is None else (
+            f"a model that writes for --{protocol.replace('_', '-')}; a classifier is evaluated with --labels, and a "
+            f"reward model with --pairs"
+        )
+    if expected is not None:
+        raise InputError(f"{saved.path} scores {_scored(config)}; expected {expected}")
+
+
+def _scored(config: GPTConfig) -> str:
     """What a head scores, in words."""
-    classes = model.config.classes
+    classes = config.classes
     return "tokens" if classes is None else "answers, as a reward model" if classes == 1 else f"{classes} classes"

@@ -185,6 +185,13 @@ def _of_packed_matrices(forms: dict[str, Form]) -> list[str]:
     return lines
 
 
+def _loss_in_words(options: Options, loss: float) -> str:
+    """The validation loss of a run. That of the next token has a perplexity, too."""
+    of_tokens = getattr(options, "objective", "next-token") == "next-token"
+    also = f", perplexity {perplexity(loss):.2f}" if of_tokens else ""
+    return f"validation loss {loss:.3f} {options.loss_unit}{also}"
+
+
 def _of_a_run(
     parsed: argparse.Namespace,
 ) -> tuple[GPTConfig, Options | None, TunedSizes | None, list[str]]:
@@ -204,8 +211,5 @@ def _of_a_run(
         lines = [f"{origin}, step {value_of(saved, 'step', int)}"]
     if history:
         last = history[-1]
-        lines.append(
-            f"validation loss {last.val_loss:.3f} nats a token, perplexity {perplexity(last.val_loss):.2f} "
-            f"(step {last.step})"
-        )
+        lines.append(f"{_loss_in_words(options, last.val_loss)} (step {last.step})")
     return config, options, tuned, [*lines, *([] if tuned is None else tuned.lines), *notes]

@@ -16,7 +16,7 @@ from numpygpt.errors import InputError
 from numpygpt.files import check_writable
 from numpygpt.formats.foreign import ForeignModel
 from numpygpt.model.gpt import GPTModel
-from numpygpt.model.saving import saved_tokenizer
+from numpygpt.model.saving import BASE, SECTION, saved_tokenizer
 from numpygpt.pictures.figure import token_label
 from numpygpt.sections import SavedSections, named_in_errors, value_of
 from numpygpt.shapes import Array
@@ -50,9 +50,9 @@ def add_template_option(parser: argparse.ArgumentParser) -> None:
 
 def trained_model(checkpoint: SavedSections, parsed: argparse.Namespace) -> GPTModel:
     """The model of a checkpoint with the options of `add_adapter_options`. InputError for what does not fit it."""
-    model = model_of(checkpoint, base=parsed.base)
-    if parsed.base is not None and not paths_of(model):
+    if parsed.base is not None and BASE not in checkpoint.values(SECTION):
         raise InputError(f"{checkpoint.path} has no adapter, so it has no base; leave out --base")
+    model = model_of(checkpoint, base=parsed.base)
     if parsed.adapter is not None:
         if paths_of(model):
             raise InputError(

@@ -19,10 +19,12 @@ def plot_losses(
     train_losses: Series,
     val_losses: Series,
     path: str | os.PathLike[str] | None = None,
+    *,
+    unit: str = "nats per token",
 ) -> Figure:
     """The loss curves of a training run over two x axes: epochs below, tokens seen above.
 
-    The four sequences have one entry for each evaluation. The losses are in nats a token. If a `path` is given,
+    The four sequences have one entry for each evaluation. `unit` is what the losses are in. If a `path` is given,
     the figure is also written there, as PNG.
 
     Raises InputError for sequences that are empty or of unequal lengths, for a path that cannot be written,
@@ -30,7 +32,7 @@ def plot_losses(
     """
     _refuse_unequal(epochs_seen=epochs_seen, tokens_seen=tokens_seen, train_losses=train_losses, val_losses=val_losses)
     return _over_two_axes(
-        (epochs_seen, tokens_seen, "Tokens seen"), train_losses, val_losses, ("loss", "Loss (nats per token)"), path
+        (epochs_seen, tokens_seen, "Tokens seen"), train_losses, val_losses, ("loss", f"Loss ({unit})"), path
     )
 
 

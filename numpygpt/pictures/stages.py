@@ -47,7 +47,7 @@ def plot_stages(
     axes.set_xticks(range(len(stages)), stages)
     axes.set(ylabel="Right answers (%)", ylim=(0, 105))
     axes.set_axisbelow(True)  # the grid is drawn behind the bars
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(accuracies))
     if path is not None:
         write_png(figure, path)
     return figure

@@ -8,7 +8,8 @@ What a model writes may be anything, so every answer comes with these limits:
                       memory.
     time              MOST_STEPS instructions of SQLite's virtual machine, which take about a hundredth of a second.
                       Instructions are counted, so that the answer is the same on any machine. A machine that is very
-                      slow is stopped by the clock, after MOST_SECONDS.
+                      slow is stopped after MOST_SECONDS of the thread's processor time, to which what other programs
+                      do adds nothing.
     memory            a text and a row have MOST_BYTES at most, and each row that is kept costs instructions
     rows              MOST_ROWS
     the query itself  MOST_CHARACTERS, one statement that begins with SELECT, no deeper than DEEPEST, and without WITH:
@@ -38,7 +39,7 @@ MOST_SECONDS = 0.2
 DEEPEST = 20
 #: How many things a statement may ask SQLite's leave for. Tables within tables make their number grow exponentially.
 MOST_REQUESTS = 500
-#: After how many instructions SQLite looks at the clock.
+#: After how many instructions SQLite looks at the clock, which counts the thread's processor time.
 _STEPS_BETWEEN_LOOKS = 1_000
 
 _SELECT = re.compile(r"\s*select\b", re.IGNORECASE)
@@ -115,7 +116,7 @@ class Database:
         if fault:
             return Answer(None, fault)
         self._requests = self._looks = 0
-        self._deadline = time.monotonic() + MOST_SECONDS
+        self._deadline = time.thread_time() + MOST_SECONDS
         try:
             rows = self._connection.execute(sql).fetchmany(MOST_ROWS + 1)
         except (sqlite3.Error, ValueError, MemoryError) as error:
@@ -128,7 +129,7 @@ class Database:
     def _permission(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
         """Whether a statement may do this. SQLite asks while it prepares the statement."""
         self._requests += 1
-        if self._requests > MOST_REQUESTS or time.monotonic() > self._deadline:
+        if self._requests > MOST_REQUESTS or time.thread_time() > self._deadline:
             return sqlite3.SQLITE_DENY
         permitted = {
             sqlite3.SQLITE_SELECT: True,
@@ -140,7 +141,7 @@ class Database:
     def _is_over(self) -> bool:
         """Whether the query has had its time. SQLite asks every _STEPS_BETWEEN_LOOKS instructions."""
         self._looks += 1
-        return self._looks * _STEPS_BETWEEN_LOOKS >= MOST_STEPS or time.monotonic() > self._deadline
+        return self._looks * _STEPS_BETWEEN_LOOKS >= MOST_STEPS or time.thread_time() > self._deadline
 
 
 def _fault(sql: str) -> str:

@@ -39,7 +39,7 @@ TEST_PARTS: dict[str, tuple[int, Words]] = {
 }
 
 #: How many of a hundred examples of the training have made-up names and words.
-PERCENT_MADE_UP = 60
+PERCENT_MADE_UP = 70
 #: How many of a hundred examples of the training have two tables.
 PERCENT_OF_TWO_TABLES = 35
 

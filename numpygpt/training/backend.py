@@ -106,6 +106,14 @@ class Exports(Protocol):
 
 
 @runtime_checkable
+class Appraises(Protocol):
+    """A backend that can tell more of the model than its losses."""
+
+    def appraise(self) -> dict[str, float]:
+        """What is worth telling of the validation batches, by name. It leaves the run as it was."""
+
+
+@runtime_checkable
 class TrainsSome(Protocol):
     """A backend of a model of which a part alone may be trained."""
 

@@ -10,6 +10,7 @@
     tokens_per_second   its tokens over its time, without evaluations, samples and saves
     val_loss            the validation loss after it, if it was evaluated then
 
+A run that learns from pairs also has "val_accuracy" and "val_margin" (`numpygpt.tuning.appraisal`) beside "val_loss".
 A step that learns from rewards also has the mean "reward" and "length" of its answers, and "kl", how far the model is
 from the reference, in nats a token.
 """
@@ -66,7 +67,7 @@ class Journal:
             **taken.facts,
         }
         if run.history and run.history[-1].step == run.step:
-            line["val_loss"] = run.history[-1].val_loss
+            line |= {"val_loss": run.history[-1].val_loss, **run.appraised}
         with self._forgiven():
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()

@@ -47,6 +47,7 @@ class Progress:
         self.write(
             f"step {evaluation.step}: training loss {evaluation.train_loss:.3f}, "
             f"validation loss {evaluation.val_loss:.3f} {run.options.loss_unit}"
+            + "".join(f", {name.removeprefix('val_')} {value:.3f}" for name, value in run.appraised.items())
         )
 
     def sampled(self, run: TrainingRun, text: str, seconds: float) -> None:

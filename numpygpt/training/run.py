@@ -35,7 +35,7 @@ from numpygpt.model.saving import saved_config
 from numpygpt.pictures.losses import plot_losses
 from numpygpt.sections import SavedSections, Section, named_in_errors, value_of
 from numpygpt.training import earlier, sliced
-from numpygpt.training.backend import Backend, Maker, Pending, Task, WritesSlices
+from numpygpt.training.backend import Appraises, Backend, Maker, Pending, Task, WritesSlices
 from numpygpt.training.corpus import Learned
 from numpygpt.training.options import Options
 from numpygpt.training.step import StepTaken
@@ -79,6 +79,7 @@ class TrainingRun:
     step          how many optimizer steps are done
     tokens_seen   how many tokens these steps were trained on
     history       the evaluations so far
+    appraised     what else the last evaluation found, by name
     saved_step    the step of the checkpoint in the folder; None as long as this run has none there
     sliced_step   the step of the last checkpoint in slices; None if there is none
     """
@@ -89,6 +90,7 @@ class TrainingRun:
         self.maker, self.team = maker, maker.team
         self.step = self.tokens_seen = 0
         self.history: list[Evaluation] = []
+        self.appraised: Mapping[str, float] = {}
         self.saved_step: int | None = None
         self.sliced_step: int | None = None
         self._pending: tuple[int, Pending] | None = None
@@ -177,6 +179,7 @@ class TrainingRun:
         if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
             raise self._diverged(f"the losses are {train_loss} and {val_loss}")
         epochs = self.step * self.options.accumulate / self.backend.batches_in_an_epoch()
+        self.appraised = self.backend.appraise() if isinstance(self.backend, Appraises) else {}
         self.history.append(Evaluation(self.step, epochs, self.tokens_seen, train_loss, val_loss))
         return self.history[-1]
 
@@ -260,6 +263,7 @@ class TrainingRun:
             [entry.train_loss for entry in self.history],
             [entry.val_loss for entry in self.history],
             path,
+            unit=self.options.loss_unit.strip("()"),
         )
         return path
 

@@ -9,4 +9,5 @@ hand-written backwards alone: that of the objective, then that of the model.
     preferences    the better of two answers becomes likelier: DPO
     distillation   the distribution of a teacher
     policies       answers that were drawn become likelier if their rewards are high: REINFORCE, GRPO, PPO
+    rollouts       answers that are drawn and judged; the best of several, for rejection sampling
 """

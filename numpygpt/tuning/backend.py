@@ -29,6 +29,7 @@ from numpygpt.training.run import BEST
 from numpygpt.training.step import StepTaken
 from numpygpt.tuning.aids import SECTION as AIDS
 from numpygpt.tuning.aids import Aids, aids_of, with_tokens_of
+from numpygpt.tuning.appraisal import appraisal
 from numpygpt.tuning.goals import goal_of
 from numpygpt.tuning.options import FinetuneOptions
 
@@ -132,6 +133,10 @@ class FinetuneBackend(NumpyBackend):
             for loader in (self.train_loader, self.val_loader)
         )
         return training, validation
+
+    def appraise(self) -> dict[str, float]:
+        """See `Appraises`."""
+        return appraisal(self.options, self.val_loader.dataset, self.model, self.aids.reference)
 
     def probe(self) -> float:
         """See `Backend`."""

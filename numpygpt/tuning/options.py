@@ -49,7 +49,7 @@ _POLICY = {
 _FEW = {"eval_batches": 1, "lr": 1e-5, "clip": 1.0}
 
 #: What the loss of an evaluation is where answers are drawn.
-MINUS_REWARD = "(the mean reward with the opposite sign)"
+MINUS_REWARD = "(minus the mean reward)"
 
 #: The objectives by name, as the option has them.
 OBJECTIVES: dict[str, Objective] = {

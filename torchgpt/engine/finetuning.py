@@ -24,6 +24,7 @@ from numpygpt.adapt.saving import Base, adapted_values
 from numpygpt.data.batching import PairBatch
 from numpygpt.data.loader import Position
 from numpygpt.errors import InputError
+from numpygpt.evaluation.scores import LogitsOf
 from numpygpt.formats.peft_folder import Adapter, LowRank, write_adapter
 from numpygpt.model.gpt import GPTModel
 from numpygpt.model.scheme import Scheme
@@ -37,6 +38,7 @@ from numpygpt.training.team import OneProcess
 from numpygpt.tree import mapped, named
 from numpygpt.tuning.aids import SECTION as AIDS
 from numpygpt.tuning.aids import Aids, aids_of
+from numpygpt.tuning.appraisal import appraisal
 from numpygpt.tuning.backend import (
     ADAPTER,
     CANNOT_WRITE,
@@ -53,7 +55,7 @@ from torchgpt.adapters import with_adapters
 from torchgpt.bridge import tensors_of
 from torchgpt.engine.backend import TorchBackend
 from torchgpt.engine.draws import DefaultGenerator
-from torchgpt.engine.goals import Aid, loss_of
+from torchgpt.engine.goals import Aid, at_least_float32, loss_of
 from torchgpt.engine.precision import DTYPES
 from torchgpt.engine.settings import Settings
 from torchgpt.parallel.model import ParallelModel, Share, whole_name
@@ -97,6 +99,21 @@ class FinetuneBackend(TorchBackend):
             return super().evaluate()
         training, validation = (self._mean(loader) for loader in (self.train_loader, self.val_loader))
         return training, validation
+
+    def appraise(self) -> dict[str, float]:
+        """See `Appraises`."""
+        reference = None if self.aid is None else self._logits_by(self.aid)
+        return appraisal(self.options, self.val_loader.dataset, self._logits_by(self.model.outputs), reference)
+
+    def _logits_by(self, compute: Aid) -> LogitsOf:
+        """What computes logits as arrays, without gradients."""
+
+        @torch.no_grad()
+        def logits_of(ids: Array) -> Array:
+            found: Array = at_least_float32(compute(torch.from_numpy(ids).to(self.device))).cpu().numpy()
+            return found
+
+        return logits_of
 
     def probe(self) -> float:
         """See `Backend`."""

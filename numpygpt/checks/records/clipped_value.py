@@ -44,6 +44,10 @@ def _answer(values: list[float], old: list[float], returns: list[float], weights
 SPECIAL = {
     "no token counts": Call(_answer([1.0, 2.0], [0.0, 2.0], [1.0, 0.0], [0.0, 0.0])),
     "one token": Call(_answer([1.0], [1.1], [0.0], [1.0])),
+    "within the clip, where old + (v - old) is not v": Call(
+        _answer([0.04, -0.02, 0.04], [-0.13, -0.13, 0.16], [-0.4, 0.2, 0.0], [1.0, 1.0, 1.0])
+    ),
+    "on the clip": Call(_answer([1.25, 0.75], [1.0, 1.0], [2.0, 2.0], [1.0, 1.0]), {"clip": 0.25}),
     "all as they were": Call(_answer([1.0, 2.0], [1.0, 2.0], [1.0, 0.5], [1.0, 1.0])),
     "what does not count is not a number": Call(_answer([1.0, np.nan], [0.5, np.inf], [2.0, np.inf], [1.0, 0.0])),
 }
