@@ -1,7 +1,5 @@
 """The words that say how a model is adapted, and the values that adapted models have if nothing is said."""
 
-import inspect
-
 import numpy as np
 import peft
 import pytest
@@ -10,6 +8,7 @@ import torch
 from numpygpt.adapt import (
     add_lora,
     class_head,
+    dequantize,
     freeze,
     load_adapter,
     merge_lora,
@@ -20,11 +19,18 @@ from numpygpt.adapt import (
 )
 from numpygpt.adapt.adaptation import Adaptation, lora_of, quantization_of
 from numpygpt.adapt.adapters import paths_of, refuse_values
+from numpygpt.adapt.files import fingerprint
+from numpygpt.adapt.packed import packed_arrays, packed_section
 from numpygpt.adapt.quantized import quantized_projections, weight_bytes
+from numpygpt.adapt.saving import Base, adapted_section
+from numpygpt.adapt.saving import model_of as saved_model
 from numpygpt.errors import InputError
+from numpygpt.formats.checkpoint import read_checkpoint, write_checkpoint
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
-from parity_tests.small_models import model_of
+from numpygpt.model.saving import model_section
+from numpygpt.numerics import schemes
+from parity_tests.small_models import assert_equal, model_of
 
 #: What `refuse_values` lets pass.
 USUAL = {"rank": 8, "alpha": 16.0, "dropout": 0.0, "scaling": "lora", "name": "default"}
@@ -44,6 +50,7 @@ def trained_names(model):
         ("r=8,alpha=16", {"rank": 8, "alpha": 16.0}),
         ("r=2, alpha=0.5,dropout=0.1 ,scaling=rslora", {"rank": 2, "alpha": 0.5, "dropout": 0.1, "scaling": "rslora"}),
         ("targets=W_key+out_proj", {"targets": ("W_key", "out_proj")}),
+        ("targets=out_proj+W_key", {"targets": ("out_proj", "W_key")}),
         ("r=1,targets=all-linear", {"rank": 1, "targets": "all-linear"}),
         ("r=1,targets=W_key", {"rank": 1, "targets": ("W_key",)}),
         ("r=" + "9" * 13, {"rank": 10**13 - 1}),
@@ -79,7 +86,11 @@ def test_the_words_of_a_quantization_are_the_arguments_of_quantize(words, scheme
         (quantization_of, "nf4,block", "quantize has 'block'; expected"),
         (quantization_of, "nf4,block=x", "quantize has 'block=x'; expected"),
         (quantization_of, "nf4,size=64", "quantize has 'size=64'; expected"),
+        (quantization_of, "nf4,bits=64", "quantize has 'bits=64'; expected"),
+        (quantization_of, "nf4,size=row", "quantize has 'size=row'; expected"),
+        (quantization_of, "nf4,bits=row", "quantize has 'bits=row'; expected"),
         (quantization_of, "nf4,block=" + "1" * 13, "quantize has 'block=1111111111111'; expected"),
+        (quantization_of, "nf4,block=" + "1" * 14, "quantize has 'block=11111111111111'; expected"),
         (quantization_of, "nf4=", "quantize is 'nf4='; expected the name of a scheme first, such as nf4"),
     ],
 )
@@ -118,8 +129,8 @@ def test_what_is_saved_of_an_adaptation_may_be_without_a_head_and_has_nothing_el
 def test_a_new_head_is_trained_beside_an_adapter_and_an_old_one_stays():
     model = Adaptation(lora="r=2", head=3).of(model_of(CONFIG, 1), seed=5)
     assert {name for name in trained_names(model) if ".lora_" not in name} == {"out_head.weight", "out_head.bias"}
-    head = class_head(model_of(CONFIG, 1), 3)
-    again = Adaptation(head=3).of(head, seed=5)
+    head = class_head(model_of(CONFIG, 1), 300)
+    again = Adaptation(head=int("300")).of(head, seed=5)
     assert again.parameters.out_head is head.parameters.out_head
     plain = Adaptation(lora="r=2").of(model_of(CONFIG, 1), seed=5)
     assert all(".lora_" in name for name in trained_names(plain))
@@ -140,15 +151,30 @@ def test_a_quantized_model_needs_an_adapter():
 
 
 def test_the_usual_values_are_those_that_the_pages_name():
-    usual = {
-        function: {name: one.default for name, one in inspect.signature(function).parameters.items()}
-        for function in (add_lora, replace_linear_with_lora, class_head, resize_embeddings)
-    }
-    assert usual[add_lora]["rank"] == peft.LoraConfig().r == 8
-    assert usual[add_lora]["alpha"] == 16
-    assert usual[add_lora]["dropout"] == peft.LoraConfig().lora_dropout == 0
-    assert {values["seed"] for values in usual.values()} == {123}
-    assert usual[resize_embeddings]["multiple_of"] == 1
+    model = GPTModel(CONFIG)
+    for usual, said in (
+        (add_lora(model), add_lora(model, 8, 16.0, dropout=0.0, seed=123)),
+        (replace_linear_with_lora(model, 2, 4.0), replace_linear_with_lora(model, 2, 4.0, seed=123)),
+        (class_head(model, 3), class_head(model, 3, seed=123)),
+        (
+            resize_embeddings(model, 17, new_rows="drawn"),
+            resize_embeddings(model, 17, new_rows="drawn", seed=123, multiple_of=1),
+        ),
+    ):
+        assert_equal(usual.state_dict(), said.state_dict())
+        assert usual.frozen == said.frozen
+        for (_, node), (_, other) in zip(paths_of(usual), paths_of(said), strict=True):
+            assert node.scales == other.scales
+            assert node.drop_rates == other.drop_rates
+    assert peft.LoraConfig().r == 8
+    assert resize_embeddings(model, 17).config.vocab_size == 17
+
+
+@pytest.mark.parametrize(("scaling", "scale"), [("lora", 6 / 4), ("rslora", 6 / 2), ("book", 6)])
+def test_what_a_path_is_multiplied_by(scaling, scale):
+    (path,) = paths_of(add_lora(GPTModel(CONFIG), 4, 6.0, scaling=scaling, targets="trf_blocks.0.att.W_key"))
+    assert path[0] == "trf_blocks.0.att.W_key", "a whole name is one projection's"
+    assert path[1].scales == {"default": scale}
 
 
 @pytest.mark.parametrize("seed", [0, 3])
@@ -220,9 +246,63 @@ def test_the_bytes_of_a_quantized_model_are_those_of_its_parameters_and_codes():
 def test_a_merged_adapter_is_taken_out_before_another_is_loaded(tmp_path):
     model = add_lora(freeze(model_of(CONFIG, 1), "*"), 1)
     save_adapter(model, tmp_path / "adapter")
-    with pytest.raises(InputError, match="has a merged adapter; take it out with unmerge_lora"):
+    with pytest.raises(InputError, match=r"^trf_blocks\.0\.att\.W_query has a merged adapter; take it out"):
         load_adapter(merge_lora(model), tmp_path / "adapter", name="other")
     with pytest.raises(InputError, match="the model has no adapter 'second'; it has default"):
         save_adapter(model, tmp_path / "second", name="second")
     with pytest.raises(InputError, match="the model has no adapter 'default'; it has none"):
         save_adapter(model_of(CONFIG, 1), tmp_path / "second")
+
+
+def test_a_pattern_that_matches_nothing_is_told_the_first_and_the_last_name():
+    with pytest.raises(InputError, match=r"have names such as tok_emb\.weight and out_head\.weight, and \* stands for"):
+        freeze(model_of(CONFIG, 1), "block.*")
+
+
+def test_a_head_without_an_adapter_is_replaced():
+    for targets in ("W_key", "all-linear"):
+        model = class_head(add_lora(model_of(CONFIG, 1), 1, targets=targets), 2)
+        assert model.config.classes == 2
+    with pytest.raises(InputError, match="the head has an adapter, which fits no other head"):
+        class_head(add_lora(model_of(CONFIG, 1), 1, targets="out_head"), 2)
+
+
+def test_whole_again_are_the_quantized_matrices_alone():
+    model = model_of(CONFIG, 1)
+    packed = quantize(model, targets="W_key")
+    whole, name = dequantize(packed), "trf_blocks.0.att.W_key"
+    assert not quantized_projections(whole)
+    assert whole.frozen == {f"{name}.weight"}
+    node = quantized_projections(packed)[name]
+    assert np.array_equal(whole.state_dict()[f"{name}.weight"], schemes.dequantize(node.weight, model.dtype))
+
+
+def test_one_other_code_is_another_fingerprint():
+    packed = quantize(model_of(CONFIG, 1), targets="W_key")
+    before = fingerprint(packed)
+    assert fingerprint(quantize(model_of(CONFIG, 1), targets="W_key")) == before
+    packed_arrays(packed)["trf_blocks.0.att.W_key.weight.codes"][3] ^= 1
+    assert fingerprint(packed) != before
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_adapted_model_is_saved_beside_its_base_and_knows_it(tmp_path, packed):
+    model, how = model_of(CONFIG, 1, np.float32), Adaptation(lora="r=1")
+    model = quantize(model) if packed else model
+    path = tmp_path / "base"
+    write_checkpoint(path, {"model": (packed_section if packed else model_section)(model, "bytes")})
+    adapted = how.of(model, 3)
+    for name, array in adapted.named_parameters().items():
+        if adapted.trained(name):
+            array[...] = np.random.default_rng(4).standard_normal(array.shape)
+    for number, sha256 in enumerate((fingerprint(model), "0" * 64, "g" * 64)):
+        folder = tmp_path / str(number)
+        write_checkpoint(folder, {"model": adapted_section(adapted, "bytes", Base(path, sha256), how)})
+        if number:
+            with pytest.raises(InputError, match=f"was trained on other weights .*; expected {sha256}"):
+                saved_model(read_checkpoint(folder))
+            continue
+        again = saved_model(read_checkpoint(folder))
+        assert again.dtype == np.float32
+        assert_equal(again.state_dict(), adapted.state_dict())
+        assert saved_model(read_checkpoint(folder), np.float64).dtype == np.float64
