@@ -181,6 +181,7 @@ def test_every_gradient_is_given_unless_an_option_says_otherwise(record):
     output, saved = record.module.forward(**call.arguments, **options)
     gradients = dict(named(record.module.backward(np.ones_like(output), saved)._asdict()))
     shapes = {name: a.shape for name, a in differentiated(record.module, Call(call.arguments, options)).items()}
+    assert ("x" in call.arguments) == ("x" in shapes), "an input is wanted, too"
     shapes.pop("inputs", None)  # the body's, which are token ids in most calls
     assert {name: getattr(gradients[name], "shape", None) for name in shapes} == shapes
 
