@@ -12,6 +12,7 @@ from numpygpt.adapt import (
     freeze,
     load_adapter,
     merge_lora,
+    packed,
     quantize,
     replace_linear_with_lora,
     resize_embeddings,
@@ -137,12 +138,12 @@ def test_a_new_head_is_trained_beside_an_adapter_and_an_old_one_stays():
 
 
 def test_a_quantized_model_needs_an_adapter():
-    packed = quantize(model_of(CONFIG, 1))
+    quantized = quantize(model_of(CONFIG, 1))
     for adaptation in (Adaptation(), Adaptation(head=3)):
         with pytest.raises(InputError, match="the model's matrices are quantized, and frozen; add an adapter"):
-            adaptation.of(packed, 0)
-    assert paths_of(Adaptation(lora="r=2").of(packed, 0))
-    assert Adaptation(freeze=("tok_emb.weight",)).of(packed, 0).frozen >= {"tok_emb.weight"}
+            adaptation.of(quantized, 0)
+    assert paths_of(Adaptation(lora="r=2").of(quantized, 0))
+    assert Adaptation(freeze=("tok_emb.weight",)).of(quantized, 0).frozen >= {"tok_emb.weight"}
     with pytest.raises(InputError, match="an adapter alone is trained under --lora"):
         Adaptation(lora="r=2", freeze=("*.bias",)).of(model_of(CONFIG, 1), 0)
 
@@ -237,10 +238,10 @@ def test_every_rank_up_to_the_smaller_side_is_one():
 
 def test_the_bytes_of_a_quantized_model_are_those_of_its_parameters_and_codes():
     model = model_of(CONFIG, 1)
-    packed = quantize(model, "int8", block_size="row", targets="W_key")
-    weight = quantized_projections(packed)["trf_blocks.0.att.W_key"].weight
+    quantized = quantize(model, "int8", block_size="row", targets="W_key")
+    weight = quantized_projections(quantized)["trf_blocks.0.att.W_key"].weight
     assert weight_bytes(model) == sum(array.nbytes for array in model.named_parameters().values())
-    assert weight_bytes(packed) == weight_bytes(model) - 12 * 12 * model.dtype.itemsize + weight.bytes()
+    assert weight_bytes(quantized) == weight_bytes(model) - 12 * 12 * model.dtype.itemsize + weight.bytes()
 
 
 def test_a_merged_adapter_is_taken_out_before_another_is_loaded(tmp_path):
@@ -269,28 +270,28 @@ def test_a_head_without_an_adapter_is_replaced():
 
 def test_whole_again_are_the_quantized_matrices_alone():
     model = model_of(CONFIG, 1)
-    packed = quantize(model, targets="W_key")
-    whole, name = dequantize(packed), "trf_blocks.0.att.W_key"
+    quantized = quantize(model, targets="W_key")
+    whole, name = dequantize(quantized), "trf_blocks.0.att.W_key"
     assert not quantized_projections(whole)
     assert whole.frozen == {f"{name}.weight"}
-    node = quantized_projections(packed)[name]
+    node = quantized_projections(quantized)[name]
     assert np.array_equal(whole.state_dict()[f"{name}.weight"], schemes.dequantize(node.weight, model.dtype))
 
 
 def test_one_other_code_is_another_fingerprint():
-    packed = quantize(model_of(CONFIG, 1), targets="W_key")
-    before = fingerprint(packed)
+    quantized = quantize(model_of(CONFIG, 1), targets="W_key")
+    before = fingerprint(quantized)
     assert fingerprint(quantize(model_of(CONFIG, 1), targets="W_key")) == before
-    packed_arrays(packed)["trf_blocks.0.att.W_key.weight.codes"][3] ^= 1
-    assert fingerprint(packed) != before
+    packed_arrays(quantized)["trf_blocks.0.att.W_key.weight.codes"][3] ^= 1
+    assert fingerprint(quantized) != before
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_an_adapted_model_is_saved_beside_its_base_and_knows_it(tmp_path, packed):
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_an_adapted_model_is_saved_beside_its_base_and_knows_it(tmp_path, is_packed):
     model, how = model_of(CONFIG, 1, np.float32), Adaptation(lora="r=1")
-    model = quantize(model) if packed else model
+    model = quantize(model) if is_packed else model
     path = tmp_path / "base"
-    write_checkpoint(path, {"model": (packed_section if packed else model_section)(model, "bytes")})
+    write_checkpoint(path, {"model": (packed_section if is_packed else model_section)(model, "bytes")})
     adapted = how.of(model, 3)
     for name, array in adapted.named_parameters().items():
         if adapted.trained(name):
@@ -299,10 +300,24 @@ def test_an_adapted_model_is_saved_beside_its_base_and_knows_it(tmp_path, packed
         folder = tmp_path / str(number)
         write_checkpoint(folder, {"model": adapted_section(adapted, "bytes", Base(path, sha256), how)})
         if number:
-            with pytest.raises(InputError, match=f"was trained on other weights .*; expected {sha256}"):
+            with pytest.raises(InputError, match=f"other weights than those of {path}, .*; expected {sha256}"):
                 saved_model(read_checkpoint(folder))
             continue
         again = saved_model(read_checkpoint(folder))
         assert again.dtype == np.float32
         assert_equal(again.state_dict(), adapted.state_dict())
         assert saved_model(read_checkpoint(folder), np.float64).dtype == np.float64
+    path.rename(tmp_path / "moved")
+    with pytest.raises(InputError, match=r"the model that was adapted cannot be read: .*; say with --base where it is"):
+        saved_model(read_checkpoint(tmp_path / "0"))
+    moved = saved_model(read_checkpoint(tmp_path / "0"), base=tmp_path / "moved")
+    assert_equal(moved.state_dict(), adapted.state_dict())
+
+
+def test_a_packed_model_asks_for_the_memory_of_its_arrays(tmp_path, monkeypatch):
+    section = packed_section(quantize(model_of(CONFIG, 1, np.float32)), None)
+    write_checkpoint(tmp_path, {"model": section})
+    asked = []
+    monkeypatch.setattr(packed, "check_memory", lambda needed, what: asked.append(needed))
+    assert packed.packed_model_of(read_checkpoint(tmp_path)).dtype == np.float32
+    assert asked == [sum(array.nbytes for array in section.arrays.values())]
