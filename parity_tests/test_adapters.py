@@ -447,6 +447,16 @@ def test_an_adapter_for_another_base_is_refused(tmp_path):
     wide = GPTConfig(**{**CONFIG.to_dict(), "emb_dim": 15})
     with pytest.raises(InputError, match=r"of another size: trf_blocks.0.att.W_query \(12, 12\), expected \(15, 15\)"):
         load_adapter(model_of(wide, 3), folder)
+    narrow = GPTConfig(**{**CONFIG.to_dict(), "emb_dim": 9})
+    misfits = r"another size: (trf_blocks\.\d\.(att|ff)\.\S+ \(\d+, 12\), expected \(\d+, 9\)(, )?){4}$"
+    with pytest.raises(InputError, match=misfits):
+        load_adapter(model_of(narrow, 3), folder)
+    save_adapter(adapted(targets=("W_query", "W_key", "W_value")), folder)
+    with pytest.raises(InputError, match=r"no projections (trf_blocks\.1\S+, ){2}trf_blocks\.1\.att\.W_value; give"):
+        load_adapter(model_of(shallow, 3), folder)
+    save_adapter(adapted(targets="all-linear"), folder)
+    with pytest.raises(InputError, match=r"no projections (trf_blocks\.1\S+, ){4}trf_blocks\.1\S+ and 1 more; give"):
+        load_adapter(model_of(shallow, 3), folder)
     with pytest.raises(InputError, match="the model has no adapter 'other'; it has default"):
         save_adapter(load_adapter(model_of(CONFIG, 3), folder), tmp_path / "other", name="other")
 

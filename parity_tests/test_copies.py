@@ -3,7 +3,7 @@
 import copy
 import pickle
 import re
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -274,6 +274,18 @@ def test_a_longer_cache_shares_the_room_of_the_shorter():
     assert np.shares_memory(first.values, longer.values)
     assert not np.shares_memory(longer.keys, longer.values)
     assert np.shares_memory(first.keys, first.keys), "views of one buffer"
+    full = longer.extended(*drawn(2, 2, 3, 3, 4))
+    assert full.length == 6
+    assert np.shares_memory(full.keys, empty.buffer.keys_values), "the last positions fit, too"
+    assert empty.buffer.keys_values.shape == (2, 2, 3, 6, 4)
+
+
+def test_a_cache_never_changes_and_is_itself_alone():
+    """The arrays of two caches are not compared, and a cache may be the key of a dictionary."""
+    cache = KeyValueCache.empty(2, 3, 6, 4, np.dtype(np.float64)).extended(*drawn(2, 2, 3, 2, 4))
+    with pytest.raises(FrozenInstanceError):
+        cache.length = 1
+    assert len({cache, cache.first(cache.length), cache.buffer}) == 3
 
 
 @pytest.mark.parametrize("why", ["gone on from twice", "no room", "a wider dtype"])
@@ -303,6 +315,7 @@ def test_new_keys_and_the_rows_of_a_cache_are_copied():
         assert not np.shares_memory(chosen.buffer.keys_values, cache.buffer.keys_values)
         assert np.array_equal(chosen.keys, keys[rows])
         assert np.array_equal(chosen.values, values[rows])
+        assert chosen.buffer.keys_values.shape == (2, len(rows), 3, 6, 4), "room for as many positions as before"
 
 
 def test_splitting_heads_is_a_view_and_merging_them_back_as_well():

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from numpygpt.adapt import add_lora, quantize
+from numpygpt.adapt import add_lora, dequantize, quantize
 from numpygpt.checks.compare import compare, difference, largest, scaled
 from numpygpt.errors import InputError
 from numpygpt.formats.checkpoint import read_checkpoint
@@ -159,7 +159,9 @@ def test_recomputed_blocks_give_the_same_bits_in_bf16():
 
 def test_adapters_and_quantized_matrices_run_in_the_format():
     """A quantized matrix is rounded as its values are; the gradients of adapters are numbers of the format."""
-    model = add_lora(quantize(GPTModel(CONFIG, precision="fp16"), "nf4"), rank=2, alpha=3.0)
+    packed = quantize(GPTModel(CONFIG, precision="fp16"), "nf4")
+    assert np.array_equal(packed(INPUTS), dequantize(packed)(INPUTS))
+    model = add_lora(packed, rank=2, alpha=3.0)
     _, grads = model.loss_and_grads(INPUTS, TARGETS)
     assert grads.keys() >= {"trf_blocks.0.att.W_query.lora_A.default.weight"}
     for name, gradient in grads.items():

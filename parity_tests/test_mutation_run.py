@@ -83,6 +83,11 @@ def test_what_classes_and_decorators_do_is_left_to_a_new_import(parts, module, o
     assert made(parts("code"), module, old, new) == ([], False, True)
 
 
+def test_a_function_of_other_code_than_its_text_is_left_to_a_new_import_too(parts, module):
+    module.doubled.__wrapped__.__code__ = (lambda x, factor: x).__code__
+    assert made(parts("code"), module, "x * factor", "x - factor") == ([], False, False)
+
+
 def test_a_change_of_a_comment_is_none(parts, module):
     assert made(parts("code"), module, "LIMIT = 3", "LIMIT = 3  # of all") == ([], False, False)
 

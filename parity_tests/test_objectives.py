@@ -293,6 +293,9 @@ REFUSED = {
     "answer 0 has no tokens; expected at least 1": lambda: advantages.penalized_rewards(
         np.zeros(3), *np.zeros((2, 3, 2)), np.array([[0, 0], [1, 1], [0, 0]]), beta=0.1
     ),
+    "the reward of token 1 of answer 0 is nan; expected a finite number": lambda: advantages.generalized(
+        np.array([[0.0, np.nan], [np.nan, 0.0]]), TWO, TWO
+    ),
     "gamma is -0.5; expected a number from 0 to 1": lambda: advantages.generalized(ONE, ONE, ONE, gamma=-0.5),
     "lam is 1.5; expected a number from 0 to 1": lambda: advantages.generalized(ONE, ONE, ONE, lam=1.5),
     "4 rewards in groups of 1; expected full groups of 2 or more": lambda: advantages.of_groups(np.zeros(4), 1),

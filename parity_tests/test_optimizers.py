@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import inspect
 import json
 import math
 import os
@@ -38,7 +39,7 @@ from numpygpt.training.optimizers import OPTIMIZERS, new_optimizer, settings_of,
 from numpygpt.training.options import WEIGHT_DECAYS, Options
 from numpygpt.training.rmsprop import RMSprop
 from numpygpt.training.run import TrainingRun
-from numpygpt.training.schedules import constant, warmup_linear, warmup_stable_decay
+from numpygpt.training.schedules import constant, warmup_cosine, warmup_linear, warmup_stable_decay
 from numpygpt.training.sgd import SGD
 from parity_tests import tiny_run
 from parity_tests.command import TRAINING, run, write_text
@@ -738,3 +739,44 @@ def test_the_backend_makes_what_the_options_say(tmp_path, text):
     assert {name: values[name] for name in ("momentum", "nesterov", "weight_decay", "lr", "rest_lr_scale")} == {
         "momentum": 0.8, "nesterov": False, "weight_decay": 0.3, "lr": 0.5, "rest_lr_scale": 0.015
     }  # fmt: skip
+
+
+# The defaults
+
+
+def defaults(kind):
+    """The defaults of a class's arguments, by name."""
+    parameters = inspect.signature(kind).parameters.values()
+    return {one.name: one.default for one in parameters if one.default is not one.empty}
+
+
+@pytest.mark.parametrize("kind", [Adagrad, Adam, AdamW, RMSprop, SGD])
+def test_defaults_are_pytorchs(kind):
+    ours, theirs = defaults(kind), defaults(getattr(torch.optim, kind.__name__))
+    assert "lr" in ours
+    assert {name: theirs[name] for name in ours if name in theirs} == {
+        name: value for name, value in ours.items() if name in theirs
+    }
+
+
+def test_defaults_of_lion_and_muon_are_those_of_who_published_them():
+    """Chen et al. 2023 for Lion; Keller Jordan for Muon, whose AdamW of the rest has a rate of 0.02 * 0.015 = 3e-4."""
+    lion, muon = defaults(Lion), defaults(Muon)
+    assert (lion["lr"], lion["betas"], lion["weight_decay"]) == (1e-4, (0.9, 0.99), 0.0)
+    assert (muon["lr"], muon["momentum"], muon["weight_decay"], muon["nesterov"]) == (0.02, 0.95, 0.0, True)
+    assert (muon["betas"], muon["eps"], muon["rest_lr_scale"]) == ((0.9, 0.95), 1e-10, 0.015)
+
+
+@pytest.mark.parametrize("kind", [Lion, Muon])
+def test_a_gradient_of_zeros_moves_nothing(kind):
+    name, weight = "trf_blocks.0.ff.layers.0.weight", np.ones((3, 4))
+    optimizer = kind({name: weight}, lr=0.5)
+    optimizer.step({name: np.zeros((3, 4))})
+    assert np.array_equal(weight, np.ones((3, 4)))
+
+
+def test_a_schedule_ends_at_0_and_begins_at_its_peak_without_a_warm_up_unless_it_is_told_otherwise():
+    steps = {"peak_lr": 0.5, "warmup_steps": 2, "total_steps": 8}
+    assert constant(0, peak_lr=0.5) == 0.5
+    assert warmup_linear(8, **steps) == warmup_cosine(8, **steps) == 0
+    assert warmup_stable_decay(8, **steps, decay_steps=3) == 0

@@ -206,3 +206,12 @@ def test_an_error_is_raised_at_the_turn_of_its_item(monkeypatch, threads):
     assert next(coming) == 0
     with pytest.raises(ValueError, match="no second item"):
         next(coming)
+
+
+def test_the_blocks_of_layer_norm_add_up_to_the_sum_of_all_rows(monkeypatch):
+    """The gradient of the shift is a sum of whole numbers, which is exact in any order."""
+    monkeypatch.setattr(parallel, "BLOCK_BYTES", 64)
+    rng = np.random.default_rng(7)
+    x, d_y = rng.standard_normal((7, 8)), rng.integers(-9, 10, (7, 8)).astype(np.float64)
+    _, saved = layer_norm.forward(x, np.ones(8), np.zeros(8))
+    assert np.array_equal(layer_norm.backward(d_y, saved).shift, d_y.sum(axis=0))

@@ -21,7 +21,7 @@ from numpygpt.evaluation.quantization import Compared, compared, errors
 from numpygpt.formats import checkpoint as checkpoint_module
 from numpygpt.formats.checkpoint import FILE_NAME, read_checkpoint, write_checkpoint
 from numpygpt.formats.kinds import read_model
-from numpygpt.numerics import schemes
+from numpygpt.numerics import fp4, schemes
 from numpygpt.numerics.forms import Form, form_of, unfilled
 from numpygpt.pictures.quantization import plot_quantization
 from numpygpt.sections import Section
@@ -332,11 +332,16 @@ CHANGES = {
     "scheme": (form(scheme="nf5"), f"the quantized matrix of {QUERY}: the scheme of quantization is 'nf5'; expected"),
     "another scheme": (form(scheme="int8", double=False), "unexpected: "),
     "levels of another": (form(scheme="fp4"), f"the codes of {QUERY} are of fp4, and their levels of nf4"),
+    "levels before its own": (
+        array("levels", lambda levels: fp4.LEVELS.astype(levels.dtype)),
+        f"the codes of {QUERY} are of nf4, and their levels of fp4",
+    ),
     "levels of the constants": (
         array("absmax.rest.levels", lambda levels: levels[::-1].copy()),
         f"the codes of {QUERY} are of dynamic8, and their levels of quantile8",
     ),
     "shape": (form(shape=[4, 16]), "has the shape (4, 16); by the configuration, expected (8, 8)"),
+    "longer shape": (form(shape=[16, 4]), "has the shape (16, 4); by the configuration, expected (8, 8)"),
     "shape of texts": (form(shape=["8", 8]), "shape is ['8', 8]; expected a list of numbers from 1"),
     "block": (form(block_size=0), "block_size is 0; expected a number from 1"),
     "other blocks": (form(block_size=16), f"misshaped: {QUERY}.weight.absmax.rest.codes (8,), expected (4,)"),

@@ -5,6 +5,7 @@ full training, bit for bit if the same products are taken.
 """
 
 import copy
+import inspect
 import itertools
 from typing import Any, NamedTuple
 
@@ -19,8 +20,8 @@ from numpygpt.checks.records import OPERATIONS
 from numpygpt.checks.source import at_random
 from numpygpt.errors import InputError
 from numpygpt.formats.checkpoint import read_checkpoint, write_checkpoint
+from numpygpt.layers import multi_head_attention, projection, recomputed_block, transformer_block
 from numpygpt.layers import parameters as p
-from numpygpt.layers import projection, recomputed_block
 from numpygpt.model.config import GPTConfig
 from numpygpt.model.gpt import GPTModel
 from numpygpt.model.saving import model_of as saved_model
@@ -153,6 +154,25 @@ def test_of_stacked_weights_any_may_be_trained(attention):
             assert_same_gradients(grads, {name: expected[name] for name in expected if trained(name)})
 
 
+@pytest.mark.parametrize(
+    ("trained", "products"),
+    [("", 1), ("out_proj", 1), ("W_", 1), ("W_key", 3), ("weight", 1), ("W_value.bias", 3)],
+)
+def test_stacked_weights_make_one_product_where_all_three_are_trained_or_none(trained, products):
+    att = model_of(CONFIG, 0).parameters.trf_blocks[0].att
+    x = np.random.default_rng(0).standard_normal((2, 5, 12))
+    _, saved = multi_head_attention.forward(x, att, n_heads=3, trained=lambda name: trained in name)
+    assert len(saved.projections) == products
+
+
+def test_a_layer_drops_nothing_and_has_pytorchs_eps_unless_it_is_told_otherwise():
+    for layer in (multi_head_attention, transformer_block):
+        usual = inspect.signature(layer.forward).parameters
+        assert usual["drop_rate"].default == 0
+        assert not usual["flash"].default, "what attention keeps for the backward is the whole of its weights"
+    assert inspect.signature(transformer_block.forward).parameters["norm_eps"].default == torch.nn.LayerNorm(1).eps
+
+
 @pytest.mark.parametrize("record", OPERATIONS.values(), ids=list(OPERATIONS))
 def test_every_gradient_is_given_unless_an_option_says_otherwise(record):
     """The default is to differentiate by everything, so a caller who gives no such option finds no None."""
@@ -161,6 +181,7 @@ def test_every_gradient_is_given_unless_an_option_says_otherwise(record):
     output, saved = record.module.forward(**call.arguments, **options)
     gradients = dict(named(record.module.backward(np.ones_like(output), saved)._asdict()))
     shapes = {name: a.shape for name, a in differentiated(record.module, Call(call.arguments, options)).items()}
+    assert ("x" in call.arguments) == ("x" in shapes), "an input is wanted, too"
     shapes.pop("inputs", None)  # the body's, which are token ids in most calls
     assert {name: getattr(gradients[name], "shape", None) for name in shapes} == shapes
 

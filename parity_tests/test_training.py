@@ -231,6 +231,17 @@ def test_all_gradients_are_scaled_by_one_factor_to_at_most_the_norm(values, max_
     assert clipped <= max_norm * (1 + rounding)
 
 
+def test_arrays_of_any_layout_are_clipped_in_place():
+    """A number, an array without elements and one that does not lie row after row have no blocks of rows."""
+    grads = {"number": np.array(1.0), "empty": np.zeros((3, 0)), "columns": np.ones((1, 2, 2)).T, "rows": np.ones(4)}
+    same, before = dict(grads), {name: gradient.copy() for name, gradient in grads.items()}
+    assert clip_grad_norm(grads, 5.0) == 3
+    assert_equal(grads, before)
+    assert clip_grad_norm(grads, 2.0) == 3
+    assert_equal(same, {name: gradient * (2 / (3 + 1e-6)) for name, gradient in before.items()})
+    assert all(same[name] is grads[name] for name in same)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_norm_that_is_not_finite_is_refused_and_names_the_gradient(value):
     grads = {"good": np.ones(3), "bad": np.array([1.0, value]), "worse": np.array([value])}

@@ -72,6 +72,16 @@ def test_what_is_frozen_stays_frozen_and_sizes_are_rounded_up():
     assert grads["tok_emb.weight"][15].any()
 
 
+def with_head(rows, *, bias):
+    head = p.Linear(np.zeros((rows, 12)), np.zeros(rows) if bias else None)
+    return lambda model: model.with_parameters(model.parameters._replace(out_head=head))
+
+
+def test_a_large_vocabulary_becomes_larger():
+    model = GPTModel(GPTConfig(**{**CONFIG.to_dict(), "vocab_size": 300}))
+    assert resize_embeddings(model, 301).config.vocab_size == 301
+
+
 @pytest.mark.parametrize(
     ("changed", "size", "options", "said"),
     [
@@ -80,14 +90,10 @@ def test_what_is_frozen_stays_frozen_and_sizes_are_rounded_up():
         (lambda model: model, 12, {"multiple_of": 0}, "multiple_of is 0; expected a positive integer"),
         (lambda model: add_lora(model, 2, targets="out_head"), 12, {}, "head of the model has an adapter; resize"),
         (lambda model: quantize(model, "int8", targets="out_head"), 12, {}, "head of the model is quantized; resize"),
-        (
-            lambda model: model.with_parameters(
-                model.parameters._replace(out_head=p.Linear(np.zeros((2, 12)), np.zeros(2)))
-            ),
-            12,
-            {},
-            "head of the model scores 2 classes, and not tokens",
-        ),
+        (with_head(2, bias=True), 12, {}, "head of the model scores 2 classes, and not tokens"),
+        (with_head(2, bias=False), 12, {}, "head of the model scores 2 classes, and not tokens"),
+        (with_head(20, bias=False), 12, {}, "head of the model scores 20 classes, and not tokens"),
+        (with_head(11, bias=True), 12, {}, "head of the model scores 11 classes, and not tokens"),
     ],
 )
 def test_what_cannot_be_resized_is_refused_in_one_line(changed, size, options, said):

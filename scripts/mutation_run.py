@@ -32,9 +32,9 @@ from mutate.session import Session
 
 #: What the tests import that imports nothing of ours: it is in memory before the first fork.
 SHARED = ("torch", "transformers", "peft", "trl", "matplotlib.pyplot", "tiktoken", "safetensors.numpy", "scipy.special")
-#: The options of pytest. hypothesis is imported before pytest can rewrite its assertions, of which pytest would warn.
+#: The options of pytest. It must not rewrite assertions: a function with one would have other code than its text says.
 PYTEST = ["-q", "-p", "no:cacheprovider", "--capture=no", "--tb=native", "--hypothesis-profile", "mutation"]
-PYTEST += ["-m", "not long_form", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+PYTEST += ["-m", "not long_form", "--assert=plain"]
 
 
 def main() -> None:

@@ -91,13 +91,13 @@ def functions_of(folder: str) -> list[FunctionType]:
 def make(change: Change, functions: list[FunctionType]) -> tuple[list[str], bool]:
     """Make the change: the names of the functions that are others now, and whether any constant is another one.
 
-    What classes and decorators do at import stays as it is, and so do names that other modules gave to a constant.
+    What classes and decorators do at import stays as it is, and so do names that other modules gave to a constant. A
+    function whose code is not what its text says, or that is not in the process yet, stays as it is, too.
     """
-    for old, new in change.functions:
-        for function in functions:
-            if function.__code__ == old:
-                function.__code__ = new
-    names = [name_of(old) for old, _ in change.functions]
+    changed = [(function, new) for old, new in change.functions for function in functions if function.__code__ == old]
+    for function, new in changed:
+        function.__code__ = new
+    names = [name_of(old) for old, _ in change.functions] if changed else []
     if change.outside is None:
         return names, False
     module = next(one for one in list(sys.modules.values()) if getattr(one, "__file__", None) == change.path)

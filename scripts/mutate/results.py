@@ -63,7 +63,7 @@ class Results:
         """The collected tests that call such a function, for so many seconds, and whether these are all.
 
         The first are those that have killed most mutants of these places (functions, or their module) for the time
-        that they take, and then the quick ones.
+        that they take, and the quick ones.
         """
         names = [
             name
@@ -81,5 +81,8 @@ class Results:
         return chosen, len(chosen) == len(names)
 
     def _kills_in_a_second(self, name: str, places: Iterable[str]) -> float:
-        """A test that takes no time takes a hundredth of a second, for the fork."""
-        return sum(self._kills[place, name] for place in places) / (self.tests[name]["seconds"] + 0.01)
+        """A test that takes no time takes a hundredth of a second, for the fork.
+
+        One that has killed nothing here has killed a twentieth, so that a quick one comes before a slow one that has.
+        """
+        return (0.05 + sum(self._kills[place, name] for place in places)) / (self.tests[name]["seconds"] + 0.01)

@@ -115,10 +115,18 @@ class Session:
             return {"outcome": "at import"}
         calls = names.__contains__ if not constants else calls_into(mutant.module)
         tests, all_of_them = self.results.selection([*names, mutant.module], calls, self.items, self.seconds)
+        if not tests:
+            return {"outcome": "no test", "functions": names}
         started = time.process_time()
         failure = first_failure([self.items[name] for name in tests])
         seconds = round(time.process_time() - started, 4)
-        outcome = "no test" if not tests else "survived" if failure is None else "killed"
-        facts = {"outcome": outcome, "test": failure, "functions": names}
-        first = failure == tests[0] if tests else False
-        return {**facts, "tried": len(tests), "all_of_them": all_of_them, "seconds": seconds, "first": first}
+        outcome = "survived" if failure is None else "killed"
+        return {
+            "outcome": outcome,
+            "test": failure,
+            "functions": names,
+            "tried": len(tests),
+            "all_of_them": all_of_them,
+            "seconds": seconds,
+            "first": failure == tests[0],
+        }
