@@ -17,7 +17,8 @@ from numpygpt.formats.checkpoint import read_checkpoint, write_checkpoint
 from numpygpt.model.gpt import GPTModel
 from numpygpt.training.adamw import AdamW
 from numpygpt.training.clipping import clip_grad_norm
-from numpygpt.training.groups import Group, NamedGroup
+from numpygpt.training.groups import Group, NamedGroup, groups_of, named_groups
+from numpygpt.training.optimizer import refuse_misnamed
 from numpygpt.tree import nothing
 from parity_tests.strategies import seeds
 
@@ -512,3 +513,28 @@ def test_the_values_of_the_section_are_json():
     values = optimizer.section().values
     assert json.loads(json.dumps(values)) == values
     assert type(values["groups"][0]["lr_scale"]) is float
+
+
+# Groups by name, and the words that are refused
+
+
+def test_all_parameters_decay_with_the_word_all():
+    assert groups_of("all") == []
+    (group,) = groups_of("matrices")
+    assert [group.matches("any", np.zeros((2,) * axes)) for axes in (0, 1, 2)] == [True, True, False]
+
+
+def test_a_group_may_have_every_parameter():
+    group = {"names": ["a", "b"], "lr_scale": 0.5, "weight_decay": None}
+    assert named_groups([group], {"a": np.zeros(1), "b": np.zeros(1)}) == [NamedGroup(("a", "b"), 0.5, None)]
+
+
+@pytest.mark.parametrize("names", ["ab", ["a", 1]])
+def test_the_names_of_a_group_are_a_list_of_texts(names):
+    with pytest.raises(InputError, match="expected a list of texts"):
+        named_groups([{"names": names, "lr_scale": 1.0, "weight_decay": None}], {"a": np.zeros(1), "b": np.zeros(1)})
+
+
+def test_a_wrong_name_of_a_moment_is_told_what_the_names_are():
+    with pytest.raises(InputError, match=r"named \['a'\]; expected m.NAME or v.NAME"):
+        refuse_misnamed(["m.a", "a"], ["m", "v"])
