@@ -1,5 +1,7 @@
 """The stages of the worked application, on a tiny model: what is trained, what is measured, what the script says."""
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +17,7 @@ from numpygpt.errors import BAD_INPUT, INTERRUPTED, InputError
 from numpygpt.formats.checkpoint import FILE_NAME
 from numpygpt.model.gpt import GPTModel
 from numpygpt.ops.cross_entropy import IGNORE_INDEX
+from numpygpt.output import NOT_TOLD
 from numpygpt.pictures.stages import plot_stages
 from numpygpt.random.torch_generator import TorchGenerator
 from numpygpt.text2sql.draws import Draws
@@ -193,10 +196,15 @@ def short_stages(first: Supervised) -> list[Stage]:
     return stages_of(first, Preferred(examples=8, samples=2), Rewarded(steps=1, questions=2, group=2))
 
 
-def test_the_script_prints_the_scores_and_writes_a_chart_and_a_model(tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def short(monkeypatch):
+    """The script with a tiny model and short stages."""
     monkeypatch.setattr(script, "CONFIG", TINY)
     monkeypatch.setattr(script, "stages_of", short_stages)
     monkeypatch.setattr(script.tqdm, "monitor_interval", 0)
+
+
+def test_the_script_prints_the_scores_and_writes_a_chart_and_a_model(short, tmp_path, capsys):
     out = tmp_path / "out"
     assert script.main(["--steps", "2", "--questions", "2", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
@@ -204,6 +212,41 @@ def test_the_script_prints_the_scores_and_writes_a_chart_and_a_model(tmp_path, c
     assert all(f"\n{stage}: " in printed for stage in ("supervised", "DPO", "GRPO"))
     assert (out / script.CHART).stat().st_size > 1000
     assert (out / FILE_NAME).is_file()
+
+
+def test_a_chart_that_cannot_be_written_costs_nobody_the_model(short, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise InputError("cannot write the picture: No space left on device")
+
+    monkeypatch.setattr(script, "plot_stages", full)
+    assert script.main(["--steps", "2", "--questions", "2", "--out", str(tmp_path)]) == BAD_INPUT
+    told = capsys.readouterr()
+    assert "exact match" in told.out
+    assert told.err.endswith("text2sql: error: cannot write the picture: No space left on device\n")
+    assert (tmp_path / FILE_NAME).is_file()
+
+
+def test_a_reader_that_has_gone_costs_nobody_the_model(short, tmp_path, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert script.main(["--steps", "2", "--questions", "2", "--out", str(tmp_path)]) == NOT_TOLD
+    assert (tmp_path / FILE_NAME).is_file()
+    assert (tmp_path / script.CHART).is_file()
+
+
+def test_a_stage_that_fails_leaves_the_stages_before_it(short, tmp_path, capsys, monkeypatch):
+    def failing(model, stages, tests, bars):
+        yield from run_stages(model, stages[:1], tests, bars)
+        raise InputError("the loss is nan")
+
+    monkeypatch.setattr(script, "run_stages", failing)
+    assert script.main(["--steps", "2", "--questions", "2", "--out", str(tmp_path)]) == BAD_INPUT
+    told = capsys.readouterr()
+    assert "\nsupervised: " in told.out
+    assert told.err.endswith("text2sql: error: the loss is nan\n")
+    assert (tmp_path / FILE_NAME).is_file()
 
 
 def test_ctrl_c_leaves_a_message(tmp_path, capsys, monkeypatch):

@@ -3,8 +3,9 @@
     python scripts/text2sql.py                   # five minutes, nearly all on one core
     python scripts/text2sql.py --steps 300       # a short look, with a model that has learned little
 
-It prints the scores on questions never seen after each stage, and writes a chart and the model. Exit status: 0, 2 for
-unusable input, 130 if interrupted. docs/text2sql.md explains the figures.
+At the end it writes the model, prints the scores after each stage on questions never seen, and draws a chart. Exit
+status: 0, 1 if its output could not be printed, 2 for unusable input, 130 if interrupted. docs/text2sql.md explains the
+figures.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from numpygpt.errors import BAD_INPUT, INTERRUPTED, InputError
 from numpygpt.formats.checkpoint import write_checkpoint
 from numpygpt.model.gpt import GPTModel
 from numpygpt.model.saving import SECTION, model_section
+from numpygpt.output import NOT_TOLD, output_may_fail
 from numpygpt.parallel import use_own_threads
 from numpygpt.pictures.stages import plot_stages
 from numpygpt.process import keep_freed_memory
@@ -49,7 +51,8 @@ def bar_of(name: str) -> Any:
 
 
 def show(results: Sequence[Measured], questions: int, directory: Path) -> None:
-    """Print the table of all stages so far, and write the chart and the last model."""
+    """Write the last model, print the table of all stages so far, draw the chart: what is worth most comes first."""
+    path = write_checkpoint(directory, {SECTION: model_section(results[-1].model, TOKENIZER)})
     print(f"\nRight answers to {questions} questions never seen, in each part of the test:\n")
     rows = [
         (result.stage, part, f"{scores.exact:.1%}", f"{scores.execution:.1%}", f"{scores.runs:.1%}")
@@ -62,9 +65,9 @@ def show(results: Sequence[Measured], questions: int, directory: Path) -> None:
         print(f"{result.stage}: {result.seconds:.0f} s, {result.note}")
     parts = results[0].scores
     execution = {part: [result.scores[part].execution for result in results] for part in parts}
+    print(f"wrote {path}")
     plot_stages([result.stage for result in results], execution, directory / CHART)
-    path = write_checkpoint(directory, {SECTION: model_section(results[-1].model, TOKENIZER)})
-    print(f"wrote {path} and {directory / CHART}")
+    print(f"wrote {directory / CHART}")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -81,9 +84,11 @@ def run(parsed: argparse.Namespace) -> int:
         bars = {stage.name: bar_of(stage.name) for stage in stages}
         tests = tests_of(parsed.questions, TEST_SEED)
         results.extend(run_stages(GPTModel(CONFIG, seed=parsed.seed), stages, tests, bars))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, InputError) as stop:
         if results:
             show(results, parsed.questions, parsed.out)
+        if isinstance(stop, InputError):
+            raise
         print(f"stopped; {len(results)} of {len(stages)} stages were finished", file=sys.stderr)
         return INTERRUPTED
     show(results, parsed.questions, parsed.out)
@@ -98,8 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--questions", type=int, default=200, help="questions in each part of the test (default: %(default)s)")
     add("--seed", type=int, default=123, help="of the weights and the training's examples (default: %(default)s)")
     add("--out", type=Path, metavar="DIR", default=Path("runs/text2sql"), help="for what it writes (%(default)s)")
+    parsed = parser.parse_args(arguments)
     try:
-        return run(parser.parse_args(arguments))
+        with output_may_fail() as output:
+            status = run(parsed)
+        return status or (NOT_TOLD if output.failure else 0)
     except InputError as error:
         print(f"text2sql: error: {error}", file=sys.stderr)
         return BAD_INPUT
